@@ -1,0 +1,122 @@
+//! The trait every engine implements, and the list completions come out in.
+
+use std::collections::VecDeque;
+use std::io;
+
+use bowline_nvme::Nanos;
+
+use crate::geometry::Geometry;
+use crate::io::{Completion, Io};
+
+/// Something that happened to the device itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceEvent {
+    /// [`Device::geometry`] now says something else.
+    GeometryChanged,
+    /// The device is gone; every request from now on ends in
+    /// [`IoError::Vanished`](crate::IoError::Vanished).
+    Vanished,
+    /// The medium returned an error it should not have; reported once per burst, not per request.
+    MediaWarning,
+}
+
+/// One queue to one backing store, owned by one reactor. It never blocks.
+///
+/// Requests complete in any order; a request that must follow another is submitted after the
+/// other's completion. Every accepted request completes exactly once.
+pub trait Device {
+    /// What the device is now.
+    fn geometry(&self) -> Geometry;
+
+    /// The largest number of requests the device holds at once.
+    fn depth_max(&self) -> usize;
+
+    /// Accepts a request. A malformed or out-of-range one is accepted too, and completes with its
+    /// error.
+    ///
+    /// # Errors
+    /// When the queue is full the request is handed back unchanged; try again after `poll`.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the request itself comes back; a box allocates"
+    )]
+    fn try_submit(&mut self, io: Io) -> Result<(), Io>;
+
+    /// Moves finished requests to `out`, as many as fit.
+    fn poll(&mut self, now: Nanos, out: &mut Completions);
+
+    /// When `poll` must be called again although nothing happened, as a point in time;
+    /// [`Nanos::ZERO`] means at once. `None` when the reactor is woken by the device.
+    fn poll_timeout(&self) -> Option<Nanos>;
+
+    /// What happened to the device since the last call, oldest first.
+    fn poll_event(&mut self) -> Option<DeviceEvent>;
+
+    /// Reads the backing's size again, for the management path; blocks for a system call or two.
+    ///
+    /// # Errors
+    /// When the backing cannot be asked.
+    fn refresh(&mut self) -> io::Result<Geometry>;
+}
+
+/// A reusable, bounded, first-in-first-out list of completions. It never grows past its capacity.
+#[derive(Debug)]
+pub struct Completions {
+    list: VecDeque<Completion>,
+    capacity: usize,
+}
+
+impl Completions {
+    /// An empty list for `capacity` completions, all allocated now.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self {
+            list: VecDeque::with_capacity(capacity),
+            capacity,
+        }
+    }
+
+    /// The number of completions it can hold.
+    #[must_use]
+    pub const fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// The number of completions it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Whether a push would be one too many.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.list.len() >= self.capacity
+    }
+
+    /// Adds one.
+    ///
+    /// # Panics
+    /// When full: the engine asks [`is_full`](Self::is_full) before it takes a completion out of
+    /// its own tables, so that none is ever lost.
+    pub fn push(&mut self, completion: Completion) {
+        assert!(!self.is_full(), "completion pushed to a full list");
+        self.list.push_back(completion);
+    }
+
+    /// Takes the oldest.
+    pub fn pop(&mut self) -> Option<Completion> {
+        self.list.pop_front()
+    }
+
+    /// Takes all, oldest first.
+    pub fn drain(&mut self) -> impl Iterator<Item = Completion> + '_ {
+        self.list.drain(..)
+    }
+}

@@ -1,0 +1,172 @@
+use super::*;
+use crate::buf::{BufPool, IoBuf, PoolConfig};
+use crate::segments::Segments;
+
+fn pool() -> BufPool {
+    BufPool::new(PoolConfig::with_budget(4 << 20)).unwrap()
+}
+
+fn filled(pool: &BufPool, len: usize, byte: u8) -> IoBuf {
+    let mut buf = pool.alloc(len).unwrap();
+    buf.as_mut().unwrap().fill(byte);
+    buf
+}
+
+fn run(device: &mut MemDevice, op: Op, lba: u64, blocks: u32, data: Segments) -> Completion {
+    device
+        .try_submit(Io {
+            op,
+            lba,
+            blocks,
+            fua: false,
+            data,
+            token: 42,
+        })
+        .unwrap();
+    assert_eq!(device.poll_timeout(), Some(Nanos::ZERO));
+    let mut out = Completions::with_capacity(1);
+    device.poll(Nanos::ZERO, &mut out);
+    assert_eq!(device.poll_timeout(), None);
+    out.pop().unwrap()
+}
+
+fn write(device: &mut MemDevice, pool: &BufPool, lba: u64, blocks: u32, byte: u8) {
+    let data = filled(pool, blocks as usize * 512, byte).into();
+    assert_eq!(run(device, Op::Write, lba, blocks, data).result, Ok(()));
+}
+
+fn read(device: &mut MemDevice, pool: &BufPool, lba: u64, blocks: u32) -> Vec<u8> {
+    let data = filled(pool, blocks as usize * 512, 0xEE).into();
+    let completion = run(device, Op::Read, lba, blocks, data);
+    assert_eq!((completion.result, completion.token), (Ok(()), 42));
+    completion
+        .data
+        .pieces(0..usize::MAX)
+        .flatten()
+        .copied()
+        .collect()
+}
+
+#[test]
+fn reads_return_what_was_written_and_zeroes_elsewhere() {
+    let (pool, mut device) = (pool(), MemDevice::new(1 << 20, 512).unwrap());
+    write(&mut device, &pool, 3, 2, 7);
+    let bytes = read(&mut device, &pool, 2, 4);
+    assert_eq!(bytes, [vec![0; 512], vec![7; 1024], vec![0; 512]].concat());
+}
+
+#[test]
+fn payload_in_several_segments_is_one_payload() {
+    let (pool, mut device) = (pool(), MemDevice::new(1 << 20, 512).unwrap());
+    let mut data = Segments::new();
+    for (len, byte) in [(100, 1), (412, 2), (512, 3)] {
+        data.push(filled(&pool, len, byte)).unwrap();
+    }
+    assert_eq!(run(&mut device, Op::Write, 0, 2, data).result, Ok(()));
+    let mut data = Segments::from(filled(&pool, 1000, 0));
+    data.push(filled(&pool, 24, 0)).unwrap();
+    let done = run(&mut device, Op::Read, 0, 2, data);
+    let bytes: Vec<u8> = done.data.pieces(0..1024).flatten().copied().collect();
+    assert_eq!(bytes, [vec![1; 100], vec![2; 412], vec![3; 512]].concat());
+}
+
+#[test]
+fn zeroed_and_deallocated_blocks_read_zero() {
+    let (pool, mut device) = (pool(), MemDevice::new(1 << 20, 512).unwrap());
+    for op in [Op::Deallocate, Op::WriteZeroes { deallocate: true }] {
+        write(&mut device, &pool, 0, 40, 9);
+        assert_eq!(run(&mut device, op, 3, 30, Segments::new()).result, Ok(()));
+        let bytes = read(&mut device, &pool, 0, 40);
+        let expected = [vec![9; 3 * 512], vec![0; 30 * 512], vec![9; 7 * 512]].concat();
+        assert_eq!(bytes, expected);
+    }
+}
+
+#[test]
+fn compare_and_write_writes_only_on_a_match() {
+    let (pool, mut device) = (pool(), MemDevice::new(1 << 20, 512).unwrap());
+    write(&mut device, &pool, 5, 1, 1);
+    let pair = |old: u8, new: u8| {
+        let mut data = Segments::from(filled(&pool, 512, old));
+        data.push(filled(&pool, 512, new)).unwrap();
+        data
+    };
+    let done = run(&mut device, Op::CompareAndWrite, 5, 1, pair(2, 3));
+    assert_eq!(done.result, Err(IoError::CompareMismatch));
+    assert_eq!(read(&mut device, &pool, 5, 1), vec![1; 512]);
+    assert_eq!(
+        run(&mut device, Op::CompareAndWrite, 5, 1, pair(1, 3)).result,
+        Ok(())
+    );
+    assert_eq!(read(&mut device, &pool, 5, 1), vec![3; 512]);
+}
+
+#[test]
+fn malformed_requests_complete_with_their_error() {
+    let (pool, mut device) = (pool(), MemDevice::new(8192, 4096).unwrap());
+    let buf = || Segments::from(filled(&pool, 4096, 0));
+    assert_eq!(
+        run(&mut device, Op::Read, 2, 1, buf()).result,
+        Err(IoError::OutOfRange)
+    );
+    assert_eq!(
+        run(&mut device, Op::Read, u64::MAX, 1, buf()).result,
+        Err(IoError::OutOfRange)
+    );
+    assert_eq!(
+        run(&mut device, Op::Write, 0, 2, buf()).result,
+        Err(IoError::Internal)
+    );
+    let shared = buf();
+    let keep = shared.clone();
+    assert_eq!(
+        run(&mut device, Op::Read, 0, 1, shared).result,
+        Err(IoError::Internal)
+    );
+    drop(keep);
+    assert_eq!(
+        run(&mut device, Op::Flush, 0, 0, Segments::new()).result,
+        Ok(())
+    );
+}
+
+#[test]
+fn full_queue_hands_the_request_back_and_completes_in_order() {
+    let mut device = MemDevice::new(8192, 4096).unwrap();
+    let flush = |token| {
+        let data = Segments::new();
+        Io {
+            op: Op::Flush,
+            lba: 0,
+            blocks: 0,
+            fua: false,
+            data,
+            token,
+        }
+    };
+    let depth = u64::try_from(device.depth_max()).unwrap();
+    (0..depth).for_each(|token| device.try_submit(flush(token)).unwrap());
+    assert_eq!(device.try_submit(flush(depth)).unwrap_err().token, depth);
+    let mut out = Completions::with_capacity(3);
+    device.poll(Nanos::ZERO, &mut out);
+    assert!(out.is_full());
+    assert_eq!(
+        out.drain().map(|done| done.token).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
+    device.try_submit(flush(depth)).unwrap();
+}
+
+#[test]
+fn sizes_that_are_no_device_are_refused() {
+    for (size, block) in [
+        (0, 512),
+        (511, 512),
+        (4096 + 512, 4096),
+        (4096, 1024),
+        (4096, 0),
+    ] {
+        let error = MemDevice::new(size, block).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{size} {block}");
+    }
+}

@@ -1,0 +1,379 @@
+//! One connection's output of one turn: headers and payload views, sent by one `sendmsg`.
+
+use std::cell::RefCell;
+use std::net::TcpStream;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::{fmt, io};
+
+use bowline_block::IoBuf;
+
+/// A gather with this many bytes is full.
+pub const GATHER_BYTES_MAX: usize = 1 << 20;
+
+/// A gather with this many pieces is full; below the kernel's limit of 1024 with room for the last
+/// response's pieces.
+pub const GATHER_PIECES_MAX: usize = 500;
+
+/// Empty gathers that are kept for reuse.
+const KEPT_MAX: usize = 64;
+
+/// A gather whose header arena grew beyond this is not kept.
+const KEPT_ARENA_BYTES_MAX: usize = 64 << 10;
+
+enum Piece {
+    /// Bytes of the arena.
+    Header(Range<usize>),
+    Payload(IoBuf),
+}
+
+/// Boxed, so that what the kernel was told stays where it is while the gather moves.
+struct Parts {
+    arena: Vec<u8>,
+    pieces: Vec<Piece>,
+    bytes: usize,
+    /// Built from the pieces when sending starts, then advanced over what has left.
+    iov: Vec<libc::iovec>,
+    iov_next: usize,
+    message: libc::msghdr,
+    unsent: usize,
+}
+
+impl Parts {
+    fn new() -> Box<Self> {
+        Box::new(Self {
+            arena: Vec::with_capacity(4096),
+            pieces: Vec::with_capacity(64),
+            bytes: 0,
+            iov: Vec::with_capacity(64),
+            iov_next: 0,
+            message: empty_message(),
+            unsent: 0,
+        })
+    }
+
+    fn clear(&mut self) {
+        self.arena.clear();
+        self.pieces.clear();
+        self.bytes = 0;
+        self.iov.clear();
+        self.iov_next = 0;
+        self.message = empty_message();
+        self.unsent = 0;
+    }
+}
+
+fn empty_message() -> libc::msghdr {
+    // SAFETY: `msghdr` is a plain C structure; null pointers with zero lengths are valid in it.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Gathers waiting for reuse, so that steady traffic allocates nothing.
+#[derive(Clone, Default)]
+pub(crate) struct GatherPool {
+    #[expect(clippy::vec_box, reason = "the boxes are handed out as they are")]
+    kept: Rc<RefCell<Vec<Box<Parts>>>>,
+}
+
+impl GatherPool {
+    pub(crate) fn take(&self) -> Gather {
+        let parts = self.kept.borrow_mut().pop().unwrap_or_else(Parts::new);
+        Gather {
+            parts: Some(parts),
+            home: self.clone(),
+        }
+    }
+
+    fn put_back(&self, mut parts: Box<Parts>) {
+        // Payload goes back to its pool now, not when the gather is used again.
+        parts.clear();
+        let mut kept = self.kept.borrow_mut();
+        if kept.len() < KEPT_MAX && parts.arena.capacity() <= KEPT_ARENA_BYTES_MAX {
+            kept.push(parts);
+        }
+    }
+}
+
+/// Bytes to be sent on one socket, in order. Header bytes are copied into an arena, payload is
+/// held by its buffer views until the gather is dropped.
+pub struct Gather {
+    /// Taken only by `drop`.
+    parts: Option<Box<Parts>>,
+    home: GatherPool,
+}
+
+impl Gather {
+    /// Appends header bytes by copying.
+    pub fn push_bytes(&mut self, bytes: &[u8]) {
+        self.push_with(|arena| arena.extend_from_slice(bytes));
+    }
+
+    /// Appends what `write` appends to the header arena.
+    ///
+    /// # Panics
+    /// When `write` shortens the arena.
+    pub fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let parts = self.parts_mut();
+        let start = parts.arena.len();
+        write(&mut parts.arena);
+        let end = parts.arena.len();
+        assert!(end >= start, "push_with may only append");
+        if end == start {
+            return;
+        }
+        parts.bytes += end - start;
+        match parts.pieces.last_mut() {
+            // Neighbours in the arena are one piece.
+            Some(Piece::Header(range)) if range.end == start => range.end = end,
+            _ => parts.pieces.push(Piece::Header(start..end)),
+        }
+    }
+
+    /// Appends payload; the view is held until the gather is dropped.
+    pub fn push_buf(&mut self, buf: IoBuf) {
+        if buf.is_empty() {
+            return;
+        }
+        let parts = self.parts_mut();
+        parts.bytes += buf.len();
+        parts.pieces.push(Piece::Payload(buf));
+    }
+
+    /// Total length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.parts().bytes
+    }
+
+    /// Whether there is nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parts().bytes == 0
+    }
+
+    /// Whether this should be sent before more is appended: [`GATHER_BYTES_MAX`] or
+    /// [`GATHER_PIECES_MAX`] reached.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let parts = self.parts();
+        parts.bytes >= GATHER_BYTES_MAX || parts.pieces.len() >= GATHER_PIECES_MAX
+    }
+
+    /// Lists the pieces for the kernel. The pieces must not change until the gather is dropped.
+    pub(crate) fn prepare(&mut self) {
+        let Parts {
+            arena,
+            pieces,
+            bytes,
+            iov,
+            iov_next,
+            unsent,
+            ..
+        } = self.parts_mut();
+        iov.clear();
+        iov.extend(pieces.iter().map(|piece| {
+            let slice = match piece {
+                Piece::Header(range) => &arena[range.clone()],
+                Piece::Payload(buf) => buf.as_slice(),
+            };
+            libc::iovec {
+                iov_base: slice.as_ptr().cast_mut().cast(),
+                iov_len: slice.len(),
+            }
+        }));
+        *iov_next = 0;
+        *unsent = *bytes;
+    }
+
+    /// Bytes that have not left yet.
+    pub(crate) fn unsent(&self) -> usize {
+        self.parts().unsent
+    }
+
+    /// Accounts for `bytes` that left.
+    pub(crate) fn advance(&mut self, bytes: usize) {
+        let parts = self.parts_mut();
+        parts.unsent = parts.unsent.saturating_sub(bytes);
+        let mut left = bytes;
+        while let Some(piece) = parts.iov.get_mut(parts.iov_next) {
+            if left < piece.iov_len {
+                // SAFETY: `left` is less than the piece's length, so the result is within it.
+                piece.iov_base = unsafe { piece.iov_base.cast::<u8>().add(left) }.cast();
+                piece.iov_len -= left;
+                break;
+            }
+            left -= piece.iov_len;
+            parts.iov_next += 1;
+        }
+    }
+
+    /// The message with what has not left yet. The pointer, and all that it points to, stays valid
+    /// until the gather is dropped or advanced, however the gather moves.
+    pub(crate) fn message(&mut self) -> *const libc::msghdr {
+        let parts = self.parts_mut();
+        let rest = parts.iov.get_mut(parts.iov_next..).unwrap_or_default();
+        parts.message.msg_iov = rest.as_mut_ptr();
+        parts.message.msg_iovlen = rest.len().min(UIO_MAXIOV);
+        &raw const parts.message
+    }
+
+    /// One direct, non-blocking `sendmsg` of what has not left yet.
+    pub(crate) fn send_direct(&mut self, socket: &TcpStream) -> io::Result<usize> {
+        let message = self.message();
+        // SAFETY: `message` points to a valid message whose vectors describe memory that this
+        // gather owns; the kernel only reads it, and only during the call.
+        let sent = unsafe {
+            libc::sendmsg(
+                socket.as_raw_fd(),
+                message,
+                libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+            )
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn parts(&self) -> &Parts {
+        match &self.parts {
+            Some(parts) => parts,
+            None => unreachable!("only drop takes the parts"),
+        }
+    }
+
+    fn parts_mut(&mut self) -> &mut Parts {
+        match &mut self.parts {
+            Some(parts) => parts,
+            None => unreachable!("only drop takes the parts"),
+        }
+    }
+}
+
+/// Vectors that one message may carry; more are sent by continuing.
+const UIO_MAXIOV: usize = 1024;
+
+impl Drop for Gather {
+    fn drop(&mut self) {
+        if let Some(parts) = self.parts.take() {
+            self.home.put_back(parts);
+        }
+    }
+}
+
+impl fmt::Debug for Gather {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = self.parts();
+        f.debug_struct("Gather")
+            .field("bytes", &parts.bytes)
+            .field("pieces", &parts.pieces.len())
+            .field("unsent", &parts.unsent)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bowline_block::{BufPool, ClassConfig, PoolConfig};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pool() -> BufPool {
+        let classes = vec![ClassConfig {
+            bytes: 4096,
+            count: 16,
+        }];
+        BufPool::new(PoolConfig { classes }).unwrap()
+    }
+
+    /// What the kernel would read.
+    fn unsent_bytes(gather: &mut Gather) -> Vec<u8> {
+        gather.message();
+        let parts = gather.parts();
+        let mut bytes = Vec::new();
+        for piece in &parts.iov[parts.iov_next..] {
+            // SAFETY: prepared pieces describe live memory of the gather.
+            let slice =
+                unsafe { std::slice::from_raw_parts(piece.iov_base.cast::<u8>(), piece.iov_len) };
+            bytes.extend_from_slice(slice);
+        }
+        bytes
+    }
+
+    #[test]
+    fn neighbouring_headers_are_one_piece() {
+        let mut gather = GatherPool::default().take();
+        gather.push_bytes(b"ab");
+        gather.push_bytes(b"");
+        gather.push_with(|arena| arena.extend_from_slice(b"cd"));
+        assert_eq!(gather.parts().pieces.len(), 1);
+        gather.prepare();
+        assert_eq!(unsent_bytes(&mut gather), b"abcd");
+    }
+
+    #[test]
+    fn dropped_gather_gives_buffers_back_and_is_reused() {
+        let (buffers, gathers) = (pool(), GatherPool::default());
+        let mut gather = gathers.take();
+        gather.push_bytes(b"header");
+        gather.push_buf(buffers.alloc(100).unwrap());
+        assert_eq!(buffers.stats().classes[0].used, 1);
+        let arena = gather.parts().arena.as_ptr();
+        drop(gather);
+        assert_eq!(buffers.stats().classes[0].used, 0);
+        let again = gathers.take();
+        assert!(again.is_empty());
+        assert_eq!(again.parts().arena.as_ptr(), arena);
+    }
+
+    #[test]
+    fn full_at_the_byte_limit_and_at_the_piece_limit() {
+        let buffers = pool();
+        let mut gather = GatherPool::default().take();
+        gather.push_with(|arena| arena.resize(GATHER_BYTES_MAX - 1, 0));
+        assert!(!gather.is_full());
+        gather.push_bytes(b"x");
+        assert!(gather.is_full());
+
+        let mut gather = GatherPool::default().take();
+        let buf = buffers.alloc(8).unwrap();
+        for _ in 0..GATHER_PIECES_MAX - 1 {
+            gather.push_buf(buf.clone());
+        }
+        assert!(!gather.is_full());
+        gather.push_buf(buf);
+        assert!(gather.is_full());
+    }
+
+    proptest! {
+        #[test]
+        fn any_partial_progress_leaves_exactly_the_rest(
+            pieces in prop::collection::vec((any::<bool>(), 1_usize..300), 1..12),
+            steps in prop::collection::vec(0_usize..400, 0..20),
+        ) {
+            let (buffers, mut gather) = (pool(), GatherPool::default().take());
+            let mut expected = Vec::new();
+            for (number, (header, len)) in pieces.into_iter().enumerate() {
+                let fill = vec![u8::try_from(number).unwrap(); len];
+                if header {
+                    gather.push_bytes(&fill);
+                } else {
+                    let mut buf = buffers.alloc(len).unwrap();
+                    buf.truncate(len);
+                    buf.as_mut().unwrap().copy_from_slice(&fill);
+                    gather.push_buf(buf);
+                }
+                expected.extend_from_slice(&fill);
+            }
+            gather.prepare();
+            prop_assert_eq!(gather.bytes(), expected.len());
+            let mut sent = 0;
+            for step in steps {
+                let step = step.min(expected.len() - sent);
+                gather.advance(step);
+                sent += step;
+                prop_assert_eq!(gather.unsent(), expected.len() - sent);
+                prop_assert_eq!(unsent_bytes(&mut gather), &expected[sent..]);
+            }
+        }
+    }
+}

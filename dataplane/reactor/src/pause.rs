@@ -1,0 +1,197 @@
+//! Between turns: submit, spin, sleep.
+
+use bowline_nvme::Nanos;
+
+use crate::clock::monotonic_now;
+use crate::driver::{Driver, Wait};
+use crate::reactor::Reactor;
+
+/// Looks at the ring between two looks at the clock.
+const LOOKS_PER_CLOCK: u32 = 32;
+
+/// A busy reactor publishes its counters this often.
+const PUBLISH_INTERVAL: Nanos = Nanos::from_micros(200);
+
+/// How spinning ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spin {
+    Found,
+    Due,
+    InVain(Nanos),
+}
+
+impl Reactor {
+    /// Submits what is queued and waits for the next turn's reason: an event, a message, or the
+    /// time `until`. With `more`, or other work at hand, there is no waiting.
+    pub(crate) fn settle(&mut self, until: Option<Nanos>, expects: bool, more: bool) {
+        let now = monotonic_now();
+        if now.saturating_sub(self.published_at) >= PUBLISH_INTERVAL {
+            self.publish(now);
+        }
+        if more || self.has_work() || until.is_some_and(|at| at <= now) {
+            self.collect();
+            return;
+        }
+        self.idle_since.get_or_insert(now);
+        let plan = self.idle.plan(now, expects);
+        if plan.spin > Nanos::ZERO {
+            self.counters.spins += 1;
+            match self.spin(now, plan.spin, until) {
+                Spin::Found => {
+                    self.counters.spin_hits += 1;
+                    return;
+                }
+                Spin::Due => return,
+                Spin::InVain(span) => self.idle.spun_in_vain(span),
+            }
+        }
+        if plan.warm > Nanos::ZERO && self.sleep(until, Some(plan.warm)) {
+            return;
+        }
+        if plan.park {
+            self.sleep(until, None);
+        }
+    }
+
+    /// Submits what is queued and collects what is there, without waiting.
+    pub(crate) fn collect(&mut self) {
+        match &mut self.driver {
+            Driver::Uring(ring) => {
+                if ring.has_queued() || ring.needs_enter() {
+                    ring.enter(Wait::No, &mut self.events, &mut self.counters);
+                    self.guessed = false;
+                } else {
+                    ring.reap(&mut self.events, &mut self.counters);
+                }
+            }
+            Driver::Epoll(epoll) => epoll.wait(Wait::No, &mut self.events, &mut self.counters),
+        }
+        self.empty_graveyard();
+    }
+
+    /// Submits what is queued, if anything is.
+    pub(crate) fn submit(&mut self) {
+        if let Driver::Uring(ring) = &mut self.driver
+            && ring.has_queued()
+        {
+            ring.enter(Wait::No, &mut self.events, &mut self.counters);
+            self.guessed = false;
+        }
+        self.empty_graveyard();
+    }
+
+    /// Whether a turn has something to do that needs no new event.
+    pub(crate) fn has_work(&mut self) -> bool {
+        !(self.events.is_empty()
+            && self.ready.is_empty()
+            && self.ready_listeners.is_empty()
+            && self.finished.is_empty()
+            && self.connected.is_empty()
+            && self.outbox.is_empty())
+            || self.disk.with(|table| table.take_completed_locally())
+    }
+
+    pub(crate) fn publish(&mut self, now: Nanos) {
+        self.published_at = now;
+        self.shared.publish(&self.counters);
+    }
+
+    /// Looks for events for at most `budget`, on the ring without system calls.
+    fn spin(&mut self, start: Nanos, budget: Nanos, until: Option<Nanos>) -> Spin {
+        self.submit();
+        if !self.events.is_empty() {
+            return Spin::Found;
+        }
+        let end = start.after(budget);
+        loop {
+            if self.look() || self.waker.is_signalled() {
+                return Spin::Found;
+            }
+            let now = monotonic_now();
+            if until.is_some_and(|at| at <= now) {
+                return Spin::Due;
+            }
+            if now >= end {
+                return Spin::InVain(now.saturating_sub(start));
+            }
+        }
+    }
+
+    /// A few looks for events. True: collected some, or the hot socket is worth a try.
+    fn look(&mut self) -> bool {
+        let Driver::Uring(ring) = &mut self.driver else {
+            self.collect();
+            return !self.events.is_empty();
+        };
+        for _ in 0..LOOKS_PER_CLOCK {
+            if ring.has_events() {
+                // A completion waits to be posted. If only one socket was busy lately it is most
+                // likely its poll: receiving at once spares the time of entering the kernel
+                // first. Entering follows after this turn.
+                if ring.has_only_deferred()
+                    && !self.guessed
+                    && let Some(hot) = self.hot_socket
+                    && self.sockets.get(hot.0).is_some()
+                    && self.disk.with(|table| table.in_kernel()) == 0
+                {
+                    self.guessed = true;
+                    self.rearm(hot);
+                } else {
+                    self.collect();
+                }
+                return true;
+            }
+            if self.waker.is_signalled() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
+    /// Sleeps until something happens, `until`, or for `limit`. False: only the limit passed.
+    fn sleep(&mut self, until: Option<Nanos>, limit: Option<Nanos>) -> bool {
+        if !self.waker.park() {
+            // A flood of messages must not hold up what is queued.
+            self.collect();
+            return true;
+        }
+        let now = monotonic_now();
+        match limit {
+            Some(_) => self.counters.warm_waits += 1,
+            None => self.counters.parks += 1,
+        }
+        self.publish(now);
+        let span = until.map(|at| at.saturating_sub(now));
+        let wait = match (span, limit) {
+            (None, None) => Wait::Forever,
+            (Some(span), None) | (None, Some(span)) => Wait::For(span),
+            (Some(span), Some(limit)) => Wait::For(span.min(limit)),
+        };
+        match &mut self.driver {
+            Driver::Uring(ring) => {
+                ring.enter(wait, &mut self.events, &mut self.counters);
+                self.guessed = false;
+            }
+            Driver::Epoll(epoll) => epoll.wait(wait, &mut self.events, &mut self.counters),
+        }
+        self.waker.unpark();
+        self.empty_graveyard();
+        if !self.events.is_empty() {
+            self.counters.wakeups += 1;
+            return true;
+        }
+        // A ring that waited for sends gave up early: have it judged anew.
+        limit.is_none() || span.is_some_and(|span| limit.is_some_and(|limit| span <= limit))
+    }
+
+    /// Closes descriptors that no waiting submission can name any more.
+    fn empty_graveyard(&mut self) {
+        if let Driver::Uring(ring) = &mut self.driver
+            && !self.graveyard.is_empty()
+            && !ring.has_unsubmitted()
+        {
+            self.graveyard.clear();
+        }
+    }
+}

@@ -70,6 +70,16 @@ pub struct Reactor {
     info: BackendInfo,
 }
 
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        // Completions that were collected after the last turn: without them the driver would wait
+        // for requests that the kernel has already given back.
+        if let Driver::Uring(ring) = &mut self.driver {
+            ring.take_back(&mut self.events);
+        }
+    }
+}
+
 impl Reactor {
     /// For the calling thread, which alone may use it.
     pub(crate) fn new(config: &Config) -> io::Result<Self> {

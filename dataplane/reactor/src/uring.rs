@@ -416,6 +416,20 @@ impl Uring {
         self.sends.len() + self.disk.with(|table| table.in_kernel())
     }
 
+    /// Frees what the kernel has given back in these completions, which nobody will handle.
+    pub(crate) fn take_back(&mut self, events: &mut Vec<Event>) {
+        for event in events.drain(..) {
+            match event.token.kind {
+                Kind::Send => drop(self.sends.remove(event.token.key)),
+                Kind::Disk => {
+                    self.disk
+                        .with(|table| table.complete(event.token.key, event.result));
+                }
+                Kind::Ignore | Kind::Wake | Kind::Accept | Kind::Socket => {}
+            }
+        }
+    }
+
     /// Cancels everything and waits for the kernel to give back what it holds.
     fn recall(&mut self) {
         self.polls.clear();
@@ -433,16 +447,7 @@ impl Uring {
         // Once without waiting: sockets whose polls are cancelled close without delay.
         self.enter(Wait::No, &mut events, &mut counters);
         loop {
-            for event in events.drain(..) {
-                match event.token.kind {
-                    Kind::Send => drop(self.sends.remove(event.token.key)),
-                    Kind::Disk => {
-                        self.disk
-                            .with(|table| table.complete(event.token.key, event.result));
-                    }
-                    Kind::Ignore | Kind::Wake | Kind::Accept | Kind::Socket => {}
-                }
-            }
+            self.take_back(&mut events);
             let now = monotonic_now();
             if self.held() == 0 || now >= deadline {
                 break;
@@ -482,7 +487,9 @@ fn poll_entry(change: &PollChange) -> squeue::Entry {
             .multi(multishot)
             .build()
             .user_data(token.encode()),
-        PollChange::Remove { token } => opcode::PollRemove::new(token.encode())
+        // Not a removal: the kernel refuses that (EALREADY) while an event of the poll is on its
+        // way, and the poll would stay and keep the socket from being closed.
+        PollChange::Remove { token } => opcode::AsyncCancel::new(token.encode())
             .build()
             .user_data(Token::IGNORE.encode()),
     }

@@ -23,6 +23,7 @@ on_both_engines!(
     abort_while_sending_resets_the_peer,
     abort_of_a_quiet_socket_resets_the_peer,
     close_sends_fin,
+    close_sends_fin_though_data_has_just_arrived,
     data_and_fin_together_are_both_seen,
     broken_peer_fails_the_send,
     refused_connection_is_reported_and_closed,
@@ -483,6 +484,28 @@ fn turn_never_blocks_and_serves(io: IoBackend) {
         thread::yield_now();
     }
     traffic.join().unwrap();
+}
+
+/// A poll whose event is on its way to the ring cannot be removed: it stayed and kept the closed
+/// socket open, so that the peer saw no end.
+fn close_sends_fin_though_data_has_just_arrived(io: IoBackend) {
+    let mut local = local(io);
+    let (listener, address) = listener();
+    let mut peer = client(address);
+    let stream = listener.accept().unwrap().0;
+    let (echo, cx) = local.parts();
+    let id = echo.adopt(cx, stream);
+    // From here on the socket is watched.
+    local.turn(bowline_reactor::monotonic_now());
+    peer.write_all(&[1; 8]).unwrap();
+    local.parts().1.close(id);
+    local.turn(bowline_reactor::monotonic_now());
+    let end = peer.read(&mut [0; 1]);
+    // Bytes that nobody fetched make it a reset.
+    assert!(matches!(&end, Ok(0) | Err(_)), "{end:?}");
+    if let Err(error) = end {
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
 }
 
 fn full_gather_arrives_whole(io: IoBackend) {

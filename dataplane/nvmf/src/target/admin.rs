@@ -1,0 +1,241 @@
+//! Admin commands. [BASE-2.0 §5]
+
+use std::net::SocketAddr;
+
+use bowline_nvme::opcode::admin;
+use bowline_nvme::{CommandId, Nanos, Sqe, Status};
+
+use super::Target;
+use super::command::{IDENTIFY_BYTES, Plan};
+use super::controller::Kind;
+use super::feature::{self, Surroundings};
+use super::identify::View;
+use super::log_page::{self, LogContext};
+use super::namespace::Namespaces;
+use super::output::{ConnId, SlotId};
+use super::table::Key;
+
+/// Dword 0 of Abort: the command was not aborted. [BASE-2.0 §5.1]
+const NOT_ABORTED: u64 = 1;
+
+impl Target {
+    pub(super) fn plan_admin(
+        &mut self,
+        now: Nanos,
+        id: ConnId,
+        key: Key,
+        slot: SlotId,
+        sqe: &Sqe,
+    ) -> Plan {
+        let Some(controller) = self.controllers.get_mut(key) else {
+            return Plan::refuse(Status::COMMAND_SEQUENCE_ERROR);
+        };
+        if !controller.is_enabled() {
+            return Plan::refuse(Status::COMMAND_SEQUENCE_ERROR);
+        }
+        let kind = controller.kind;
+        let len = sqe.sgl1().length;
+        let plan = match sqe.opcode() {
+            admin::IDENTIFY => exactly(IDENTIFY_BYTES, len).map(Plan::ToHost),
+            admin::GET_LOG_PAGE => {
+                log_page::transfer_bytes(sqe, self.config.mdts_bytes).map(Plan::ToHost)
+            }
+            admin::GET_FEATURES => match feature::get_data_bytes(sqe) {
+                0 => exactly(0, len).and_then(|_| self.get_features(now, key, sqe)),
+                bytes => exactly(bytes, len).map(Plan::ToHost),
+            },
+            admin::SET_FEATURES => match feature::set_data_bytes(sqe) {
+                0 => exactly(0, len)
+                    .and_then(|_| self.set_features(now, key, sqe, &[]))
+                    .map(|result| Plan::Respond(Status::SUCCESS, u64::from(result))),
+                bytes => exactly(bytes, len).map(Plan::FromHost),
+            },
+            admin::ASYNC_EVENT_REQUEST => {
+                exactly(0, len).and_then(|_| self.async_event_request(now, key, slot))
+            }
+            admin::KEEP_ALIVE => exactly(0, len).map(|_| Plan::Respond(Status::SUCCESS, 0)),
+            admin::ABORT if kind == Kind::Io => {
+                exactly(0, len).map(|_| self.abort(now, id, key, sqe))
+            }
+            _ => Err(Status::INVALID_OPCODE.dnr()),
+        };
+        plan.unwrap_or_else(|status| self.refuse_parameter(id, slot, status))
+    }
+
+    fn async_event_request(&mut self, now: Nanos, key: Key, slot: SlotId) -> Result<Plan, Status> {
+        let controller = self.controllers.get_mut(key).ok_or(Status::INTERNAL)?;
+        if !controller.events.request(slot) {
+            return Err(Status::AER_LIMIT_EXCEEDED.dnr());
+        }
+        // An event may have been waiting; the request is held already.
+        self.deliver_events(now, key);
+        Ok(Plan::Held)
+    }
+
+    /// Commands run at once or are at their device, which cannot take them back: only an
+    /// Asynchronous Event Request can be aborted. [BASE-2.0 §5.1]
+    fn abort(&mut self, now: Nanos, id: ConnId, key: Key, sqe: &Sqe) -> Plan {
+        let [sqid_low, sqid_high, cid_low, cid_high] = sqe.cdw(10).to_le_bytes();
+        let sqid = u16::from_le_bytes([sqid_low, sqid_high]);
+        let cid = CommandId(u16::from_le_bytes([cid_low, cid_high]));
+        let found = self
+            .connections
+            .get(id)
+            .filter(|_| sqid == 0)
+            .and_then(|admin_queue| {
+                let is_it =
+                    |sqe: &Sqe| sqe.cid() == cid && sqe.opcode() == admin::ASYNC_EVENT_REQUEST;
+                admin_queue
+                    .slots
+                    .iter()
+                    .find(|(_, slot)| is_it(&slot.sqe))
+                    .map(|(slot, _)| slot)
+            });
+        let aborted = found.filter(|&slot| {
+            self.controllers
+                .get_mut(key)
+                .is_some_and(|it| it.events.withdraw(slot))
+        });
+        match (aborted, self.connections.get_mut(id)) {
+            (Some(slot), Some(connection)) => {
+                connection.respond(now, slot, Status::ABORTED_BY_REQUEST, 0);
+                Plan::Respond(Status::SUCCESS, 0)
+            }
+            _ => Plan::Respond(Status::SUCCESS, NOT_ABORTED),
+        }
+    }
+
+    fn get_features(&self, now: Nanos, key: Key, sqe: &Sqe) -> Result<Plan, Status> {
+        let controller = self.controllers.get(key).ok_or(Status::INTERNAL)?;
+        let result = controller.get_features(self.surroundings(now, key), sqe, &mut [])?;
+        Ok(Plan::Respond(Status::SUCCESS, u64::from(result)))
+    }
+
+    fn set_features(
+        &mut self,
+        now: Nanos,
+        key: Key,
+        sqe: &Sqe,
+        data: &[u8],
+    ) -> Result<u32, Status> {
+        let around = self.surroundings(now, key);
+        let controller = self.controllers.get_mut(key).ok_or(Status::INTERNAL)?;
+        let result = controller.set_features(around, sqe, data)?;
+        self.arm_controller(key);
+        Ok(result)
+    }
+
+    /// The data of an admin command is here; only Set Features brings any.
+    pub(super) fn admin_data(
+        &mut self,
+        now: Nanos,
+        id: ConnId,
+        key: Key,
+        slot: SlotId,
+        data: &[u8],
+    ) {
+        let sqe = self
+            .connections
+            .get(id)
+            .and_then(|it| it.slots.get(slot))
+            .map(|it| it.sqe);
+        let Some(sqe) = sqe else { return };
+        match self.set_features(now, key, &sqe, data) {
+            Ok(result) => self.respond(now, id, slot, Status::SUCCESS, u64::from(result)),
+            Err(status) => self.respond(now, id, slot, status, 0),
+        }
+    }
+
+    /// Writes the data of an admin command to the host, and returns its dword 0.
+    pub(super) fn fill_admin(
+        &mut self,
+        now: Nanos,
+        key: Key,
+        local: SocketAddr,
+        sqe: &Sqe,
+        data: &mut [u8],
+    ) -> Result<u32, Status> {
+        let around = self.surroundings(now, key);
+        match sqe.opcode() {
+            admin::IDENTIFY => self.identify(key, sqe, data).map(|()| 0),
+            admin::GET_FEATURES => {
+                data.fill(0);
+                let controller = self.controllers.get(key).ok_or(Status::INTERNAL)?;
+                controller.get_features(around, sqe, data)
+            }
+            _ => self.get_log_page(now, key, local, sqe, data).map(|()| 0),
+        }
+    }
+
+    fn identify(&self, key: Key, sqe: &Sqe, data: &mut [u8]) -> Result<(), Status> {
+        let controller = self.controllers.get(key).ok_or(Status::INTERNAL)?;
+        let subsystem = controller
+            .subsystem
+            .and_then(|at| self.subsystems.get(at)?.as_ref());
+        let mut cntlids: Vec<u16> = subsystem
+            .map(|subsystem| subsystem.controllers.as_slice())
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|&other| self.controllers.get(other))
+            .map(|other| other.cntlid)
+            .collect();
+        cntlids.sort_unstable();
+        let mut page = [0; IDENTIFY_BYTES as usize];
+        let view = View {
+            config: &self.config,
+            subsystem,
+            controller,
+            cntlids: &cntlids,
+        };
+        view.identify(sqe, &mut page)?;
+        for (to, from) in data.iter_mut().zip(page) {
+            *to = from;
+        }
+        Ok(())
+    }
+
+    fn get_log_page(
+        &mut self,
+        now: Nanos,
+        key: Key,
+        local: SocketAddr,
+        sqe: &Sqe,
+        data: &mut [u8],
+    ) -> Result<(), Status> {
+        let controller = self.controllers.get_mut(key).ok_or(Status::INTERNAL)?;
+        let subsystem = controller
+            .subsystem
+            .and_then(|at| self.subsystems.get(at)?.as_ref());
+        let context = LogContext {
+            now,
+            config: &self.config,
+            discovery: &self.discovery,
+            namespaces: subsystem.map(|subsystem| &subsystem.namespaces),
+            power_on: subsystem.map_or(controller.created, |subsystem| subsystem.created),
+            local,
+        };
+        controller.get_log_page(&context, sqe, data)
+    }
+
+    fn surroundings(&self, now: Nanos, key: Key) -> Surroundings {
+        let volatile_cache = self
+            .controllers
+            .get(key)
+            .and_then(|controller| self.subsystems.get(controller.subsystem?)?.as_ref())
+            .is_some_and(|subsystem| Namespaces::any_volatile_cache(&subsystem.namespaces));
+        Surroundings {
+            now,
+            volatile_cache,
+            io_queues_max: self.config.io_queues_max,
+        }
+    }
+}
+
+/// The data a command must move. [BASE-2.0 §4.1.2.1]
+fn exactly(bytes: u32, found: u32) -> Result<u32, Status> {
+    if bytes == found {
+        Ok(bytes)
+    } else {
+        Err(Status::DATA_SGL_LENGTH_INVALID.dnr())
+    }
+}

@@ -1,0 +1,175 @@
+//! Asynchronous events of one controller: which are wanted, which wait, who asked. [BASE-2.0 §5.2]
+//!
+//! An event is reported once and then masked until its log page is read with RAE cleared, so that
+//! a host that reads slowly sees one event and not a flood.
+
+use bowline_nvme::event::AsyncEvent;
+use bowline_nvme::feature::AsyncEventConfig;
+
+use super::output::SlotId;
+
+/// AERL, 0's based: how many requests a host may leave outstanding, less one.
+pub(super) const AERL: u8 = 3;
+const REQUESTS_MAX: usize = AERL as usize + 1;
+
+/// The events this target has. ANA and reservation events will be further variants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    NamespaceChanged,
+    DiscoveryChanged,
+}
+
+impl Event {
+    const ALL: [Self; 2] = [Self::NamespaceChanged, Self::DiscoveryChanged];
+
+    /// The bit of Asynchronous Event Configuration that enables it.
+    const fn enable(self) -> AsyncEventConfig {
+        match self {
+            Self::NamespaceChanged => AsyncEventConfig::NAMESPACE_ATTRIBUTE,
+            Self::DiscoveryChanged => AsyncEventConfig::DISCOVERY_CHANGE,
+        }
+    }
+
+    const fn wire(self) -> AsyncEvent {
+        match self {
+            Self::NamespaceChanged => AsyncEvent::NAMESPACE_CHANGED,
+            Self::DiscoveryChanged => AsyncEvent::DISCOVERY_CHANGED,
+        }
+    }
+
+    const fn bit(self) -> u8 {
+        match self {
+            Self::NamespaceChanged => 1,
+            Self::DiscoveryChanged => 2,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct AsyncEvents {
+    /// What the host asked to hear of.
+    pub(super) config: AsyncEventConfig,
+    /// Outstanding Asynchronous Event Requests, oldest first.
+    requests: Vec<SlotId>,
+    pending: u8,
+    /// Reported, and their log page not read since.
+    masked: u8,
+}
+
+impl AsyncEvents {
+    pub(super) fn new() -> Self {
+        Self {
+            requests: Vec::with_capacity(REQUESTS_MAX),
+            ..Self::default()
+        }
+    }
+
+    /// Takes an Asynchronous Event Request; false if there are too many.
+    pub(super) fn request(&mut self, slot: SlotId) -> bool {
+        let room = self.requests.len() < REQUESTS_MAX;
+        if room {
+            self.requests.push(slot);
+        }
+        room
+    }
+
+    /// Withdraws a request, for Abort.
+    pub(super) fn withdraw(&mut self, slot: SlotId) -> bool {
+        let before = self.requests.len();
+        self.requests.retain(|&request| request != slot);
+        self.requests.len() < before
+    }
+
+    /// Gives up all requests and events: a controller reset. [BASE-2.0 §3.7.2]
+    pub(super) fn reset(&mut self) -> impl Iterator<Item = SlotId> + '_ {
+        self.config = AsyncEventConfig::default();
+        self.pending = 0;
+        self.masked = 0;
+        self.requests.drain(..)
+    }
+
+    pub(super) fn raise(&mut self, event: Event) {
+        if self.config.contains(event.enable()) {
+            self.pending |= event.bit();
+        }
+    }
+
+    /// The next request to complete, with its result.
+    pub(super) fn deliver(&mut self) -> Option<(SlotId, u32)> {
+        let ready = self.pending & !self.masked;
+        let event = Event::ALL
+            .into_iter()
+            .find(|event| ready & event.bit() != 0)?;
+        if self.requests.is_empty() {
+            return None;
+        }
+        self.pending &= !event.bit();
+        self.masked |= event.bit();
+        Some((self.requests.remove(0), event.wire().encode()))
+    }
+
+    /// The event's log page was read to the end with RAE cleared: report the next one. An event
+    /// not yet reported is news no more.
+    pub(super) fn log_read(&mut self, event: Event) {
+        self.pending &= !event.bit();
+        self.masked &= !event.bit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn enabled() -> AsyncEvents {
+        let mut events = AsyncEvents::new();
+        events.config = AsyncEventConfig::NAMESPACE_ATTRIBUTE;
+        events
+    }
+
+    #[test]
+    fn event_is_reported_once_until_its_log_is_read() {
+        let mut events = enabled();
+        assert!(events.request(SlotId(1)) && events.request(SlotId(2)));
+        events.raise(Event::NamespaceChanged);
+        assert_eq!(events.deliver(), Some((SlotId(1), 0x0004_0002)));
+        events.raise(Event::NamespaceChanged);
+        assert_eq!(events.deliver(), None);
+        events.log_read(Event::NamespaceChanged);
+        assert_eq!(events.deliver(), None, "the log told of both changes");
+        events.raise(Event::NamespaceChanged);
+        assert_eq!(events.deliver(), Some((SlotId(2), 0x0004_0002)));
+    }
+
+    #[test]
+    fn event_that_is_not_enabled_is_not_remembered() {
+        let mut events = enabled();
+        events.raise(Event::DiscoveryChanged);
+        events.config = AsyncEventConfig::DISCOVERY_CHANGE;
+        assert!(events.request(SlotId(0)));
+        assert_eq!(events.deliver(), None);
+        events.raise(Event::DiscoveryChanged);
+        assert_eq!(events.deliver(), Some((SlotId(0), 0x0070_F002)));
+    }
+
+    #[test]
+    fn event_waits_for_a_request() {
+        let mut events = enabled();
+        events.raise(Event::NamespaceChanged);
+        assert_eq!(events.deliver(), None);
+        assert!(events.request(SlotId(5)));
+        assert_eq!(events.deliver(), Some((SlotId(5), 0x0004_0002)));
+    }
+
+    #[test]
+    fn requests_beyond_the_limit_are_refused_and_reset_gives_all_back() {
+        let mut events = enabled();
+        for slot in 0..4 {
+            assert!(events.request(SlotId(slot)));
+        }
+        assert!(!events.request(SlotId(4)));
+        assert!(events.withdraw(SlotId(2)));
+        assert!(!events.withdraw(SlotId(2)));
+        assert_eq!(events.reset().count(), 3);
+        assert_eq!(events.config, AsyncEventConfig::default());
+    }
+}

@@ -1,0 +1,428 @@
+//! Commands from acceptance to response: the gates in front of them, and what carries them on.
+
+use bowline_nvme::fabrics::{Disconnect, PropertyGet, PropertySet};
+use bowline_nvme::log::ErrorLogEntry;
+use bowline_nvme::opcode::{self, fabrics};
+use bowline_nvme::{Fuse, NamespaceId, Nanos, QueueId, Sqe, Status};
+
+use super::Target;
+use super::connection::{Pending, State, is_connect};
+use super::controller::Phase;
+use super::io::{self, IoPlan, Refusal};
+use super::output::{ConnId, IoCommand, IoOp, SlotId};
+use super::property::Change;
+use super::slot::Stage;
+use super::table::Key;
+
+/// How an accepted command goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Plan {
+    /// Fetch this many bytes of data first.
+    FromHost(u32),
+    /// Let the glue have this many bytes filled in.
+    ToHost(u32),
+    Execute(IoCommand),
+    Respond(Status, u64),
+    /// Something else will complete it.
+    Held,
+    /// Respond, then end this connection.
+    Disconnect,
+}
+
+impl Plan {
+    pub(super) const fn refuse(status: Status) -> Self {
+        Self::Respond(status, 0)
+    }
+}
+
+/// Identify data, and the largest of what admin commands bring.
+pub(super) const IDENTIFY_BYTES: u32 = 4096;
+const CONNECT_BYTES: u32 = 1024;
+const CONTROL_BYTES_MAX: u32 = 8192;
+/// The SQE bytes of CDW10, where most parameters are.
+const CDW10_AT: u16 = 40;
+const PSDT_AT: u16 = 1;
+
+impl Target {
+    /// Decides on a command just received. The order of the gates is the order of precedence.
+    pub(super) fn plan(&mut self, now: Nanos, id: ConnId, slot: SlotId, sqe: &Sqe) -> Plan {
+        let Some(connection) = self.connections.get(id) else {
+            return Plan::refuse(Status::INTERNAL);
+        };
+        let (state, queue) = (connection.state, connection.queue);
+        // PRPs do not exist on Fabrics, and no fused pair is supported. [BASE-2.0 §3.3.3.1]
+        if !matches!(sqe.psdt(), 1 | 2) || sqe.fuse() != Fuse::Normal {
+            self.note_position(id, slot, PSDT_AT);
+            return Plan::refuse(Status::INVALID_FIELD.dnr());
+        }
+        let Some(queue) = queue.filter(|_| state == State::Ready) else {
+            return self.plan_before_connect(id, sqe);
+        };
+        if sqe.opcode() == opcode::admin::FABRICS {
+            return self.plan_fabrics(now, queue.controller, queue.qid, sqe);
+        }
+        if queue.qid == 0 {
+            return self.plan_admin(now, id, queue.controller, slot, sqe);
+        }
+        match self.plan_io(queue.controller, sqe) {
+            Ok(IoPlan::Execute(command)) => Plan::Execute(command),
+            Ok(IoPlan::FromHost(_) | IoPlan::Ranges | IoPlan::Advice) => {
+                Plan::FromHost(sqe.sgl1().length)
+            }
+            Err((status, at)) => {
+                self.note_position(id, slot, at);
+                Plan::refuse(status)
+            }
+        }
+    }
+
+    fn plan_io(&self, key: Key, sqe: &Sqe) -> Result<IoPlan, Refusal> {
+        let not_ready = (Status::COMMAND_SEQUENCE_ERROR, 0);
+        let controller = self.controllers.get(key).ok_or(not_ready)?;
+        if !controller.runs_io() {
+            return Err(not_ready);
+        }
+        let subsystem = controller
+            .subsystem
+            .and_then(|at| self.subsystems.get(at)?.as_ref());
+        let subsystem = subsystem.ok_or((Status::INVALID_NAMESPACE.dnr(), 4))?;
+        io::plan(sqe, &subsystem.namespaces, self.config.mdts_bytes)
+    }
+
+    /// Only Connect, and only one at a time. [FABRICS-1.1 §3.3]
+    fn plan_before_connect(&self, id: ConnId, sqe: &Sqe) -> Plan {
+        if !is_connect(sqe) {
+            return Plan::refuse(Status::COMMAND_SEQUENCE_ERROR);
+        }
+        let connects = self.connections.get(id).map_or(0, |connection| {
+            connection
+                .slots
+                .iter()
+                .filter(|(_, slot)| is_connect(&slot.sqe))
+                .count()
+        });
+        // This one is among them.
+        if connects > 1 {
+            return Plan::refuse(Status::CONTROLLER_BUSY);
+        }
+        if bowline_nvme::fabrics::Connect::decode(sqe).recfmt != 0 {
+            return Plan::refuse(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr());
+        }
+        match sqe.sgl1().length {
+            len @ CONNECT_BYTES..=CONTROL_BYTES_MAX => Plan::FromHost(len),
+            _ => Plan::refuse(Status::INVALID_FIELD.dnr()),
+        }
+    }
+
+    /// Fabrics commands work whether the controller is enabled or not. [FABRICS-1.1 §3]
+    fn plan_fabrics(&mut self, now: Nanos, key: Key, qid: u16, sqe: &Sqe) -> Plan {
+        let io_entries = self.config.io_queue_entries_max;
+        if sqe.fctype() == fabrics::CONNECT {
+            return Plan::refuse(Status::CONTROLLER_BUSY);
+        }
+        if sqe.sgl1().length != 0 && sqe.fctype() != fabrics::DISCONNECT {
+            return Plan::refuse(Status::DATA_SGL_LENGTH_INVALID.dnr());
+        }
+        match (sqe.fctype(), qid) {
+            (fabrics::DISCONNECT, 0) => Plan::refuse(Status::INVALID_QUEUE_TYPE.dnr()),
+            (fabrics::DISCONNECT, _) if Disconnect::decode(sqe).recfmt != 0 => {
+                Plan::refuse(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr())
+            }
+            (fabrics::DISCONNECT, _) => Plan::Disconnect,
+            (fabrics::PROPERTY_GET, 0) => {
+                let value = self
+                    .controllers
+                    .get(key)
+                    .ok_or(Status::INTERNAL)
+                    .and_then(|it| it.property_get(PropertyGet::decode(sqe), io_entries));
+                value.map_or_else(Plan::refuse, |value| Plan::Respond(Status::SUCCESS, value))
+            }
+            (fabrics::PROPERTY_SET, 0) => {
+                let change = self
+                    .controllers
+                    .get_mut(key)
+                    .ok_or(Status::INTERNAL)
+                    .and_then(|it| it.property_set(PropertySet::decode(sqe)));
+                match change {
+                    Ok(change) => self.apply(now, key, change),
+                    Err(status) => return Plan::refuse(status),
+                }
+                Plan::Respond(Status::SUCCESS, 0)
+            }
+            _ => Plan::refuse(Status::INVALID_OPCODE.dnr()),
+        }
+    }
+
+    fn apply(&mut self, now: Nanos, key: Key, change: Change) {
+        match change {
+            Change::None => {}
+            Change::Enable => self.enable(now, key),
+            Change::Reset => self.reset(now, key),
+            Change::Shutdown => self.shut_down(now, key),
+        }
+    }
+
+    /// All data of a command has landed and its digest was right.
+    pub(super) fn data_complete(&mut self, now: Nanos, id: ConnId, slot: SlotId) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(command) = connection.slots.get_mut(slot) else {
+            return;
+        };
+        let sqe = command.sqe;
+        let io_queue = connection.queue.filter(|queue| queue.qid != 0);
+        let Some(queue) = io_queue else {
+            command.enter(now, Stage::Inspect);
+            connection.push(Pending::Inspect(slot));
+            return;
+        };
+        // Again, for the namespace may have gone while the data came.
+        let plan = self.plan_io(queue.controller, &sqe);
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(command) = connection.slots.get_mut(slot) else {
+            return;
+        };
+        match plan {
+            Ok(IoPlan::FromHost(io) | IoPlan::Execute(io)) => {
+                command.command = io;
+                command.enter(now, Stage::Queued);
+                connection.push(Pending::Execute(slot));
+            }
+            Ok(IoPlan::Ranges) => {
+                command.enter(now, Stage::Inspect);
+                connection.push(Pending::Inspect(slot));
+            }
+            Ok(IoPlan::Advice) => self.respond(now, id, slot, Status::SUCCESS, 0),
+            Err((status, at)) => {
+                command.error_at = at;
+                self.respond(now, id, slot, status, 0);
+            }
+        }
+    }
+
+    /// Shows the control data of a command: `data` is all of what
+    /// [`Output::Inspect`](super::Output::Inspect) announced.
+    pub fn inspect(&mut self, now: Nanos, id: ConnId, slot: SlotId, data: &[u8]) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(command) = connection.slots.at_stage(slot, Stage::Inspect) else {
+            return;
+        };
+        let sqe = command.sqe;
+        command.enter(now, Stage::Held);
+        match connection.queue {
+            None => self.connect_data(now, id, slot, data),
+            Some(queue) if queue.qid == 0 => self.admin_data(now, id, queue.controller, slot, data),
+            Some(queue) => self.deallocate(now, id, queue.controller, slot, &sqe, data),
+        }
+        self.touch(id);
+    }
+
+    fn deallocate(
+        &mut self,
+        now: Nanos,
+        id: ConnId,
+        key: Key,
+        slot: SlotId,
+        sqe: &Sqe,
+        data: &[u8],
+    ) {
+        let namespaces = self
+            .controllers
+            .get(key)
+            .and_then(|controller| self.subsystems.get(controller.subsystem?)?.as_ref())
+            .map(|subsystem| &subsystem.namespaces);
+        let command = match namespaces {
+            Some(namespaces) => io::deallocate(sqe, namespaces, data),
+            None => Err((Status::INVALID_NAMESPACE.dnr(), 4)),
+        };
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(held) = connection.slots.get_mut(slot) else {
+            return;
+        };
+        match command {
+            Ok(Some(io)) => {
+                held.command = io;
+                held.enter(now, Stage::Queued);
+                connection.push(Pending::Execute(slot));
+            }
+            Ok(None) => self.respond(now, id, slot, Status::SUCCESS, 0),
+            Err((status, at)) => {
+                held.error_at = at;
+                self.respond(now, id, slot, status, 0);
+            }
+        }
+    }
+
+    /// Writes the data of a command to the host: all of `data`, whose length
+    /// [`Output::Fill`](super::Output::Fill) announced.
+    pub fn fill(&mut self, now: Nanos, id: ConnId, slot: SlotId, data: &mut [u8]) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(command) = connection.slots.at_stage(slot, Stage::Fill) else {
+            return;
+        };
+        let sqe = command.sqe;
+        command.enter(now, Stage::Held);
+        let local = connection.path.local;
+        let Some(queue) = connection.queue else {
+            return;
+        };
+        match self.fill_admin(now, queue.controller, local, &sqe, data) {
+            Ok(result) => {
+                if let Some(connection) = self.connections.get_mut(id) {
+                    connection.respond_with_data(now, slot, u64::from(result));
+                }
+            }
+            Err(status) => self.respond(now, id, slot, status, 0),
+        }
+        self.touch(id);
+    }
+
+    /// The device is done with a command. Also for connections that are gone: the end of their
+    /// association waits for it.
+    pub fn complete(&mut self, now: Nanos, id: ConnId, slot: SlotId, status: Status) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(command) = connection.slots.at_stage(slot, Stage::Executing) else {
+            return;
+        };
+        let (io, sqe, internal) = (command.command, command.sqe, command.internal);
+        command.enter(
+            now,
+            if internal {
+                Stage::Reserved
+            } else {
+                Stage::Held
+            },
+        );
+        connection.executing = connection.executing.saturating_sub(1);
+        let (state, queue) = (connection.state, connection.queue);
+        let Some(queue) = queue else { return };
+        self.count(now, queue.controller, &sqe, io, status, internal);
+        if internal {
+            self.flushed(now, queue.controller, status);
+        } else if matches!(state, State::Ready | State::Drain) {
+            self.answer(now, id, slot, io, status);
+        } else if let Some(connection) = self.connections.get_mut(id) {
+            match state {
+                State::Linger => connection.abandon(slot),
+                _ => connection.slots.release(slot),
+            }
+            self.reap(now, id);
+        }
+        let waits = self
+            .controllers
+            .get(queue.controller)
+            .is_some_and(|controller| controller.health.executing == 0 && !controller.runs_io());
+        if waits {
+            self.advance(now, queue.controller);
+        }
+        self.touch(id);
+    }
+
+    fn answer(&mut self, now: Nanos, id: ConnId, slot: SlotId, io: IoCommand, status: Status) {
+        if status.is_success() && matches!(io.op, IoOp::Read { .. }) {
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.respond_with_data(now, slot, 0);
+            }
+        } else {
+            self.respond(now, id, slot, status, 0);
+        }
+    }
+
+    fn count(
+        &mut self,
+        now: Nanos,
+        key: Key,
+        sqe: &Sqe,
+        io: IoCommand,
+        status: Status,
+        internal: bool,
+    ) {
+        let Some(controller) = self.controllers.get_mut(key) else {
+            return;
+        };
+        controller.health.finished(now);
+        if internal {
+            return;
+        }
+        controller.health.io.count(&io.op, io.bytes, status);
+        let namespace = controller
+            .subsystem
+            .and_then(|at| self.subsystems.get_mut(at)?.as_mut())
+            .and_then(|subsystem| subsystem.namespaces.get_mut(sqe.nsid().0));
+        // The NSID may have been given to another device meanwhile.
+        if let Some(namespace) = namespace.filter(|it| it.handle == io.namespace) {
+            namespace.counters.count(&io.op, io.bytes, status);
+        }
+    }
+
+    /// Queues a response; one that reports an error also leaves an entry in the error log.
+    pub(super) fn respond(
+        &mut self,
+        now: Nanos,
+        id: ConnId,
+        slot: SlotId,
+        status: Status,
+        result: u64,
+    ) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(command) = connection.slots.get(slot) else {
+            return;
+        };
+        let mut status = status;
+        if let (false, Some(queue)) = (status.is_success(), connection.queue)
+            && let Some(controller) = self.controllers.get_mut(queue.controller)
+            && controller.phase != Phase::Ended
+            && !is_property_get(&command.sqe)
+        {
+            let sqe = &command.sqe;
+            status = status.more();
+            controller.errors.add(ErrorLogEntry {
+                parameter_error_location: command.error_at,
+                lba: if queue.qid == 0 { 0 } else { sqe.slba() },
+                nsid: if sqe.opcode() == opcode::admin::FABRICS {
+                    NamespaceId::NONE
+                } else {
+                    sqe.nsid()
+                },
+                trtype: bowline_nvme::log::Transport::Tcp.wire(),
+                ..ErrorLogEntry::new(0, QueueId(queue.qid), sqe.cid(), status)
+            });
+        }
+        connection.respond(now, slot, status, result);
+    }
+
+    fn note_position(&mut self, id: ConnId, slot: SlotId, at: u16) {
+        let slot = self
+            .connections
+            .get_mut(id)
+            .and_then(|it| it.slot_mut(slot));
+        if let Some(slot) = slot {
+            slot.error_at = at;
+        }
+    }
+
+    /// A command was refused for something in CDW10.
+    pub(super) fn refuse_parameter(&mut self, id: ConnId, slot: SlotId, status: Status) -> Plan {
+        self.note_position(id, slot, CDW10_AT);
+        Plan::refuse(status)
+    }
+}
+
+/// Hosts find out which properties there are by asking for all: no error, and nvme-cli does not
+/// understand More there.
+fn is_property_get(sqe: &Sqe) -> bool {
+    sqe.opcode() == opcode::admin::FABRICS && sqe.fctype() == opcode::fabrics::PROPERTY_GET
+}

@@ -1,0 +1,346 @@
+//! Connect: from a request to a queue pair, or the exact reason why not. [FABRICS-1.1 §3.3]
+//!
+//! DNR is policy: Linux gives a controller up for good when Connect fails with it. It is set only
+//! where a retry cannot do better, which an unknown subsystem or controller can: after a restart
+//! both appear a moment later.
+
+use bowline_nvme::fabrics::{Connect, ConnectData, ConnectInvalid, ConnectResult};
+use bowline_nvme::nqn;
+use bowline_nvme::{ControllerId, Nanos, Status};
+
+use super::Target;
+use super::connection::{Pending, Queue, State};
+use super::controller::{Controller, Kind, NewController, Phase};
+use super::discovery::Snapshot;
+use super::feature::kato;
+use super::output::SlotId;
+use super::slot;
+use super::table::Key;
+
+/// A Connect whose data has arrived.
+#[derive(Debug)]
+pub(super) struct ConnectRequest {
+    pub(super) slot: SlotId,
+    command: Connect,
+    data: ConnectData,
+    /// For the owner, who decides where the subsystem lives.
+    pub(super) subnqn: String,
+}
+
+enum Verdict {
+    /// The queue belongs to this controller, new or not.
+    Accept(Key),
+    Refuse(Status, Option<ConnectInvalid>),
+    /// Look again when something has gone; at the deadline this is the answer.
+    Hold(Nanos, Status),
+}
+
+type Refused = Verdict;
+
+const fn refuse(status: Status, invalid: ConnectInvalid) -> Refused {
+    Verdict::Refuse(status, Some(invalid))
+}
+
+const INVALID: Status = Status::CONNECT_INVALID_PARAMETERS;
+const BUSY: Verdict = Verdict::Refuse(Status::CONTROLLER_BUSY, None);
+
+impl Target {
+    /// Connect's data is here: the owner is asked where it belongs.
+    pub(super) fn connect_data(&mut self, now: Nanos, id: Key, slot: SlotId, data: &[u8]) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(sqe) = connection.slots.get(slot).map(|slot| slot.sqe) else {
+            return;
+        };
+        let decoded = match data.first_chunk::<{ ConnectData::SIZE }>() {
+            Some(bytes) => ConnectData::decode(bytes),
+            None => return connection.respond(now, slot, Status::INVALID_FIELD.dnr(), 0),
+        };
+        match decoded {
+            Ok(data) => {
+                let subnqn = data.subnqn.as_str().to_owned();
+                let command = Connect::decode(&sqe);
+                connection.connect = Some(Box::new(ConnectRequest {
+                    slot,
+                    command,
+                    data,
+                    subnqn,
+                }));
+                connection.state = State::Routing;
+                connection.push(Pending::Route);
+            }
+            Err(invalid) => connection.respond(now, slot, INVALID.dnr(), invalid.encode()),
+        }
+    }
+
+    /// Answers Connect, now or when what is in its way has gone.
+    pub(super) fn connect(&mut self, now: Nanos, id: Key) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(request) = connection.connect.take() else {
+            return;
+        };
+        let verdict = if request.command.qid.is_admin() {
+            self.connect_admin(now, id, &request)
+        } else {
+            self.connect_io(now, &request)
+        };
+        match verdict {
+            Verdict::Accept(controller) => self.connected(now, id, &request, controller),
+            Verdict::Refuse(status, invalid) => {
+                let result = invalid.map_or(0, |invalid| invalid.encode());
+                self.refused(now, id, request.slot, status, result);
+            }
+            Verdict::Hold(until, status) => self.hold(now, id, request, until, status),
+        }
+        self.touch(id);
+    }
+
+    fn hold(
+        &mut self,
+        now: Nanos,
+        id: Key,
+        request: Box<ConnectRequest>,
+        until: Nanos,
+        status: Status,
+    ) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let until = match (connection.state, connection.deadline) {
+            (State::HeldConnect, Some(earlier)) => earlier,
+            _ => until,
+        };
+        if until <= now {
+            return self.refused(now, id, request.slot, status, 0);
+        }
+        connection.state = State::HeldConnect;
+        connection.deadline = Some(until);
+        connection.connect = Some(request);
+        if !self.held.contains(&id) {
+            self.held.push(id);
+        }
+        self.arm_connection(id);
+    }
+
+    /// Looks at every held Connect again; what it waited for may have gone.
+    pub(super) fn retry_held(&mut self, now: Nanos) {
+        for id in std::mem::take(&mut self.held) {
+            let held = |state| state == State::HeldConnect;
+            if self
+                .connections
+                .get(id)
+                .is_some_and(|connection| held(connection.state))
+            {
+                self.connect(now, id);
+            }
+        }
+    }
+
+    fn refused(&mut self, now: Nanos, id: Key, slot: SlotId, status: Status, result: u64) {
+        let connect_by = now.after(self.config.deadlines.connect);
+        let stopping = self.stopping.is_some();
+        self.counters.connects_refused += 1;
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        connection.state = State::AwaitConnect;
+        connection.deadline = Some(connect_by);
+        connection.respond(now, slot, status, result);
+        if stopping {
+            connection.drain();
+        }
+        self.arm_connection(id);
+    }
+
+    fn connect_admin(&mut self, now: Nanos, id: Key, request: &ConnectRequest) -> Verdict {
+        let (command, data) = (&request.command, &request.data);
+        if self.stopping.is_some() {
+            return BUSY;
+        }
+        if let Some(refused) = check_entries(command, self.config.admin_queue_entries_max) {
+            return refused;
+        }
+        let Some(path) = self.connections.get(id).map(|connection| connection.path) else {
+            return BUSY;
+        };
+        let is_discovery = data.subnqn.as_str() == nqn::DISCOVERY;
+        let subsystem = self.find_subsystem(data.subnqn.as_str());
+        if subsystem.is_none() && !is_discovery {
+            return refuse(INVALID, ConnectInvalid::SUBNQN);
+        }
+        let allowed = subsystem
+            .and_then(|at| self.subsystems.get(at)?.as_ref())
+            .is_none_or(|subsystem| subsystem.allows(data.hostnqn.as_str(), path.listener));
+        if !allowed {
+            return refuse(Status::CONNECT_INVALID_HOST.dnr(), ConnectInvalid::HOSTNQN);
+        }
+        // Only the dynamic controller model: a host cannot choose. [FABRICS-1.1 §4.1]
+        if data.cntlid != ControllerId::DYNAMIC {
+            return refuse(INVALID.dnr(), ConnectInvalid::CNTLID);
+        }
+        let fenced = self
+            .controllers
+            .iter()
+            .any(|(_, controller)| controller.fences(&data.subnqn, &data.hostnqn, &data.hostid));
+        if fenced {
+            let until = now.after(self.config.deadlines.connect);
+            return Verdict::Hold(until, Status::CONTROLLER_BUSY);
+        }
+        self.new_controller(now, id, request, subsystem)
+            .map_or(BUSY, Verdict::Accept)
+    }
+
+    fn new_controller(
+        &mut self,
+        now: Nanos,
+        admin: Key,
+        request: &ConnectRequest,
+        subsystem: Option<usize>,
+    ) -> Option<Key> {
+        let cntlid = self.allocate_cntlid(subsystem)?;
+        let data = &request.data;
+        let kind = if subsystem.is_some() {
+            Kind::Io
+        } else {
+            Kind::Discovery
+        };
+        let new = NewController {
+            cntlid,
+            kind,
+            subsystem,
+            subnqn: data.subnqn,
+            hostnqn: data.hostnqn,
+            hostid: data.hostid,
+            admin,
+            kato: kato(request.command.kato_ms),
+            io_queues: self.config.io_queues_max,
+        };
+        let association_by = now.after(self.config.deadlines.association);
+        let discovery = (kind == Kind::Discovery).then(|| Snapshot::new(&self.discovery));
+        let mut controller = Controller::new(now, new);
+        controller.association_by = Some(association_by);
+        controller.discovery = discovery;
+        let key = self.controllers.insert(Box::new(controller))?;
+        if let Some(Some(subsystem)) = subsystem.and_then(|at| self.subsystems.get_mut(at)) {
+            subsystem.controllers.push(key);
+        }
+        self.arm_controller(key);
+        Some(key)
+    }
+
+    fn allocate_cntlid(&mut self, subsystem: Option<usize>) -> Option<u16> {
+        let controllers = &self.controllers;
+        let Some(at) = subsystem else {
+            let in_use = |id: u16| {
+                let same = |c: &Controller| c.kind == Kind::Discovery && c.cntlid == id;
+                controllers.iter().any(|(_, controller)| same(controller))
+            };
+            return self.discovery_cntlids.allocate(in_use);
+        };
+        let subsystem = self.subsystems.get_mut(at)?.as_mut()?;
+        let members = std::mem::take(&mut subsystem.controllers);
+        let room = members.len() < usize::from(subsystem.config.controllers_max);
+        let in_use = |id: u16| {
+            let same = |key: &Key| {
+                controllers
+                    .get(*key)
+                    .is_some_and(|other| other.cntlid == id)
+            };
+            members.iter().any(same)
+        };
+        let cntlid = if room {
+            subsystem.cntlids.allocate(in_use)
+        } else {
+            None
+        };
+        subsystem.controllers = members;
+        cntlid
+    }
+
+    fn connect_io(&self, now: Nanos, request: &ConnectRequest) -> Verdict {
+        let (command, data) = (&request.command, &request.data);
+        let owns = |controller: &Controller| {
+            controller.cntlid == data.cntlid.0
+                && controller.subnqn == data.subnqn
+                && controller.hostnqn == data.hostnqn
+                && controller.hostid == data.hostid
+                && controller.phase != Phase::Ended
+        };
+        if self.stopping.is_some() {
+            return BUSY;
+        }
+        let found = self
+            .controllers
+            .iter()
+            .find(|(_, controller)| owns(controller));
+        let Some((key, controller)) = found else {
+            return refuse(INVALID, ConnectInvalid::CNTLID);
+        };
+        if controller.kind == Kind::Discovery || command.qid.0 > controller.features.io_queues {
+            return refuse(INVALID.dnr(), ConnectInvalid::QID);
+        }
+        if !controller.is_enabled() {
+            return refuse(INVALID, ConnectInvalid::QID);
+        }
+        if let Some(refused) = check_entries(command, self.config.io_queue_entries_max) {
+            return refused;
+        }
+        // After a fast reconnect the old queue may be gone in a moment.
+        if controller
+            .queues
+            .iter()
+            .any(|&(qid, _)| qid == command.qid.0)
+        {
+            let until = now.after(self.config.deadlines.queue_id);
+            return Verdict::Hold(until, Status::COMMAND_SEQUENCE_ERROR);
+        }
+        Verdict::Accept(key)
+    }
+
+    /// The one place where a queue comes to life. Authentication would begin here.
+    fn connected(&mut self, now: Nanos, id: Key, request: &ConnectRequest, key: Key) {
+        let Some(controller) = self.controllers.get_mut(key) else {
+            return;
+        };
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        // Checked against the limit, which is below 65536.
+        let entries = u16::try_from(request.command.entries()).unwrap_or(u16::MAX);
+        let qid = request.command.qid.0;
+        connection.queue = Some(Queue {
+            controller: key,
+            qid,
+            entries,
+            // Connect itself was the first entry.
+            sq_head: 1 % entries,
+            flow_control: !request.command.disables_sq_flow_control(),
+        });
+        connection.state = State::Ready;
+        connection.deadline = None;
+        connection.last_command = now;
+        let is_admin = qid == 0;
+        connection.grow(entries.saturating_add(slot::SLACK + u16::from(is_admin)));
+        if is_admin {
+            controller.flush_slot = connection.slots.reserve(now);
+        } else {
+            controller.queues.push((qid, id));
+        }
+        let result = ConnectResult {
+            cntlid: ControllerId(controller.cntlid),
+            authentication_required: false,
+            secure_channel_required: false,
+        };
+        connection.respond(now, request.slot, Status::SUCCESS, result.encode());
+        self.counters.connects_accepted += 1;
+    }
+}
+
+/// SQSIZE must not be 0 and fit the limit.
+fn check_entries(command: &Connect, entries_max: u16) -> Option<Refused> {
+    let fits = (2..=u32::from(entries_max)).contains(&command.entries());
+    (!fits).then_some(refuse(INVALID.dnr(), ConnectInvalid::SQSIZE))
+}

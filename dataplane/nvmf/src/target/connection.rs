@@ -1,0 +1,502 @@
+//! One transport connection: its state, its command slots, and what it has to send.
+//!
+//! ```text
+//! AwaitIcReq ─ICReq► AwaitConnect ─Connect data► Routing ─resume► HeldConnect ─► Ready
+//!                         ▲                         └──── refused ◄──┘ (and ◄────┘)
+//!                         └────────────────────────────────┘
+//! any ─violation► Linger (C2HTermReq sent, input dropped) ─► Closing
+//! any ─stop► Drain (input dropped, commands at devices finish) ─► Closing
+//! Closing ─closed by the glue► Gone, until the last command has left its device
+//! ```
+//!
+//! Authentication will be a state between the accepted Connect and `Ready`: `Target::connected`
+//! is the one place that enters `Ready`, and `Target::plan` the one that asks for it.
+
+use std::collections::VecDeque;
+
+use bowline_nvme::opcode::{admin, fabrics};
+use bowline_nvme::pdu::{C2HData, CapsuleResp, Digests, Direction, IcResp, R2t, TermReq};
+use bowline_nvme::{Cqe, Nanos, QueueId, Sqe, Status};
+
+use super::config::Path;
+use super::connect::ConnectRequest;
+use super::output::{Output, Rx, SlotId, TxBody, TxPdu};
+use super::slot::{Slot, Slots, Stage};
+use super::table::Key;
+use super::timer::Armed;
+use crate::frame::FrameReader;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    AwaitIcReq,
+    AwaitConnect,
+    /// Connect's data has arrived; the owner decides which target gets the connection.
+    Routing,
+    /// Connect waits for an old association or queue to be gone.
+    HeldConnect,
+    Ready,
+    Linger,
+    Drain,
+    Closing,
+    Gone,
+}
+
+/// The queue pair a connection became.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Queue {
+    pub(super) controller: Key,
+    pub(super) qid: u16,
+    /// Entries of the submission queue, one-based.
+    pub(super) entries: u16,
+    pub(super) sq_head: u16,
+    /// SQ flow control is on: responses carry SQHD. [FABRICS-1.1 §2.4]
+    pub(super) flow_control: bool,
+}
+
+/// An output that waits to be polled. Each slot has at most two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pending {
+    IcResp,
+    Terminate,
+    NeedBuffer(SlotId),
+    R2t(SlotId),
+    Inspect(SlotId),
+    Fill(SlotId),
+    Execute(SlotId),
+    Data(SlotId),
+    Response(SlotId),
+    Release(SlotId),
+    Route,
+    Close { graceful: bool },
+}
+
+/// Pending outputs that belong to no slot: ICResp, TermReq, Route, Close.
+const UNSLOTTED_OUTPUTS: usize = 4;
+/// Slots before Connect: one for it, the rest answer whatever else is sent too early.
+const SLOTS_BEFORE_CONNECT: u16 = 4;
+
+/// Where the payload of the PDU being received goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Landing {
+    /// `None`: nowhere, it is dropped.
+    pub(super) slot: Option<SlotId>,
+    /// Slot offset of the PDU's first payload byte.
+    pub(super) start: u32,
+    /// Slot offset of the next payload byte.
+    pub(super) next: u32,
+    /// The slot's earlier data was damaged: this is counted and thrown away.
+    pub(super) drop: bool,
+}
+
+/// What a connection has done, for operators.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionCounters {
+    /// Command capsules received.
+    pub commands: u64,
+    /// Payload bytes received, those dropped included.
+    pub payload_rx_bytes: u64,
+    /// Payload bytes handed out for sending.
+    pub payload_tx_bytes: u64,
+    /// R2Ts sent.
+    pub r2ts: u64,
+    /// Payloads whose data digest did not match.
+    pub data_digest_errors: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) path: Path,
+    pub(super) state: State,
+    pub(super) frame: FrameReader,
+    pub(super) landing: Landing,
+    pub(super) digests: Digests,
+    pub(super) hpda: u8,
+    pub(super) maxh2cdata: u32,
+    pub(super) slots: Slots,
+    pub(super) queue: Option<Queue>,
+    outputs: VecDeque<Pending>,
+    pub(super) dirty: bool,
+    pub(super) connect: Option<Box<ConnectRequest>>,
+    term: Option<Box<TermReq>>,
+    /// Commands at their devices.
+    pub(super) executing: u16,
+    /// When the state must have been left: ICReq, Connect, Linger, a held Connect.
+    pub(super) deadline: Option<Nanos>,
+    pub(super) armed: Armed,
+    /// Last byte received.
+    pub(super) last_rx: Nanos,
+    /// Last command received or answered: what restarts the keep-alive timer. A host counts from
+    /// the completions it sees. [BASE-2.0 §3.9.4]
+    pub(super) last_command: Nanos,
+    pub(super) counters: ConnectionCounters,
+}
+
+impl Connection {
+    pub(super) fn new(now: Nanos, path: Path, maxh2cdata: u32, icreq_by: Nanos) -> Self {
+        let slots = Slots::new(SLOTS_BEFORE_CONNECT);
+        Self {
+            path,
+            state: State::AwaitIcReq,
+            frame: FrameReader::new(Direction::HostToController),
+            landing: Landing::default(),
+            digests: Digests::NONE,
+            hpda: 0,
+            maxh2cdata,
+            outputs: VecDeque::with_capacity(outputs_max(&slots)),
+            slots,
+            queue: None,
+            dirty: false,
+            connect: None,
+            term: None,
+            executing: 0,
+            deadline: Some(icreq_by),
+            armed: Armed::default(),
+            last_rx: now,
+            last_command: now,
+            counters: ConnectionCounters::default(),
+        }
+    }
+
+    /// Makes room for a queue of `count` slots: the last allocation of the connection's life.
+    pub(super) fn grow(&mut self, count: u16) {
+        self.slots.grow(count);
+        self.outputs
+            .reserve_exact(outputs_max(&self.slots).saturating_sub(self.outputs.len()));
+    }
+
+    /// Whether PDUs are understood and acted upon.
+    pub(super) fn receives(&self) -> bool {
+        matches!(
+            self.state,
+            State::AwaitIcReq | State::AwaitConnect | State::Ready
+        )
+    }
+
+    pub(super) fn rx(&self) -> Rx {
+        match self.state {
+            State::Routing | State::HeldConnect => Rx::Hold,
+            State::Linger | State::Drain => Rx::Discard { len: u32::MAX },
+            State::Closing | State::Gone => Rx::Closed,
+            State::AwaitIcReq | State::AwaitConnect | State::Ready => self.rx_pdu(),
+        }
+    }
+
+    fn rx_pdu(&self) -> Rx {
+        let len = self.frame.payload_remaining();
+        if len == 0 {
+            return Rx::Bytes;
+        }
+        let landing = &self.landing;
+        let wanted = landing.slot.filter(|_| !landing.drop);
+        let Some((slot, command)) = wanted.and_then(|id| Some((id, self.slots.get(id)?))) else {
+            return Rx::Discard { len };
+        };
+        Rx::Payload {
+            slot,
+            offset: landing.next,
+            len,
+            digest_from: self.frame.has_data_digest().then_some(landing.start),
+            transfer_len: command.transfer_len,
+        }
+    }
+
+    pub(super) fn push(&mut self, pending: Pending) {
+        self.outputs.push_back(pending);
+    }
+
+    pub(super) fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
+    }
+
+    /// Queues the response of a command.
+    pub(super) fn respond(&mut self, now: Nanos, id: SlotId, status: Status, result: u64) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.status = status;
+            slot.result = result;
+            slot.enter(now, Stage::Respond);
+            self.outputs.push_back(Pending::Response(id));
+        }
+    }
+
+    /// Queues the data of a successful command, and its response unless SUCCESS can say it.
+    /// [TCP-1.0 §3.6.2.7]
+    pub(super) fn respond_with_data(&mut self, now: Nanos, id: SlotId, result: u64) {
+        let may_fuse = result == 0 && self.queue.is_some_and(|queue| !queue.flow_control);
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.status = Status::SUCCESS;
+            slot.result = result;
+            slot.fused_response = may_fuse;
+            slot.enter(now, Stage::Respond);
+            self.outputs.push_back(Pending::Data(id));
+            if !may_fuse {
+                self.outputs.push_back(Pending::Response(id));
+            }
+        }
+    }
+
+    /// Ends with a C2HTermReq that quotes the header at fault. [TCP-1.0 §3.5.1]
+    pub(super) fn terminate(&mut self, term: TermReq, linger_until: Nanos) {
+        self.outputs.clear();
+        self.abandon_all(|stage| !matches!(stage, Stage::Executing | Stage::Reserved));
+        self.connect = None;
+        self.state = State::Linger;
+        self.deadline = Some(linger_until);
+        self.term = Some(Box::new(term));
+        self.push(Pending::Terminate);
+    }
+
+    /// Ends without a further word. The glue drops all buffers when it closes.
+    pub(super) fn close(&mut self, graceful: bool) {
+        if !matches!(self.state, State::Closing | State::Gone) {
+            self.cancel();
+            self.state = State::Closing;
+            self.deadline = None;
+            self.push(Pending::Close { graceful });
+        }
+    }
+
+    /// Takes no further input; what has been accepted and is at its device still finishes.
+    pub(super) fn drain(&mut self) {
+        self.state = State::Drain;
+        self.deadline = None;
+        self.connect = None;
+        self.outputs.retain(|pending| {
+            !matches!(
+                pending,
+                Pending::NeedBuffer(_) | Pending::R2t(_) | Pending::Inspect(_) | Pending::Fill(_)
+            )
+        });
+        self.abandon_all(|stage| {
+            !matches!(
+                stage,
+                Stage::Queued | Stage::Executing | Stage::Respond | Stage::Reserved
+            )
+        });
+    }
+
+    /// A draining connection closes once everything it owes has been polled.
+    pub(super) fn finish_drain(&mut self) {
+        if self.state == State::Drain && self.executing == 0 && self.outputs.is_empty() {
+            self.close(true);
+        }
+    }
+
+    /// The socket is gone.
+    pub(super) fn gone(&mut self) {
+        self.cancel();
+        self.state = State::Gone;
+        self.deadline = None;
+    }
+
+    /// Forgets every command that is not at its device, and every output.
+    fn cancel(&mut self) {
+        self.outputs.clear();
+        self.connect = None;
+        self.landing = Landing::default();
+        for index in 0..self.slots.capacity() {
+            let id = SlotId(index);
+            if self
+                .slots
+                .get(id)
+                .is_some_and(|slot| slot.stage != Stage::Executing)
+            {
+                self.slots.release(id);
+            }
+        }
+    }
+
+    /// Gives up the commands at these stages without a response, but gives their buffers back
+    /// at once: an ending connection must not pin memory.
+    fn abandon_all(&mut self, mut ends: impl FnMut(Stage) -> bool) {
+        self.landing = Landing::default();
+        for index in 0..self.slots.capacity() {
+            let id = SlotId(index);
+            if self.slots.get(id).is_some_and(|slot| ends(slot.stage)) {
+                self.abandon(id);
+            }
+        }
+    }
+
+    /// Gives one command up without a response.
+    pub(super) fn abandon(&mut self, id: SlotId) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.stage = Stage::Respond;
+            self.push(Pending::Release(id));
+        }
+    }
+
+    /// The earliest moment at which something must have happened on this connection.
+    pub(super) fn next_deadline(&self, transfer: Nanos) -> Option<Nanos> {
+        let mut next = self.deadline;
+        let mut consider = |at: Nanos| next = Some(next.map_or(at, |other| other.min(at)));
+        if self.receives() && !self.frame.is_between_pdus() {
+            consider(self.last_rx.after(transfer));
+        }
+        if self.state == State::Ready {
+            self.slots
+                .iter()
+                .filter(|(_, slot)| slot.stage == Stage::Transfer)
+                .for_each(|(_, slot)| consider(slot.since.after(transfer)));
+        }
+        next
+    }
+
+    /// The next output, skipping those whose command has gone meanwhile.
+    pub(super) fn poll(&mut self, now: Nanos) -> Option<Output> {
+        loop {
+            let pending = self.outputs.pop_front()?;
+            if let Some(output) = self.output(now, pending) {
+                return Some(output);
+            }
+        }
+    }
+
+    fn output(&mut self, now: Nanos, pending: Pending) -> Option<Output> {
+        if matches!(pending, Pending::Data(_) | Pending::Response(_)) {
+            self.last_command = now;
+        }
+        match pending {
+            Pending::IcResp => Some(self.send(TxBody::IcResp(IcResp {
+                pfv: 0,
+                // CPDA other than 0 is refused by Linux 6.1 and 6.12.
+                cpda: 0,
+                header_digest: self.digests.header,
+                data_digest: self.digests.data,
+                maxh2cdata: self.maxh2cdata,
+            }))),
+            Pending::Terminate => self
+                .term
+                .take()
+                .map(|term| self.send(TxBody::Terminate(term))),
+            Pending::NeedBuffer(slot) => {
+                let len = self.slots.at_stage(slot, Stage::Buffer)?.transfer_len;
+                Some(Output::NeedBuffer { slot, len })
+            }
+            Pending::R2t(slot) => self.r2t(now, slot),
+            Pending::Inspect(slot) => {
+                let len = self.slots.at_stage(slot, Stage::Inspect)?.transfer_len;
+                Some(Output::Inspect { slot, len })
+            }
+            Pending::Fill(slot) => {
+                let len = self.slots.at_stage(slot, Stage::Fill)?.transfer_len;
+                Some(Output::Fill { slot, len })
+            }
+            Pending::Execute(slot) => {
+                let command = self.slots.at_stage(slot, Stage::Queued)?;
+                command.enter(now, Stage::Executing);
+                self.executing += 1;
+                Some(Output::Execute {
+                    slot,
+                    command: command.command,
+                })
+            }
+            Pending::Data(slot) => self.data(slot),
+            Pending::Response(slot) => self.response(slot),
+            Pending::Release(slot) => {
+                self.slots.release(slot);
+                Some(Output::Release { slot })
+            }
+            Pending::Route => self.connect.as_ref().map(|request| Output::Route {
+                subnqn: request.subnqn.clone(),
+            }),
+            Pending::Close { graceful } => Some(Output::Close { graceful }),
+        }
+    }
+
+    fn send(&self, body: TxBody) -> Output {
+        Output::Send {
+            pdu: self.pdu(body),
+            payload: None,
+            release: None,
+        }
+    }
+
+    fn pdu(&self, body: TxBody) -> TxPdu {
+        TxPdu {
+            body,
+            digests: self.digests,
+            hpda: self.hpda,
+        }
+    }
+
+    /// Asks for the rest of the data, or as much as one H2CData may carry. [TCP-1.0 §3.3.2.1]
+    fn r2t(&mut self, now: Nanos, id: SlotId) -> Option<Output> {
+        let (ttag, maxh2cdata) = (self.slots.tag(id), self.maxh2cdata);
+        let slot = self.slots.at_stage(id, Stage::Transfer)?;
+        let r2tl = slot
+            .transfer_len
+            .saturating_sub(slot.landed)
+            .min(maxh2cdata);
+        slot.r2t_end = slot.landed + r2tl;
+        slot.since = now;
+        let r2t = R2t {
+            cccid: slot.sqe.cid(),
+            ttag,
+            r2to: slot.landed,
+            r2tl,
+        };
+        self.counters.r2ts += 1;
+        Some(self.send(TxBody::R2t(r2t)))
+    }
+
+    fn data(&mut self, id: SlotId) -> Option<Output> {
+        let slot = self.slots.at_stage(id, Stage::Respond)?;
+        let (len, success) = (slot.transfer_len, slot.fused_response);
+        let data = C2HData {
+            cccid: slot.sqe.cid(),
+            datao: 0,
+            datal: len,
+            last: true,
+            success,
+        };
+        self.counters.payload_tx_bytes += u64::from(len);
+        if success {
+            self.slots.release(id);
+        }
+        Some(Output::Send {
+            pdu: self.pdu(TxBody::Data(data)),
+            payload: Some((id, 0, len)),
+            release: success.then_some(id),
+        })
+    }
+
+    fn response(&mut self, id: SlotId) -> Option<Output> {
+        let slot = self.slots.at_stage(id, Stage::Respond)?;
+        let (result, status, cid) = (slot.result, slot.status, slot.sqe.cid());
+        let sqhd = match self.queue {
+            Some(Queue {
+                flow_control: true,
+                sq_head,
+                ..
+            }) => sq_head,
+            // Tells the host that its wish to disable SQ flow control was granted.
+            Some(_) if is_connect(&slot.sqe) => u16::MAX,
+            _ => 0,
+        };
+        self.slots.release(id);
+        let cqe = Cqe {
+            result,
+            sqhd,
+            sqid: QueueId(0),
+            cid,
+            status,
+        };
+        Some(Output::Send {
+            pdu: self.pdu(TxBody::Response(CapsuleResp { cqe })),
+            payload: None,
+            release: Some(id),
+        })
+    }
+
+    pub(super) fn slot_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
+        self.slots.get_mut(id)
+    }
+}
+
+pub(super) fn is_connect(sqe: &Sqe) -> bool {
+    sqe.opcode() == admin::FABRICS && sqe.fctype() == fabrics::CONNECT
+}
+
+fn outputs_max(slots: &Slots) -> usize {
+    2 * usize::from(slots.capacity()) + UNSLOTTED_OUTPUTS
+}

@@ -1,0 +1,405 @@
+//! I/O commands: what each must satisfy, and what it becomes for the device. [NVM-1.0 §3]
+
+use bowline_nvme::nvm::DsmRange;
+use bowline_nvme::opcode::io;
+use bowline_nvme::{Sgl, Sqe, Status};
+
+use super::config::Deallocate;
+use super::namespace::{Namespace, Namespaces};
+use super::output::{IoCommand, IoOp};
+
+/// How a command goes on once it has been accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum IoPlan {
+    /// Run it now; a Read's data follows.
+    Execute(IoCommand),
+    /// Fetch its data, then run it.
+    FromHost(IoCommand),
+    /// Fetch its data, then look at the ranges in it.
+    Ranges,
+    /// Fetch its data and succeed: it only gave advice that is not taken.
+    Advice,
+}
+
+/// Why a command was refused, and the SQE byte that was at fault. [BASE-2.0 §5.16.1.2]
+pub(super) type Refusal = (Status, u16);
+
+const NSID_AT: u16 = 4;
+const SGL_LENGTH_AT: u16 = 32;
+const SGL_KIND_AT: u16 = 39;
+const SLBA_AT: u16 = 40;
+const NLB_AT: u16 = 48;
+const CONTROL_AT: u16 = 50;
+
+/// Checks an I/O command against its namespace. Called again when its data has arrived, since the
+/// namespace may have gone meanwhile.
+pub(super) fn plan(sqe: &Sqe, namespaces: &Namespaces, mdts_bytes: u32) -> Result<IoPlan, Refusal> {
+    if !is_supported(sqe.opcode()) {
+        return Err((Status::INVALID_OPCODE.dnr(), 0));
+    }
+    // Broadcast Flush is not supported, and Identify says so (VWC bits 2:1).
+    let namespace = namespaces
+        .get(sqe.nsid().0)
+        .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
+    admit(sqe, namespace)?;
+    match sqe.opcode() {
+        io::READ => read(sqe, namespace, mdts_bytes),
+        io::WRITE => write(sqe, namespace, mdts_bytes),
+        io::COMPARE => compare(sqe, namespace, mdts_bytes),
+        io::FLUSH => {
+            no_data(sqe)?;
+            Ok(IoPlan::Execute(command(namespace, IoOp::Flush, 0)))
+        }
+        io::WRITE_ZEROES => write_zeroes(sqe, namespace),
+        _ => dataset_management(sqe, namespace),
+    }
+}
+
+/// Whether this target knows the opcode; the effects log is made of the same list.
+pub(super) const fn is_supported(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        io::FLUSH | io::WRITE | io::READ | io::COMPARE | io::WRITE_ZEROES | io::DATASET_MANAGEMENT
+    )
+}
+
+/// Whether the command changes what is stored.
+pub(super) const fn modifies(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        io::WRITE | io::WRITE_ZEROES | io::DATASET_MANAGEMENT
+    )
+}
+
+/// The one gate for everything that depends on who asks and in which state the namespace is:
+/// write protection now; reservations and ANA states belong here.
+fn admit(sqe: &Sqe, namespace: &Namespace) -> Result<(), Refusal> {
+    if namespace.geometry.read_only && modifies(sqe.opcode()) {
+        return Err((Status::NAMESPACE_WRITE_PROTECTED.dnr(), NSID_AT));
+    }
+    Ok(())
+}
+
+fn command(namespace: &Namespace, op: IoOp, bytes: u32) -> IoCommand {
+    IoCommand {
+        namespace: namespace.handle,
+        op,
+        bytes,
+    }
+}
+
+fn read(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, Refusal> {
+    if sqe.sgl1().kind != Sgl::KIND_TRANSPORT {
+        return Err((Status::SGL_TYPE_INVALID.dnr(), SGL_KIND_AT));
+    }
+    let bytes = transfer(sqe, namespace, mdts_bytes)?;
+    let op = IoOp::Read {
+        lba: sqe.slba(),
+        blocks: sqe.blocks(),
+    };
+    Ok(IoPlan::Execute(command(namespace, op, bytes)))
+}
+
+fn write(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, Refusal> {
+    // Directives are not supported. [BASE-2.0 §8.7]
+    if sqe.dtype() != 0 {
+        return Err((Status::INVALID_FIELD.dnr(), CONTROL_AT));
+    }
+    let bytes = transfer(sqe, namespace, mdts_bytes)?;
+    let op = IoOp::Write {
+        lba: sqe.slba(),
+        blocks: sqe.blocks(),
+        fua: sqe.fua(),
+    };
+    Ok(IoPlan::FromHost(command(namespace, op, bytes)))
+}
+
+fn compare(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, Refusal> {
+    let bytes = transfer(sqe, namespace, mdts_bytes)?;
+    let op = IoOp::Compare {
+        lba: sqe.slba(),
+        blocks: sqe.blocks(),
+    };
+    Ok(IoPlan::FromHost(command(namespace, op, bytes)))
+}
+
+fn write_zeroes(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusal> {
+    if !namespace.geometry.write_zeroes {
+        return Err((Status::INVALID_OPCODE.dnr(), 0));
+    }
+    no_data(sqe)?;
+    range(namespace, sqe.slba(), sqe.blocks())?;
+    let op = IoOp::WriteZeroes {
+        lba: sqe.slba(),
+        blocks: sqe.blocks(),
+        // Deallocated blocks must read as zeroes, or the command would not do what it says.
+        deallocate: sqe.deac() && namespace.geometry.deallocate == Deallocate::ReadsZero,
+        fua: sqe.fua(),
+    };
+    Ok(IoPlan::Execute(command(namespace, op, 0)))
+}
+
+/// Hosts may send more data than the ranges need: Linux always sends 4096 bytes.
+fn dataset_management(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusal> {
+    let needed = usize::from(sqe.ranges()) * DsmRange::SIZE;
+    let given = usize::try_from(sqe.sgl1().length).unwrap_or(usize::MAX);
+    if given < needed || given > DsmRange::LIST_BYTES_MAX {
+        return Err((Status::DATA_SGL_LENGTH_INVALID.dnr(), SGL_LENGTH_AT));
+    }
+    if sqe.deallocate() && namespace.geometry.deallocate != Deallocate::None {
+        Ok(IoPlan::Ranges)
+    } else {
+        Ok(IoPlan::Advice)
+    }
+}
+
+/// Checks the ranges of Dataset Management and turns them into a command; no range, no command.
+pub(super) fn deallocate(
+    sqe: &Sqe,
+    namespaces: &Namespaces,
+    data: &[u8],
+) -> Result<Option<IoCommand>, Refusal> {
+    let namespace = namespaces
+        .get(sqe.nsid().0)
+        .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
+    admit(sqe, namespace)?;
+    let mut blocks = 0;
+    for one in DsmRange::list(data, sqe.ranges()) {
+        if one.blocks > 0 {
+            range(namespace, one.slba, one.blocks)?;
+        }
+        blocks += u64::from(one.blocks);
+    }
+    let bytes = sqe.sgl1().length;
+    let op = IoOp::Deallocate {
+        ranges: sqe.ranges(),
+    };
+    Ok((blocks > 0).then(|| command(namespace, op, bytes)))
+}
+
+/// The transfer length of a command that moves blocks; in 64 bits, since 65536 blocks of 64 KiB
+/// do not fit in 32.
+fn transfer(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<u32, Refusal> {
+    let bytes = u64::from(sqe.blocks()) * u64::from(namespace.geometry.block_bytes);
+    let bytes = u32::try_from(bytes)
+        .ok()
+        .filter(|&bytes| bytes <= mdts_bytes)
+        .ok_or((Status::INVALID_FIELD.dnr(), NLB_AT))?;
+    if sqe.sgl1().length != bytes {
+        return Err((Status::DATA_SGL_LENGTH_INVALID.dnr(), SGL_LENGTH_AT));
+    }
+    range(namespace, sqe.slba(), sqe.blocks())?;
+    Ok(bytes)
+}
+
+fn range(namespace: &Namespace, slba: u64, blocks: u32) -> Result<(), Refusal> {
+    let end = slba.checked_add(u64::from(blocks));
+    if end.is_some_and(|end| end <= namespace.geometry.blocks) {
+        Ok(())
+    } else {
+        Err((Status::LBA_OUT_OF_RANGE.dnr(), SLBA_AT))
+    }
+}
+
+fn no_data(sqe: &Sqe) -> Result<(), Refusal> {
+    if sqe.sgl1().length == 0 {
+        Ok(())
+    } else {
+        Err((Status::DATA_SGL_LENGTH_INVALID.dnr(), SGL_LENGTH_AT))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bowline_nvme::NamespaceId;
+
+    use super::super::config::NsGeometry;
+    use super::super::namespace::tests::{config, geometry};
+    use super::*;
+
+    const MDTS: u32 = 64 << 10;
+
+    fn namespaces(geometry: NsGeometry) -> Namespaces {
+        let mut namespaces = Namespaces::new(4);
+        let config = super::super::config::NamespaceConfig {
+            geometry,
+            ..config(Some(1))
+        };
+        namespaces.add(config).expect("valid");
+        namespaces
+    }
+
+    fn sqe(opcode: u8, slba: u64, nlb: u16, sgl: Sgl) -> Sqe {
+        Sqe::new(opcode)
+            .with_nsid(NamespaceId(1))
+            .with_slba(slba)
+            .with_nlb(nlb)
+            .with_sgl1(sgl)
+    }
+
+    fn check(sqe: Sqe, expected: Result<(), Status>) {
+        let found = plan(&sqe, &namespaces(geometry()), MDTS);
+        assert_eq!(
+            found.map(|_| ()).map_err(|(status, _)| status),
+            expected,
+            "{sqe:?}"
+        );
+    }
+
+    #[test]
+    fn lengths_and_ranges_are_checked_without_wrapping() {
+        let dnr = |status: Status| Err(status.dnr());
+        let read = |slba, nlb, len| sqe(io::READ, slba, nlb, Sgl::transport(len));
+        check(read(0, 0, 512), Ok(()));
+        check(read(999, 0, 512), Ok(()));
+        check(read(1000, 0, 512), dnr(Status::LBA_OUT_OF_RANGE));
+        check(read(993, 7, 4096), dnr(Status::LBA_OUT_OF_RANGE));
+        check(read(u64::MAX, 0, 512), dnr(Status::LBA_OUT_OF_RANGE));
+        check(read(0, 0, 511), dnr(Status::DATA_SGL_LENGTH_INVALID));
+        check(read(0, 0, 4096), dnr(Status::DATA_SGL_LENGTH_INVALID));
+        check(read(0, 127, MDTS), Ok(()));
+        check(read(0, 128, MDTS + 512), dnr(Status::INVALID_FIELD));
+        check(read(0, 0xFFFF, 0), dnr(Status::INVALID_FIELD));
+        check(
+            sqe(io::READ, 0, 0, Sgl::in_capsule(512)),
+            dnr(Status::SGL_TYPE_INVALID),
+        );
+        let huge = NsGeometry {
+            block_bytes: 65_536,
+            blocks: 1 << 40,
+            ..geometry()
+        };
+        let huge = plan(&read(0, 0xFFFF, 0), &namespaces(huge), 1 << 24);
+        assert_eq!(huge, Err((Status::INVALID_FIELD.dnr(), NLB_AT)));
+    }
+
+    #[test]
+    fn commands_without_data_refuse_some() {
+        check(sqe(io::FLUSH, 0, 0, Sgl::transport(0)), Ok(()));
+        let some = Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
+        check(sqe(io::FLUSH, 0, 0, Sgl::transport(512)), some);
+        check(sqe(io::WRITE_ZEROES, 0, 0, Sgl::in_capsule(512)), some);
+        check(sqe(io::WRITE_ZEROES, 0, 999, Sgl::transport(0)), Ok(()));
+    }
+
+    #[test]
+    fn unknown_opcodes_and_namespaces_are_refused_for_good() {
+        for opcode in [io::WRITE_UNCORRECTABLE, io::VERIFY, io::COPY, 0x79, 0xFF] {
+            check(
+                sqe(opcode, 0, 0, Sgl::transport(0)),
+                Err(Status::INVALID_OPCODE.dnr()),
+            );
+        }
+        for nsid in [0, 2, 5, NamespaceId::BROADCAST.0] {
+            let flush = Sqe::new(io::FLUSH).with_nsid(NamespaceId(nsid));
+            check(flush, Err(Status::INVALID_NAMESPACE.dnr()));
+        }
+    }
+
+    #[test]
+    fn read_only_namespace_reads_compares_and_flushes_only() {
+        let geometry = NsGeometry {
+            read_only: true,
+            ..geometry()
+        };
+        let namespaces = namespaces(geometry);
+        let status = |opcode, sgl| {
+            plan(&sqe(opcode, 0, 0, sgl), &namespaces, MDTS)
+                .err()
+                .map(|(status, _)| status)
+        };
+        let protected = Some(Status::NAMESPACE_WRITE_PROTECTED.dnr());
+        assert_eq!(status(io::READ, Sgl::transport(512)), None);
+        assert_eq!(status(io::COMPARE, Sgl::transport(512)), None);
+        assert_eq!(status(io::FLUSH, Sgl::transport(0)), None);
+        assert_eq!(status(io::WRITE, Sgl::in_capsule(512)), protected);
+        assert_eq!(status(io::WRITE_ZEROES, Sgl::transport(0)), protected);
+        assert_eq!(
+            status(io::DATASET_MANAGEMENT, Sgl::transport(4096)),
+            protected
+        );
+    }
+
+    fn dsm(nr: u8, sgl: Sgl) -> Sqe {
+        Sqe::new(io::DATASET_MANAGEMENT)
+            .with_nsid(NamespaceId(1))
+            .with_ranges(nr, true)
+            .with_sgl1(sgl)
+    }
+
+    #[test]
+    fn dataset_management_accepts_more_data_than_its_ranges_need() {
+        check(dsm(0, Sgl::in_capsule(4096)), Ok(()));
+        check(dsm(0, Sgl::in_capsule(16)), Ok(()));
+        check(dsm(255, Sgl::in_capsule(4096)), Ok(()));
+        let short = Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
+        check(dsm(1, Sgl::in_capsule(16)), short);
+        check(dsm(0, Sgl::in_capsule(8192)), short);
+        let hint = dsm(0, Sgl::in_capsule(16)).with_ranges(0, false);
+        assert_eq!(
+            plan(&hint, &namespaces(geometry()), MDTS),
+            Ok(IoPlan::Advice)
+        );
+    }
+
+    #[test]
+    fn each_deallocated_range_is_checked_and_empty_ones_do_nothing() {
+        let namespaces = namespaces(geometry());
+        let list = |ranges: &[(u64, u32)]| -> Vec<u8> {
+            let encode = |&(slba, blocks)| {
+                DsmRange {
+                    attributes: 0,
+                    blocks,
+                    slba,
+                }
+                .encode()
+            };
+            ranges.iter().flat_map(encode).collect()
+        };
+        let found = |nr, ranges: &[(u64, u32)]| {
+            let data = list(ranges);
+            let len = u32::try_from(data.len()).expect("short");
+            deallocate(&dsm(nr, Sgl::in_capsule(len)), &namespaces, &data)
+                .map(|command| command.map(|command| command.op))
+                .map_err(|(status, _)| status)
+        };
+        let out = Err(Status::LBA_OUT_OF_RANGE.dnr());
+        assert_eq!(
+            found(1, &[(0, 8), (992, 8)]),
+            Ok(Some(IoOp::Deallocate { ranges: 2 }))
+        );
+        assert_eq!(found(1, &[(0, 8), (993, 8)]), out);
+        assert_eq!(found(0, &[(u64::MAX, 2)]), out);
+        assert_eq!(found(0, &[(5000, 0)]), Ok(None));
+        // The second range is not meant.
+        assert_eq!(
+            found(0, &[(0, 1), (5000, 9)]),
+            Ok(Some(IoOp::Deallocate { ranges: 1 }))
+        );
+    }
+
+    #[test]
+    fn write_zeroes_deallocates_only_where_that_reads_zeroes() {
+        for (deallocate, expected) in [
+            (Deallocate::ReadsZero, true),
+            (Deallocate::Undefined, false),
+            (Deallocate::None, false),
+        ] {
+            let namespaces = namespaces(NsGeometry {
+                deallocate,
+                ..geometry()
+            });
+            let sqe = sqe(io::WRITE_ZEROES, 3, 1, Sgl::transport(0)).with_deac(true);
+            let Ok(IoPlan::Execute(command)) = plan(&sqe, &namespaces, MDTS) else {
+                panic!("refused")
+            };
+            let op = IoOp::WriteZeroes {
+                lba: 3,
+                blocks: 2,
+                deallocate: expected,
+                fua: false,
+            };
+            assert_eq!(command.op, op);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Connections coming and going: accept, hand-over between reactors, polling, deadlines, stop.
+
+use bowline_nvme::Nanos;
+
+use super::Target;
+use super::config::Path;
+use super::connection::{Connection, State};
+use super::output::{ConnId, Output, Rx};
+use super::table::Key;
+use super::timer::{Armed, TimerKey};
+
+/// A connection on its way to the target that owns its subsystem, with the Connect it brings.
+/// The glue moves the socket, and any bytes it has received but not handed in.
+#[derive(Debug)]
+pub struct Handoff(Box<Connection>);
+
+impl Target {
+    /// Takes a new connection; `None` if there are too many, in all or from this address.
+    pub fn open(&mut self, now: Nanos, path: Path) -> Option<ConnId> {
+        let peer = path.peer.ip();
+        let waiting = self.connections.iter().filter(|(_, connection)| {
+            connection.queue.is_none() && connection.path.peer.ip() == peer
+        });
+        let from_peer = u32::try_from(waiting.count()).unwrap_or(u32::MAX);
+        if from_peer >= self.config.unassociated_per_address_max || self.is_full() {
+            self.counters.connections_refused += 1;
+            return None;
+        }
+        let maxh2cdata = self.config.maxh2cdata_bytes;
+        let icreq_by = now.after(self.config.deadlines.icreq);
+        let connection = Connection::new(now, path, maxh2cdata, icreq_by);
+        self.insert(Box::new(connection))
+    }
+
+    fn is_full(&self) -> bool {
+        let count = u32::try_from(self.connections.len()).unwrap_or(u32::MAX);
+        count >= self.config.connections_max
+    }
+
+    fn insert(&mut self, connection: Box<Connection>) -> Option<ConnId> {
+        let id = self.connections.insert(connection)?;
+        self.counters.connections_opened += 1;
+        // So that no command ever makes the list grow.
+        self.dirty
+            .reserve(self.connections.len().saturating_sub(self.dirty.len()));
+        self.arm_connection(id);
+        Some(id)
+    }
+
+    /// Gives up a connection that was to be routed, for [`Target::adopt`] elsewhere.
+    pub fn take(&mut self, id: ConnId) -> Option<Handoff> {
+        let routing = |connection: &Connection| connection.state == State::Routing;
+        self.connections
+            .get(id)
+            .filter(|connection| routing(connection))?;
+        self.connections.remove(id).map(Handoff)
+    }
+
+    /// Takes over a connection from another target; [`Target::resume`] goes on with it.
+    pub fn adopt(&mut self, now: Nanos, handoff: Handoff) -> Option<ConnId> {
+        if self.is_full() {
+            self.counters.connections_refused += 1;
+            return None;
+        }
+        let mut connection = handoff.0;
+        connection.armed = Armed::default();
+        connection.dirty = false;
+        connection.maxh2cdata = connection.maxh2cdata.min(self.config.maxh2cdata_bytes);
+        connection.deadline = Some(now.after(self.config.deadlines.connect));
+        self.insert(connection)
+    }
+
+    /// The owner has decided: Connect is answered here.
+    pub fn resume(&mut self, now: Nanos, id: ConnId) {
+        let routing = |connection: &Connection| connection.state == State::Routing;
+        if self.connections.get(id).is_some_and(routing) {
+            self.connect(now, id);
+        }
+    }
+
+    /// What the connection wants from its stream next.
+    #[must_use]
+    pub fn rx(&self, id: ConnId) -> Rx {
+        self.connections.get(id).map_or(Rx::Closed, Connection::rx)
+    }
+
+    /// How many slots the connection has; every `SlotId` is below. Grows once, at Connect.
+    #[must_use]
+    pub fn slots(&self, id: ConnId) -> u16 {
+        self.connections
+            .get(id)
+            .map_or(0, |connection| connection.slots.capacity())
+    }
+
+    /// The next connection to poll for outputs, and to ask `rx` again.
+    pub fn poll_dirty(&mut self) -> Option<ConnId> {
+        loop {
+            let id = self.dirty.pop_front()?;
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.dirty = false;
+                return Some(id);
+            }
+        }
+    }
+
+    /// The next thing to do for a connection. Poll until `None`, now or later.
+    pub fn poll_output(&mut self, now: Nanos, id: ConnId) -> Option<Output> {
+        let connection = self.connections.get_mut(id)?;
+        let mut output = connection.poll(now);
+        if output.is_none() && connection.state == State::Drain {
+            connection.finish_drain();
+            output = connection.poll(now);
+        }
+        if let (Some(Output::Execute { .. }), Some(queue)) = (&output, connection.queue)
+            && let Some(controller) = self.controllers.get_mut(queue.controller)
+        {
+            controller.health.started(now);
+        }
+        output
+    }
+
+    /// The socket is gone.
+    pub fn closed(&mut self, now: Nanos, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        connection.gone();
+        self.detach(now, id);
+        self.reap(now, id);
+    }
+
+    /// Ends a connection. What is at its device stays until it is complete.
+    pub(super) fn close_connection(&mut self, now: Nanos, id: Key, graceful: bool) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        connection.close(graceful);
+        self.detach(now, id);
+        self.touch(id);
+    }
+
+    /// An admin queue takes its association with it; an I/O queue does not. [FABRICS-1.1 §2.3]
+    pub(super) fn detach(&mut self, now: Nanos, id: Key) {
+        let queue = self
+            .connections
+            .get(id)
+            .and_then(|connection| connection.queue);
+        if let Some(queue) = queue.filter(|queue| queue.qid == 0) {
+            self.end(now, queue.controller);
+        }
+    }
+
+    /// Forgets a connection whose socket is gone and whose last command has left its device.
+    pub(super) fn reap(&mut self, now: Nanos, id: Key) {
+        let done =
+            |connection: &Connection| connection.state == State::Gone && connection.executing == 0;
+        if !self.connections.get(id).is_some_and(done) {
+            return;
+        }
+        let queue = self
+            .connections
+            .remove(id)
+            .and_then(|connection| connection.queue);
+        if let Some(queue) = queue.filter(|queue| queue.qid != 0)
+            && let Some(controller) = self.controllers.get_mut(queue.controller)
+        {
+            controller.queues.retain(|&(_, other)| other != id);
+            self.retry_held(now);
+        }
+    }
+
+    pub(super) fn arm_connection(&mut self, id: Key) {
+        let transfer = self.config.deadlines.transfer;
+        if let Some(connection) = self.connections.get_mut(id)
+            && let Some(at) = connection.next_deadline(transfer)
+        {
+            let key = TimerKey::Connection(id.index);
+            self.timers.arm(&mut connection.armed, key, at);
+        }
+    }
+
+    /// Makes sure the connection is looked at by `at`; on the path of commands, where looking for
+    /// the exact deadline would cost more than looking too early.
+    pub(super) fn arm_connection_at(&mut self, id: Key, at: Nanos) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            let key = TimerKey::Connection(id.index);
+            self.timers.arm(&mut connection.armed, key, at);
+        }
+    }
+
+    /// When [`Target::handle_timeout`] must be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Nanos> {
+        let stop = self.stopping.filter(|_| self.connections.len() > 0);
+        match (self.timers.next(), stop) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Acts on every deadline that has passed.
+    pub fn handle_timeout(&mut self, now: Nanos) {
+        while let Some((at, key)) = self.timers.pop_due(now) {
+            match key {
+                TimerKey::Connection(index) => self.connection_timeout(now, index, at),
+                TimerKey::Controller(index) => self.controller_timeout(now, index, at),
+            }
+        }
+        if self.stopping.is_some_and(|at| at <= now) {
+            self.stopping = Some(Nanos::MAX);
+            for id in self.connections.keys() {
+                self.close_connection(now, id, true);
+            }
+        }
+    }
+
+    fn connection_timeout(&mut self, now: Nanos, index: u32, at: Nanos) {
+        let transfer = self.config.deadlines.transfer;
+        let Some(id) = self.connections.key_at(index) else {
+            return;
+        };
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        if !connection.armed.fires(at) {
+            return;
+        }
+        let expired = connection
+            .next_deadline(transfer)
+            .is_some_and(|next| next <= now);
+        match connection.state {
+            _ if !expired => self.arm_connection(id),
+            // The answer it was to get at the latest.
+            State::HeldConnect => self.connect(now, id),
+            State::Drain | State::Closing | State::Gone => {}
+            State::AwaitIcReq
+            | State::AwaitConnect
+            | State::Routing
+            | State::Ready
+            | State::Linger => {
+                self.counters.timed_out += 1;
+                self.close_connection(now, id, false);
+            }
+        }
+    }
+
+    /// Stops gracefully: commands at devices finish and are answered, what has not begun is left
+    /// to the host's retry, then every connection closes with FIN. Connect is refused as busy,
+    /// without DNR. Done when [`Target::is_stopped`].
+    pub fn stop(&mut self, now: Nanos) {
+        self.stopping = Some(now.after(self.config.deadlines.stop));
+        for id in self.connections.keys() {
+            let Some(connection) = self.connections.get_mut(id) else {
+                continue;
+            };
+            match connection.state {
+                State::AwaitIcReq => self.close_connection(now, id, true),
+                State::AwaitConnect | State::Ready => connection.drain(),
+                State::HeldConnect | State::Routing => self.connect(now, id),
+                State::Linger | State::Drain | State::Closing | State::Gone => {}
+            }
+            self.touch(id);
+        }
+    }
+
+    /// Whether `stop` was called and no connection is left.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stopping.is_some() && self.connections.len() == 0
+    }
+}

@@ -1,0 +1,290 @@
+//! Log pages. [BASE-2.0 §5.16.1]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bowline_nvme::log::{
+    CommandEffects, EffectsLog, FirmwareSlotLog, GetLogPage, SmartLog, SupportedLogs,
+    encode_changed_namespaces, id,
+};
+use bowline_nvme::opcode::{admin, io as io_opcode};
+use bowline_nvme::{NamespaceId, Nanos, Sqe, Status, feature};
+
+use super::async_event::Event;
+use super::config::{DiscoveryTable, TargetConfig};
+use super::controller::{Controller, Kind};
+use super::io;
+use super::namespace::Namespaces;
+
+/// The part of a log that a command asked for. Bytes beyond the log are zero.
+pub(super) struct Window<'a> {
+    start: u64,
+    data: &'a mut [u8],
+}
+
+impl<'a> Window<'a> {
+    pub(super) fn new(start: u64, data: &'a mut [u8]) -> Self {
+        data.fill(0);
+        Self { start, data }
+    }
+
+    /// Whether any of the `len` bytes at `at` of the log is asked for.
+    pub(super) fn shows(&self, at: u64, len: u64) -> bool {
+        let end = self
+            .start
+            .saturating_add(u64::try_from(self.data.len()).unwrap_or(u64::MAX));
+        at < end && at.saturating_add(len) > self.start
+    }
+
+    /// Puts `bytes` at `at` of the log, as far as they are asked for.
+    pub(super) fn put(&mut self, at: u64, bytes: &[u8]) {
+        let skip = usize::try_from(self.start.saturating_sub(at)).unwrap_or(usize::MAX);
+        let to = usize::try_from(at.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        let (Some(from), Some(space)) = (bytes.get(skip..), self.data.get_mut(to..)) else {
+            return;
+        };
+        for (to, from) in space.iter_mut().zip(from) {
+            *to = *from;
+        }
+    }
+}
+
+/// What the logs tell of beyond the controller itself.
+pub(super) struct LogContext<'a> {
+    pub(super) now: Nanos,
+    pub(super) config: &'a TargetConfig,
+    pub(super) discovery: &'a Arc<DiscoveryTable>,
+    pub(super) namespaces: Option<&'a Namespaces>,
+    /// When the subsystem came up.
+    pub(super) power_on: Nanos,
+    /// The address the host reached us by.
+    pub(super) local: SocketAddr,
+}
+
+/// Feature Identifiers Supported and Effects, and NVMe-MI Commands Supported and Effects: 256
+/// dwords each. LPA bit 5 promises both. [BASE-2.0 §5.16.1.15, §5.16.1.16]
+const FEATURE_EFFECTS: u8 = id::FEATURE_EFFECTS;
+const MI_EFFECTS: u8 = 0x13;
+
+/// The logs of an I/O controller. The ANA log will be one when ANA is advertised.
+const IO_LOGS: [u8; 8] = [
+    id::SUPPORTED_LOG_PAGES,
+    id::ERROR,
+    id::SMART,
+    id::FIRMWARE_SLOT,
+    id::CHANGED_NAMESPACE_LIST,
+    id::EFFECTS,
+    FEATURE_EFFECTS,
+    MI_EFFECTS,
+];
+
+/// Bytes that Get Log Page moves; `None` if its length is not that of its data.
+pub(super) fn transfer_bytes(sqe: &Sqe, mdts_bytes: u32) -> Result<u32, Status> {
+    let bytes = GetLogPage::decode(sqe).bytes();
+    let bytes = u32::try_from(bytes)
+        .ok()
+        .filter(|&bytes| bytes <= mdts_bytes)
+        .ok_or(Status::INVALID_FIELD.dnr())?;
+    if sqe.sgl1().length == bytes {
+        Ok(bytes)
+    } else {
+        Err(Status::DATA_SGL_LENGTH_INVALID.dnr())
+    }
+}
+
+impl Controller {
+    /// Get Log Page. Reading to the host with RAE cleared re-arms the log's event.
+    pub(super) fn get_log_page(
+        &mut self,
+        context: &LogContext<'_>,
+        sqe: &Sqe,
+        data: &mut [u8],
+    ) -> Result<(), Status> {
+        let get = GetLogPage::decode(sqe);
+        let known = match self.kind {
+            Kind::Io => IO_LOGS.contains(&get.lid),
+            Kind::Discovery => get.lid == id::DISCOVERY,
+        };
+        if !known {
+            return Err(Status::INVALID_LOG_PAGE.dnr());
+        }
+        // Offsets as indexes are not advertised.
+        if get.ot || !get.lpo.is_multiple_of(4) {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        if get.lid == id::DISCOVERY && get.lpo == 0 {
+            let hostnqn = self.hostnqn;
+            if let Some(snapshot) = &mut self.discovery {
+                snapshot.refresh(context.discovery, hostnqn.as_str());
+            }
+        }
+        if get.lpo > self.log_bytes(get.lid) {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        let mut window = Window::new(get.lpo, data);
+        self.write_log(context, &get, sqe.nsid(), &mut window)?;
+        if !get.rae {
+            self.log_was_read(get.lid);
+        }
+        Ok(())
+    }
+
+    fn log_bytes(&self, lid: u8) -> u64 {
+        match lid {
+            id::SMART | id::FIRMWARE_SLOT => 512,
+            id::SUPPORTED_LOG_PAGES | FEATURE_EFFECTS | MI_EFFECTS => 1024,
+            id::DISCOVERY => self
+                .discovery
+                .as_ref()
+                .map_or(0, |snapshot| snapshot.log_bytes(self.hostnqn.as_str())),
+            _ => 4096,
+        }
+    }
+
+    fn write_log(
+        &self,
+        context: &LogContext<'_>,
+        get: &GetLogPage,
+        nsid: NamespaceId,
+        window: &mut Window<'_>,
+    ) -> Result<(), Status> {
+        match get.lid {
+            id::SUPPORTED_LOG_PAGES => {
+                let mut logs = SupportedLogs::default();
+                IO_LOGS.into_iter().for_each(|lid| logs.insert(lid));
+                window.put(0, &logs.to_bytes());
+            }
+            id::ERROR => {
+                let entries = self.errors.newest_first().map(|entry| entry.to_bytes());
+                (0u64..)
+                    .zip(entries)
+                    .for_each(|(index, entry)| window.put(index * 64, &entry));
+            }
+            // One log for the whole controller: LPA bit 0 is clear.
+            id::SMART if matches!(nsid, NamespaceId::NONE | NamespaceId::BROADCAST) => {
+                window.put(0, &self.smart(context).to_bytes());
+            }
+            id::SMART => return Err(Status::INVALID_FIELD.dnr()),
+            id::FIRMWARE_SLOT => {
+                let mut firmware = FirmwareSlotLog {
+                    afi: 1,
+                    ..FirmwareSlotLog::default()
+                };
+                firmware.frs[0] = context.config.firmware;
+                window.put(0, &firmware.to_bytes());
+            }
+            id::CHANGED_NAMESPACE_LIST => {
+                let mut page = [0; 4096];
+                let changed = self.changed.nsids.iter().map(|&nsid| NamespaceId(nsid));
+                encode_changed_namespaces(changed, &mut page);
+                window.put(0, &page);
+            }
+            id::EFFECTS => window.put(0, &effects(context).to_bytes()),
+            FEATURE_EFFECTS => {
+                for fid in 0..=u8::MAX {
+                    let effects = self.feature_effects(context, fid);
+                    window.put(u64::from(fid) * 4, &effects.to_le_bytes());
+                }
+            }
+            id::DISCOVERY => {
+                if let Some(snapshot) = &self.discovery {
+                    snapshot.write(window, self.hostnqn.as_str(), context.local, context.config);
+                }
+            }
+            // No NVMe-MI command is supported: all zero.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn log_was_read(&mut self, lid: u8) {
+        match lid {
+            id::CHANGED_NAMESPACE_LIST => {
+                self.changed.clear();
+                self.events.log_read(Event::NamespaceChanged);
+            }
+            id::DISCOVERY => self.events.log_read(Event::DiscoveryChanged),
+            _ => {}
+        }
+    }
+
+    /// What is not measured is zero; the counters are those of this controller. There is no
+    /// sensor, so no temperature. [BASE-2.0 §5.16.1.3]
+    fn smart(&self, context: &LogContext<'_>) -> SmartLog {
+        let counters = &self.health.io;
+        let up = (context.now - context.power_on).as_millis();
+        let all_read_only = context.namespaces.is_some_and(|namespaces| {
+            namespaces.iter().next().is_some()
+                && namespaces
+                    .iter()
+                    .all(|namespace| namespace.geometry.read_only)
+        });
+        SmartLog {
+            critical_warning: if all_read_only {
+                SmartLog::WARNING_READ_ONLY
+            } else {
+                0
+            },
+            available_spare: 100,
+            available_spare_threshold: 0,
+            data_units_read: SmartLog::data_units(u128::from(counters.read_bytes)),
+            data_units_written: SmartLog::data_units(u128::from(counters.written_bytes)),
+            host_read_commands: u128::from(counters.reads),
+            host_write_commands: u128::from(counters.writes),
+            controller_busy_minutes: u128::from(self.health.busy_minutes(context.now)),
+            power_cycles: 1,
+            power_on_hours: u128::from(up / 3_600_000),
+            media_errors: u128::from(counters.media_errors),
+            error_log_entries: u128::from(self.errors.count),
+            ..SmartLog::default()
+        }
+    }
+
+    /// FSUPP bit 0, UDCC bit 1, and the scope: bit 20 namespace, bit 21 controller.
+    fn feature_effects(&self, context: &LogContext<'_>, fid: u8) -> u32 {
+        let volatile = context
+            .namespaces
+            .is_some_and(Namespaces::any_volatile_cache);
+        match super::feature::abilities(self.kind, volatile, fid) {
+            None => 0,
+            Some(abilities) if abilities & feature::capabilities::NAMESPACE_SPECIFIC != 0 => {
+                1 | 1 << 20
+            }
+            Some(_) => 1 | 1 << 21,
+        }
+    }
+}
+
+/// The admin commands of an I/O controller.
+pub(super) const ADMIN_COMMANDS: [u8; 7] = [
+    admin::GET_LOG_PAGE,
+    admin::IDENTIFY,
+    admin::ABORT,
+    admin::SET_FEATURES,
+    admin::GET_FEATURES,
+    admin::ASYNC_EVENT_REQUEST,
+    admin::KEEP_ALIVE,
+];
+
+/// No command changes anything beyond the content of blocks, and none needs to run alone.
+fn effects(context: &LogContext<'_>) -> EffectsLog {
+    let mut log = EffectsLog::default();
+    for opcode in ADMIN_COMMANDS {
+        log.set_admin(opcode, CommandEffects::SUPPORTED);
+    }
+    let write_zeroes = context.namespaces.is_none_or(Namespaces::all_write_zeroes);
+    for opcode in (0..=u8::MAX).filter(|&opcode| io::is_supported(opcode)) {
+        let effects = match opcode {
+            io_opcode::WRITE_ZEROES if !write_zeroes => continue,
+            _ if io::modifies(opcode) => {
+                CommandEffects::SUPPORTED.union(CommandEffects::CONTENT_CHANGE)
+            }
+            _ => CommandEffects::SUPPORTED,
+        };
+        log.set_io(opcode, effects);
+    }
+    log
+}
+
+#[cfg(test)]
+mod tests;

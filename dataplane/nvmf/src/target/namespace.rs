@@ -1,0 +1,222 @@
+//! A namespace and the subsystem's table of them.
+
+use super::config::{ConfigError, NamespaceConfig, NsGeometry};
+use super::health::IoCounters;
+use super::output::NamespaceHandle;
+
+/// A namespace of a subsystem, attached to all its controllers.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    pub(super) nsid: u32,
+    pub(super) handle: NamespaceHandle,
+    pub(super) geometry: NsGeometry,
+    pub(super) uuid: [u8; 16],
+    pub(super) nguid: [u8; 16],
+    pub(super) counters: IoCounters,
+}
+
+/// Namespaces by NSID. Dense, because the look-up is on the path of every command.
+#[derive(Debug, Default)]
+pub(super) struct Namespaces {
+    by_nsid: Vec<Option<Box<Namespace>>>,
+    max: u32,
+}
+
+impl Namespaces {
+    pub(super) fn new(max: u32) -> Self {
+        Self {
+            by_nsid: Vec::new(),
+            max,
+        }
+    }
+
+    /// The highest NSID there can be: NN and MNAN.
+    pub(super) fn max(&self) -> u32 {
+        self.max
+    }
+
+    pub(super) fn get(&self, nsid: u32) -> Option<&Namespace> {
+        self.by_nsid.get(position(nsid)?)?.as_deref()
+    }
+
+    pub(super) fn get_mut(&mut self, nsid: u32) -> Option<&mut Namespace> {
+        self.by_nsid.get_mut(position(nsid)?)?.as_deref_mut()
+    }
+
+    /// All, by ascending NSID.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Namespace> {
+        self.by_nsid.iter().filter_map(Option::as_deref)
+    }
+
+    /// The first namespace after `nsid` in ascending order.
+    pub(super) fn after(&self, nsid: u32) -> Option<&Namespace> {
+        let start = usize::try_from(nsid).ok()?;
+        self.by_nsid.get(start..)?.iter().find_map(Option::as_deref)
+    }
+
+    pub(super) fn any_volatile_cache(&self) -> bool {
+        self.iter()
+            .any(|namespace| namespace.geometry.volatile_cache)
+    }
+
+    /// Whether hosts may be told that Write Zeroes works: on every namespace, or there is none.
+    pub(super) fn all_write_zeroes(&self) -> bool {
+        self.iter().all(|namespace| namespace.geometry.write_zeroes)
+    }
+
+    pub(super) fn add(&mut self, config: NamespaceConfig) -> Result<u32, ConfigError> {
+        config.geometry.check()?;
+        let nsid = match config.nsid {
+            Some(nsid) => nsid,
+            None => self.lowest_free(),
+        };
+        let at = position(nsid)
+            .filter(|_| nsid <= self.max)
+            .ok_or(ConfigError::NamespaceId)?;
+        if self.by_nsid.len() <= at {
+            self.by_nsid.resize_with(at + 1, || None);
+        }
+        let place = &mut self.by_nsid[at];
+        if place.is_some() {
+            return Err(ConfigError::NamespaceId);
+        }
+        *place = Some(Box::new(Namespace {
+            nsid,
+            handle: config.handle,
+            geometry: config.geometry,
+            uuid: config.uuid,
+            nguid: config.nguid,
+            counters: IoCounters::default(),
+        }));
+        Ok(nsid)
+    }
+
+    pub(super) fn remove(&mut self, nsid: u32) -> Option<Box<Namespace>> {
+        self.by_nsid.get_mut(position(nsid)?)?.take()
+    }
+
+    fn lowest_free(&self) -> u32 {
+        let free = self
+            .by_nsid
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.by_nsid.len());
+        u32::try_from(free).map_or(u32::MAX, |free| free.saturating_add(1))
+    }
+}
+
+fn position(nsid: u32) -> Option<usize> {
+    usize::try_from(nsid.checked_sub(1)?).ok()
+}
+
+impl NsGeometry {
+    /// A live namespace may grow and change its promises, but neither shrink nor change its
+    /// block size: hosts would lose or misread data.
+    pub(super) fn check_successor(&self, next: &Self) -> Result<(), ConfigError> {
+        next.check()?;
+        if next.block_bytes == self.block_bytes && next.blocks >= self.blocks {
+            Ok(())
+        } else {
+            Err(ConfigError::Geometry)
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::config::Deallocate;
+    use super::*;
+
+    pub(in super::super) fn geometry() -> NsGeometry {
+        NsGeometry {
+            block_bytes: 512,
+            blocks: 1000,
+            used_blocks: 1000,
+            volatile_cache: true,
+            read_only: false,
+            atomic_write_blocks: 1,
+            optimal_io_blocks: 0,
+            deallocate: Deallocate::ReadsZero,
+            deallocate_granularity_blocks: 8,
+            write_zeroes: true,
+            thin: false,
+        }
+    }
+
+    pub(in super::super) fn config(nsid: Option<u32>) -> NamespaceConfig {
+        let id = u8::try_from(nsid.unwrap_or(0)).unwrap() + 1;
+        NamespaceConfig {
+            nsid,
+            handle: NamespaceHandle(9),
+            geometry: geometry(),
+            uuid: [id; 16],
+            nguid: [id; 16],
+        }
+    }
+
+    #[test]
+    fn lowest_free_nsid_is_given_and_the_maximum_holds() {
+        let mut namespaces = Namespaces::new(3);
+        assert_eq!(namespaces.add(config(Some(2))), Ok(2));
+        assert_eq!(namespaces.add(config(None)), Ok(1));
+        assert_eq!(namespaces.add(config(None)), Ok(3));
+        assert_eq!(namespaces.add(config(None)), Err(ConfigError::NamespaceId));
+        assert_eq!(
+            namespaces.add(config(Some(2))),
+            Err(ConfigError::NamespaceId)
+        );
+        assert_eq!(
+            namespaces.add(config(Some(0))),
+            Err(ConfigError::NamespaceId)
+        );
+        assert!(namespaces.remove(2).is_some());
+        assert_eq!(namespaces.after(1).map(|ns| ns.nsid), Some(3));
+        assert!(namespaces.after(3).is_none() && namespaces.after(u32::MAX).is_none());
+        assert_eq!(namespaces.iter().count(), 2);
+    }
+
+    #[test]
+    fn shrinking_and_impossible_geometries_are_refused() {
+        let old = geometry();
+        let grown = NsGeometry {
+            blocks: 2000,
+            ..old
+        };
+        assert_eq!(old.check_successor(&grown), Ok(()));
+        for bad in [
+            NsGeometry {
+                blocks: 999,
+                used_blocks: 0,
+                ..old
+            },
+            NsGeometry {
+                block_bytes: 4096,
+                ..old
+            },
+            NsGeometry {
+                blocks: u64::MAX,
+                ..old
+            },
+            NsGeometry {
+                used_blocks: 1001,
+                ..old
+            },
+        ] {
+            assert_eq!(old.check_successor(&bad), Err(ConfigError::Geometry));
+        }
+        let none = NsGeometry {
+            blocks: 0,
+            used_blocks: 0,
+            ..old
+        };
+        assert_eq!(none.check(), Err(ConfigError::Geometry));
+        assert_eq!(
+            NsGeometry {
+                block_bytes: 520,
+                ..old
+            }
+            .check(),
+            Err(ConfigError::Geometry)
+        );
+    }
+}

@@ -1,0 +1,346 @@
+//! What arrives on a connection: PDUs, payload, and the checks on both. [TCP-1.0 §3.3, §3.6]
+
+use bowline_nvme::pdu::{Fes, H2CData, IcReq, TermReq, Violation};
+use bowline_nvme::{Nanos, Sgl, Sqe, Status};
+
+use super::Target;
+use super::command::Plan;
+use super::config::CONTROL_ICD_BYTES;
+use super::connection::{Connection, Landing, Pending, State};
+use super::output::{ConnId, SlotId};
+use super::slot::Stage;
+use crate::frame::{Event, Header};
+
+/// Byte offsets within the PDU headers, for FEI.
+const CAPSULE_SGL_ADDRESS: u32 = 8 + 24;
+const CAPSULE_SGL_LENGTH: u32 = 8 + 32;
+const CAPSULE_SGL_KIND: u32 = 8 + 39;
+const COMMON_FLAGS: u32 = 1;
+const H2C_TTAG: u32 = 10;
+
+impl Target {
+    /// Takes received bytes that [`Target::rx`] called `Bytes` and says how many it used. Call
+    /// `rx` again afterwards: the rest may be payload.
+    pub fn handle_bytes(&mut self, now: Nanos, id: ConnId, bytes: &[u8]) -> usize {
+        let mut used = 0;
+        while let Some(connection) = self.connections.get_mut(id) {
+            if !connection.receives() {
+                if matches!(connection.state, State::Linger | State::Drain) {
+                    used = bytes.len();
+                }
+                break;
+            }
+            if connection.frame.payload_remaining() > 0 || used == bytes.len() {
+                break;
+            }
+            let rest = bytes.get(used..).unwrap_or_default();
+            used += connection.frame.handle(rest);
+            connection.last_rx = now;
+            self.handle_events(now, id);
+        }
+        self.arm_partial(now, id);
+        self.touch(id);
+        used
+    }
+
+    /// `landed` bytes of payload were received into the slot's buffer, or dropped. `crc` is the
+    /// CRC32C that [`Rx::Payload`](super::Rx::Payload) asked for.
+    pub fn handle_payload(&mut self, now: Nanos, id: ConnId, landed: u32, crc: Option<u32>) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        if !connection.receives() {
+            return;
+        }
+        let landed = landed.min(connection.frame.payload_remaining());
+        connection.last_rx = now;
+        connection.landing.next += landed;
+        connection.counters.payload_rx_bytes += u64::from(landed);
+        let slot = connection.landing.slot;
+        if let Some(command) = slot.and_then(|slot| connection.slots.get_mut(slot)) {
+            command.since = now;
+        }
+        connection
+            .frame
+            .advance_payload(landed, crc.filter(|_| slot.is_some()));
+        self.handle_events(now, id);
+        self.arm_partial(now, id);
+        self.touch(id);
+    }
+
+    fn handle_events(&mut self, now: Nanos, id: ConnId) {
+        while let Some(connection) = self.connections.get_mut(id) {
+            let Some(event) = connection.frame.poll_event() else {
+                break;
+            };
+            match event {
+                Event::Header(header) => self.handle_header(now, id, header),
+                Event::PayloadEnd => {
+                    // Data nobody vouched for although there was a digest is no data.
+                    let trusted = !connection.frame.has_data_digest();
+                    self.payload_end(now, id, trusted);
+                }
+                Event::DigestOk => self.payload_end(now, id, true),
+                Event::DigestMismatch => self.payload_end(now, id, false),
+                Event::Violation(violation) => self.violation(now, id, violation),
+            }
+        }
+    }
+
+    /// A PDU that has begun must go on, or the connection ends.
+    fn arm_partial(&mut self, now: Nanos, id: ConnId) {
+        let partial =
+            |connection: &Connection| connection.receives() && !connection.frame.is_between_pdus();
+        if self.connections.get(id).is_some_and(partial) {
+            self.arm_connection_at(id, now.after(self.config.deadlines.transfer));
+        }
+    }
+
+    fn handle_header(&mut self, now: Nanos, id: ConnId, header: Header) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        connection.landing = Landing::default();
+        let sequence = Violation::new(Fes::SEQUENCE_ERROR);
+        match (connection.state, header) {
+            // The host's last word: nothing is answered. [TCP-1.0 §3.5.1]
+            (_, Header::TermReq(_)) => {
+                self.counters.terminated_by_host += 1;
+                self.close_connection(now, id, true);
+            }
+            (State::AwaitIcReq, Header::IcReq(icreq)) => self.icreq(now, id, &icreq),
+            (State::AwaitConnect | State::Ready, Header::CapsuleCmd(capsule)) => {
+                self.capsule(now, id, &capsule.sqe);
+            }
+            (State::Ready | State::AwaitConnect, Header::H2CData(data)) => {
+                if let Err(violation) = connection.h2c_data(&data) {
+                    self.violation(now, id, violation);
+                }
+            }
+            _ => self.violation(now, id, sequence),
+        }
+    }
+
+    /// Settles digests and alignment; at most one R2T per command is ever outstanding, so MAXR2T
+    /// does not matter. [TCP-1.0 §3.1]
+    fn icreq(&mut self, now: Nanos, id: ConnId, icreq: &IcReq) {
+        let connect_by = now.after(self.config.deadlines.connect);
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        connection.digests = icreq.digests();
+        connection.hpda = icreq.hpda;
+        connection.frame.set_digests(icreq.digests());
+        connection.state = State::AwaitConnect;
+        connection.deadline = Some(connect_by);
+        connection.push(Pending::IcResp);
+        self.arm_connection(id);
+    }
+
+    /// The stream is broken or its sender is: say why, then end. [TCP-1.0 §3.5.1]
+    pub(super) fn violation(&mut self, now: Nanos, id: ConnId, violation: Violation) {
+        let linger_until = now.after(self.config.deadlines.linger);
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let term = TermReq::new(violation, connection.frame.header_bytes());
+        connection.terminate(term, linger_until);
+        self.counters.terminated_by_us += 1;
+        self.detach(now, id);
+        self.arm_connection(id);
+        self.touch(id);
+    }
+
+    fn capsule(&mut self, now: Nanos, id: ConnId, sqe: &Sqe) {
+        let icd_bytes = self.config.icd_bytes;
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        connection.last_command = now;
+        connection.counters.commands += 1;
+        if let Some(queue) = &mut connection.queue {
+            queue.sq_head = if queue.sq_head + 1 >= queue.entries {
+                0
+            } else {
+                queue.sq_head + 1
+            };
+        }
+        let payload = connection.frame.payload_remaining();
+        if let Err(violation) = check_sgl(connection, sqe, payload, icd_bytes) {
+            return self.violation(now, id, violation);
+        }
+        let duplicate = connection.slots.is_cid_busy(sqe.cid());
+        // More commands than the queue has entries, and then some: a host that does not count.
+        let Some(slot) = connection.slots.claim(now, *sqe) else {
+            return self.violation(now, id, Violation::new(Fes::SEQUENCE_ERROR));
+        };
+        let plan = if duplicate {
+            Plan::Respond(Status::CID_CONFLICT.dnr(), 0)
+        } else {
+            self.plan(now, id, slot, sqe)
+        };
+        self.start(now, id, slot, plan, payload);
+    }
+
+    /// Sets a planned command going. In-capsule data of one that wants none is dropped.
+    fn start(&mut self, now: Nanos, id: ConnId, slot: SlotId, plan: Plan, payload: u32) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(command) = connection.slots.get_mut(slot) else {
+            return;
+        };
+        match plan {
+            Plan::FromHost(len) => {
+                command.transfer_len = len;
+                if payload > 0 {
+                    command.enter(now, Stage::Receive);
+                    command.r2t_end = payload;
+                    connection.landing = Landing {
+                        slot: Some(slot),
+                        ..Landing::default()
+                    };
+                } else {
+                    command.enter(now, Stage::Buffer);
+                    connection.push(Pending::NeedBuffer(slot));
+                }
+            }
+            // Data in a capsule only goes to the controller.
+            Plan::ToHost(_) if payload > 0 => {
+                self.respond(now, id, slot, Status::SGL_TYPE_INVALID.dnr(), 0);
+            }
+            Plan::ToHost(len) => {
+                command.transfer_len = len;
+                command.enter(now, Stage::Fill);
+                connection.push(Pending::Fill(slot));
+            }
+            Plan::Execute(io) => {
+                command.transfer_len = io.bytes;
+                command.command = io;
+                command.enter(now, Stage::Queued);
+                connection.push(Pending::Execute(slot));
+            }
+            Plan::Respond(status, result) => self.respond(now, id, slot, status, result),
+            Plan::Held => {}
+            Plan::Disconnect => {
+                connection.respond(now, slot, Status::SUCCESS, 0);
+                connection.drain();
+            }
+        }
+    }
+
+    /// A buffer is bound: ask for the data.
+    pub fn handle_buffer(&mut self, now: Nanos, id: ConnId, slot: SlotId) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let Some(command) = connection.slots.at_stage(slot, Stage::Buffer) else {
+            return;
+        };
+        command.enter(now, Stage::Transfer);
+        connection.push(Pending::R2t(slot));
+        self.arm_connection_at(id, now.after(self.config.deadlines.transfer));
+        self.touch(id);
+    }
+
+    /// One PDU's payload is complete.
+    fn payload_end(&mut self, now: Nanos, id: ConnId, trusted: bool) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let landing = std::mem::take(&mut connection.landing);
+        let Some(slot) = landing.slot else { return };
+        let Some(command) = connection.slots.get_mut(slot) else {
+            return;
+        };
+        command.landed = landing.next;
+        command.since = now;
+        if !trusted && !landing.drop {
+            // All of the command's data is taken first; it is never executed. [TCP-1.0 §3.3.1.1]
+            command.status = Status::TRANSIENT_TRANSPORT;
+            connection.counters.data_digest_errors += 1;
+        }
+        let (status, landed) = (command.status, command.landed);
+        if landed < command.r2t_end {
+            return;
+        }
+        if !status.is_success() {
+            return self.respond(now, id, slot, status, 0);
+        }
+        if landed < command.transfer_len {
+            connection.push(Pending::R2t(slot));
+            return;
+        }
+        self.data_complete(now, id, slot);
+    }
+}
+
+/// SGL descriptors of a capsule against the data that came with it. [TCP-1.0 §3.3.2]
+fn check_sgl(
+    connection: &Connection,
+    sqe: &Sqe,
+    payload: u32,
+    icd_bytes: u32,
+) -> Result<(), Violation> {
+    let sgl = sqe.sgl1();
+    match sgl.kind {
+        Sgl::KIND_TRANSPORT if payload == 0 => Ok(()),
+        Sgl::KIND_TRANSPORT => Err(Violation::field(CAPSULE_SGL_LENGTH)),
+        Sgl::KIND_IN_CAPSULE if sgl.address != 0 => {
+            Err(Violation::unsupported(CAPSULE_SGL_ADDRESS))
+        }
+        Sgl::KIND_IN_CAPSULE if sgl.length != payload => Err(Violation::field(CAPSULE_SGL_LENGTH)),
+        Sgl::KIND_IN_CAPSULE if payload > capsule_bytes_max(connection, sqe, icd_bytes) => {
+            Err(Violation::new(Fes::LIMIT_EXCEEDED))
+        }
+        Sgl::KIND_IN_CAPSULE => Ok(()),
+        _ => Err(Violation::unsupported(CAPSULE_SGL_KIND)),
+    }
+}
+
+/// Admin and Fabrics commands carry 8192 bytes whatever IOCCSZ says. [TCP-1.0 §3.3.2.2]
+fn capsule_bytes_max(connection: &Connection, sqe: &Sqe, icd_bytes: u32) -> u32 {
+    let is_io = connection.queue.is_some_and(|queue| queue.qid != 0);
+    let is_fabrics = sqe.opcode() == bowline_nvme::opcode::admin::FABRICS;
+    if is_io && !is_fabrics {
+        icd_bytes
+    } else {
+        icd_bytes.max(CONTROL_ICD_BYTES)
+    }
+}
+
+impl Connection {
+    /// Finds the transfer that an H2CData PDU belongs to, by its tag alone, and checks that the
+    /// data is exactly what is due. [TCP-1.0 §3.6.2.6]
+    fn h2c_data(&mut self, data: &H2CData) -> Result<(), Violation> {
+        let sequence = Violation::new(Fes::SEQUENCE_ERROR);
+        let slot = self.slots.by_tag(data.ttag).ok_or(sequence)?;
+        let maxh2cdata = self.maxh2cdata;
+        let command = self.slots.get(slot).ok_or(sequence)?;
+        if command.stage != Stage::Transfer || command.r2t_end == command.landed {
+            return Err(Violation::field(H2C_TTAG));
+        }
+        if data.cccid != command.sqe.cid() {
+            return Err(sequence);
+        }
+        if data.datal > maxh2cdata {
+            return Err(Violation::new(Fes::LIMIT_EXCEEDED));
+        }
+        let end = data.datao.checked_add(data.datal);
+        if data.datao != command.landed || end.is_none_or(|end| end > command.r2t_end) {
+            return Err(Violation::new(Fes::DATA_OUT_OF_RANGE));
+        }
+        if data.last != (end == Some(command.r2t_end)) {
+            return Err(Violation::field(COMMON_FLAGS));
+        }
+        // After a digest error the rest is only counted.
+        let drop = !command.status.is_success();
+        self.landing = Landing {
+            slot: Some(slot),
+            start: data.datao,
+            next: data.datao,
+            drop,
+        };
+        Ok(())
+    }
+}

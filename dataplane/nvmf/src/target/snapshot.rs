@@ -1,0 +1,258 @@
+//! What operators see of a target: values, taken at one moment.
+
+use std::net::SocketAddr;
+
+use bowline_nvme::Nanos;
+
+use super::Target;
+use super::config::{Hosts, NsGeometry};
+use super::connection::{Connection, ConnectionCounters, State};
+use super::controller::{Controller, Kind};
+use super::health::IoCounters;
+use super::output::{ConnId, NamespaceHandle};
+use super::table::Key;
+
+/// Counts over the target's life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TargetCounters {
+    /// Connections taken.
+    pub connections_opened: u64,
+    /// Connections not taken: a limit was reached.
+    pub connections_refused: u64,
+    /// Connect commands that made a queue.
+    pub connects_accepted: u64,
+    /// Connect commands refused.
+    pub connects_refused: u64,
+    /// Connections ended by a C2HTermReq.
+    pub terminated_by_us: u64,
+    /// Connections ended by an H2CTermReq.
+    pub terminated_by_host: u64,
+    /// Connections closed because nothing happened for too long.
+    pub timed_out: u64,
+    /// Associations ended because the host was silent.
+    pub keep_alive_expired: u64,
+}
+
+/// A subsystem and all that belongs to it.
+#[derive(Clone, Debug)]
+pub struct SubsystemSnapshot {
+    /// Subsystem NQN.
+    pub nqn: String,
+    /// Serial number, padded.
+    pub serial: [u8; 20],
+    /// Who may connect.
+    pub hosts: Hosts,
+    /// Highest NSID possible.
+    pub namespaces_max: u32,
+    /// By ascending NSID.
+    pub namespaces: Vec<NamespaceSnapshot>,
+    /// Controllers, those that only drain included.
+    pub controllers: Vec<ControllerSnapshot>,
+}
+
+/// A namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct NamespaceSnapshot {
+    /// Namespace id.
+    pub nsid: u32,
+    /// The glue's index of the device.
+    pub handle: NamespaceHandle,
+    /// Layout and promises.
+    pub geometry: NsGeometry,
+    /// UUID.
+    pub uuid: [u8; 16],
+    /// NGUID.
+    pub nguid: [u8; 16],
+    /// What was done with it, by all hosts.
+    pub counters: IoCounters,
+}
+
+/// A controller.
+#[derive(Clone, Debug)]
+pub struct ControllerSnapshot {
+    /// Controller id.
+    pub cntlid: u16,
+    /// Host NQN.
+    pub hostnqn: String,
+    /// Host id.
+    pub hostid: [u8; 16],
+    /// CSTS.RDY, and neither draining nor reset.
+    pub ready: bool,
+    /// Keep Alive Timeout; zero is none.
+    pub kato: Nanos,
+    /// I/O queue ids, ascending.
+    pub io_queues: Vec<u16>,
+    /// Commands at devices.
+    pub executing: u32,
+    /// What the host did.
+    pub counters: IoCounters,
+    /// Entries ever made in the error log.
+    pub error_log_entries: u64,
+    /// When the host connected.
+    pub created: Nanos,
+}
+
+/// A connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionSnapshot {
+    /// Its id.
+    pub id: ConnId,
+    /// The host's address.
+    pub peer: SocketAddr,
+    /// Our address.
+    pub local: SocketAddr,
+    /// How far it is.
+    pub state: ConnectionState,
+    /// Host, subsystem, controller id, and queue id once Connect is done.
+    pub queue: Option<QueueSnapshot>,
+    /// Header digest in use.
+    pub header_digest: bool,
+    /// Data digest in use.
+    pub data_digest: bool,
+    /// Commands not yet answered.
+    pub outstanding: u16,
+    /// What it did.
+    pub counters: ConnectionCounters,
+}
+
+/// The queue a connection is.
+#[derive(Clone, Debug)]
+pub struct QueueSnapshot {
+    /// Host NQN.
+    pub hostnqn: String,
+    /// Subsystem NQN.
+    pub subnqn: String,
+    /// Controller id.
+    pub cntlid: u16,
+    /// Queue id; 0 is the admin queue.
+    pub qid: u16,
+    /// Entries, one-based.
+    pub entries: u16,
+}
+
+/// How far a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// Before ICReq or Connect.
+    Connecting,
+    /// A queue.
+    Ready,
+    /// On its way out.
+    Closing,
+}
+
+impl Target {
+    /// The subsystems, in the order they were added as far as places were free.
+    #[must_use]
+    pub fn subsystems(&self) -> Vec<SubsystemSnapshot> {
+        let present = self
+            .subsystems
+            .iter()
+            .flatten()
+            .filter(|subsystem| !subsystem.removed);
+        present
+            .map(|subsystem| SubsystemSnapshot {
+                nqn: subsystem.config.nqn.clone(),
+                serial: subsystem.config.serial,
+                hosts: subsystem.config.hosts.clone(),
+                namespaces_max: subsystem.namespaces.max(),
+                namespaces: subsystem
+                    .namespaces
+                    .iter()
+                    .map(|namespace| NamespaceSnapshot {
+                        nsid: namespace.nsid,
+                        handle: namespace.handle,
+                        geometry: namespace.geometry,
+                        uuid: namespace.uuid,
+                        nguid: namespace.nguid,
+                        counters: namespace.counters,
+                    })
+                    .collect(),
+                controllers: self.controllers_of(&subsystem.controllers),
+            })
+            .collect()
+    }
+
+    /// The discovery controllers.
+    #[must_use]
+    pub fn discovery_controllers(&self) -> Vec<ControllerSnapshot> {
+        let keys: Vec<Key> = self
+            .controllers
+            .iter()
+            .filter(|(_, controller)| controller.kind == Kind::Discovery)
+            .map(|(key, _)| key)
+            .collect();
+        self.controllers_of(&keys)
+    }
+
+    /// The connections.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionSnapshot> {
+        self.connections
+            .iter()
+            .map(|(id, connection)| self.connection(id, connection))
+            .collect()
+    }
+
+    /// Counts over the target's life.
+    #[must_use]
+    pub fn counters(&self) -> TargetCounters {
+        self.counters
+    }
+
+    fn controllers_of(&self, keys: &[Key]) -> Vec<ControllerSnapshot> {
+        keys.iter()
+            .filter_map(|&key| self.controllers.get(key))
+            .map(controller)
+            .collect()
+    }
+
+    fn connection(&self, id: ConnId, connection: &Connection) -> ConnectionSnapshot {
+        let queue = connection.queue.and_then(|queue| {
+            let controller = self.controllers.get(queue.controller)?;
+            Some(QueueSnapshot {
+                hostnqn: controller.hostnqn.as_str().to_owned(),
+                subnqn: controller.subnqn.as_str().to_owned(),
+                cntlid: controller.cntlid,
+                qid: queue.qid,
+                entries: queue.entries,
+            })
+        });
+        ConnectionSnapshot {
+            id,
+            peer: connection.path.peer,
+            local: connection.path.local,
+            state: match connection.state {
+                State::AwaitIcReq | State::AwaitConnect | State::Routing | State::HeldConnect => {
+                    ConnectionState::Connecting
+                }
+                State::Ready => ConnectionState::Ready,
+                State::Linger | State::Drain | State::Closing | State::Gone => {
+                    ConnectionState::Closing
+                }
+            },
+            queue,
+            header_digest: connection.digests.header,
+            data_digest: connection.digests.data,
+            outstanding: connection.slots.busy(),
+            counters: connection.counters,
+        }
+    }
+}
+
+fn controller(controller: &Controller) -> ControllerSnapshot {
+    let mut io_queues: Vec<u16> = controller.queues.iter().map(|&(qid, _)| qid).collect();
+    io_queues.sort_unstable();
+    ControllerSnapshot {
+        cntlid: controller.cntlid,
+        hostnqn: controller.hostnqn.as_str().to_owned(),
+        hostid: controller.hostid,
+        ready: controller.is_enabled(),
+        kato: controller.kato,
+        io_queues,
+        executing: controller.health.executing,
+        counters: controller.health.io,
+        error_log_entries: controller.errors.count,
+        created: controller.created,
+    }
+}

@@ -1,0 +1,216 @@
+//! The discovery controller. [FABRICS-1.1 §5]
+
+use std::sync::Arc;
+
+use bowline_nvme::fabrics::Connect;
+use bowline_nvme::feature::{SetFeatures, id as fid};
+use bowline_nvme::identify::{IdentifyController, cns};
+use bowline_nvme::log::{DiscoveryEntry, DiscoveryHeader, GetLogPage, id as lid};
+use bowline_nvme::opcode::admin;
+use bowline_nvme::pdu::Digests;
+use bowline_nvme::{Nanos, Sgl, Sqe, Status};
+use bowline_nvmf::target::{ConnId, DiscoveryKind, DiscoveryRecord, DiscoveryTable, Hosts};
+
+use crate::glue::{DISCOVERY, Glue, HOSTNQN};
+
+const OTHER: &str = "nqn.2026-11.io.bowline:other-host";
+
+fn record(subnqn: &str, address: &str, hosts: Hosts) -> DiscoveryRecord {
+    DiscoveryRecord {
+        kind: DiscoveryKind::Nvm,
+        subnqn: subnqn.to_owned(),
+        address: address.parse().expect("an address"),
+        port_id: 1,
+        hosts,
+    }
+}
+
+fn table(genctr: u64, entries: Vec<DiscoveryRecord>) -> Arc<DiscoveryTable> {
+    Arc::new(DiscoveryTable { genctr, entries })
+}
+
+fn connect(glue: &mut Glue, kato_ms: u32) -> ConnId {
+    let id = glue.initialized(Digests::NONE);
+    let command = Connect {
+        kato_ms,
+        ..Glue::connect_command(0, 31)
+    };
+    let data = Glue::connect_data(DISCOVERY, HOSTNQN, 0xFFFF);
+    assert!(glue.connect(id, command, &data).status.is_success());
+    // Some hosts leave the entry sizes zero, others do not.
+    glue.set_cc(
+        id,
+        if kato_ms == 0 {
+            1
+        } else {
+            crate::glue::CC_ENABLE
+        },
+    );
+    assert_eq!(glue.csts(id), 1);
+    id
+}
+
+fn read(glue: &mut Glue, id: ConnId, offset: u64, len: u32) -> Vec<u8> {
+    glue.log(id, GetLogPage::range(lid::DISCOVERY, offset, len))
+        .expect("supported")
+}
+
+fn header(glue: &mut Glue, id: ConnId) -> (u64, u64) {
+    let bytes = read(glue, id, 0, 1024);
+    let header = DiscoveryHeader::decode(bytes.first_chunk().expect("1024"));
+    (header.genctr, header.numrec)
+}
+
+fn entry(glue: &mut Glue, id: ConnId, index: u64) -> DiscoveryEntry {
+    let bytes = read(glue, id, 1024 + index * 1024, 1024);
+    DiscoveryEntry::decode(bytes.first_chunk().expect("1024"))
+}
+
+#[test]
+fn host_sees_what_it_may_use_and_no_wildcard_addresses() {
+    let mut glue = Glue::new();
+    let only = |host: &str| Hosts::Only(vec![host.to_owned()]);
+    let entries = vec![
+        record("nqn.2026-11.io.bowline:a", "0.0.0.0:4420", Hosts::Any),
+        record("nqn.2026-11.io.bowline:b", "192.0.2.7:4421", only(OTHER)),
+        record(
+            "nqn.2026-11.io.bowline:c",
+            "[2001:db8::1]:4420",
+            only(HOSTNQN),
+        ),
+    ];
+    glue.target.set_discovery(glue.now, table(7, entries));
+    let id = connect(&mut glue, 0);
+    assert_eq!(header(&mut glue, id), (7, 2));
+    let first = entry(&mut glue, id, 0);
+    assert_eq!(
+        first.nqn().expect("valid").as_str(),
+        "nqn.2026-11.io.bowline:a"
+    );
+    assert_eq!(
+        (first.address(), first.service()),
+        (Some("127.0.0.1"), Some("4420"))
+    );
+    assert_eq!((first.trtype, first.adrfam, first.subtype), (3, 1, 2));
+    assert!(first.asqsz >= 32 && first.cntlid.0 == 0xFFFF);
+    let second = entry(&mut glue, id, 1);
+    assert_eq!((second.address(), second.adrfam), (Some("2001:db8::1"), 2));
+    // Header and entries in one reading are the same bytes.
+    let whole = read(&mut glue, id, 0, 3072);
+    assert!(whole[1024..2048] == first.to_bytes() && whole[2048..] == second.to_bytes());
+    let middle = read(&mut glue, id, 1024 + 256, 8);
+    assert_eq!(&middle, b"nqn.2026");
+}
+
+#[test]
+fn log_read_in_pieces_is_of_one_version() {
+    let mut glue = Glue::new();
+    let a = record("nqn.2026-11.io.bowline:a", "192.0.2.1:4420", Hosts::Any);
+    let b = record("nqn.2026-11.io.bowline:b", "192.0.2.2:4420", Hosts::Any);
+    glue.target
+        .set_discovery(glue.now, table(1, vec![a.clone(), b.clone()]));
+    let id = connect(&mut glue, 0);
+    assert_eq!(header(&mut glue, id), (1, 2));
+    glue.target
+        .set_discovery(glue.now, table(2, vec![b.clone()]));
+    assert_eq!(entry(&mut glue, id, 0).address(), Some("192.0.2.1"));
+    assert_eq!(entry(&mut glue, id, 1).address(), Some("192.0.2.2"));
+    assert_eq!(header(&mut glue, id), (2, 1));
+    // A change that this host cannot see does not move the generation counter.
+    let hidden = DiscoveryRecord {
+        hosts: Hosts::Only(vec![OTHER.to_owned()]),
+        ..a
+    };
+    glue.target
+        .set_discovery(glue.now, table(3, vec![hidden, b]));
+    assert_eq!(header(&mut glue, id), (2, 1));
+    let beyond = glue.log(id, GetLogPage::range(lid::DISCOVERY, 2052, 4));
+    assert_eq!(beyond, Err(Status::INVALID_FIELD.dnr().more()));
+}
+
+#[test]
+fn persistent_host_is_told_of_changes_it_can_see() {
+    let mut glue = Glue::new();
+    let id = connect(&mut glue, 30_000);
+    let aec = SetFeatures::new(fid::ASYNC_EVENT_CONFIG, 1 << 31).encode();
+    assert_eq!(glue.command(id, aec).status, Status::SUCCESS);
+    glue.send(
+        id,
+        Sqe::new(admin::ASYNC_EVENT_REQUEST).with_sgl1(Sgl::transport(0)),
+    );
+    assert_eq!(header(&mut glue, id), (0, 0));
+    let hidden = record(
+        "nqn.2026-11.io.bowline:h",
+        "192.0.2.1:4420",
+        Hosts::Only(Vec::new()),
+    );
+    glue.target
+        .set_discovery(glue.now, table(1, vec![hidden.clone()]));
+    glue.pump();
+    assert!(glue.replies(id).is_empty());
+    let seen = record("nqn.2026-11.io.bowline:s", "192.0.2.1:4420", Hosts::Any);
+    glue.target
+        .set_discovery(glue.now, table(2, vec![hidden, seen]));
+    glue.pump();
+    assert_eq!(glue.reply(id).cqe().result, 0x0070_F002);
+    assert_eq!(header(&mut glue, id), (2, 1));
+}
+
+#[test]
+fn discovery_controller_says_what_it_is_and_does_nothing_else() {
+    let mut glue = Glue::new();
+    let id = connect(&mut glue, 0);
+    let page = glue.identify(id, cns::CONTROLLER, 0).expect("mandatory");
+    let controller = IdentifyController::decode(&page);
+    assert_eq!(
+        (controller.cntrltype, controller.nn, controller.oaes),
+        (2, 0, 1 << 31)
+    );
+    assert!(glue.identify(id, cns::ACTIVE_NAMESPACE_LIST, 0).is_err());
+    for opcode in [
+        admin::ABORT,
+        admin::FORMAT_NVM,
+        admin::NAMESPACE_MANAGEMENT,
+        0xC0,
+    ] {
+        let status = glue.command(id, Sqe::new(opcode)).status;
+        assert!(status.same_code(Status::INVALID_OPCODE), "{opcode:#x}");
+    }
+    assert_eq!(
+        glue.command(id, Sqe::new(admin::KEEP_ALIVE)).status,
+        Status::SUCCESS
+    );
+    let smart = glue.log(id, GetLogPage::range(lid::SMART, 0, 512));
+    assert!(smart.is_err_and(|status| status.same_code(Status::INVALID_LOG_PAGE)));
+    let queues = SetFeatures::new(fid::NUMBER_OF_QUEUES, 0).encode();
+    assert!(
+        glue.command(id, queues)
+            .status
+            .same_code(Status::INVALID_FIELD)
+    );
+}
+
+#[test]
+fn one_shot_discovery_without_keep_alive_ends_after_two_idle_minutes() {
+    let mut glue = Glue::new();
+    let id = connect(&mut glue, 0);
+    glue.advance(Nanos::from_secs(100));
+    header(&mut glue, id);
+    glue.advance(Nanos::from_secs(100));
+    assert!(glue.is_open(id));
+    glue.advance(Nanos::from_secs(21));
+    assert!(!glue.is_open(id));
+}
+
+#[test]
+fn many_short_associations_leave_nothing_behind() {
+    let mut glue = Glue::new();
+    for _ in 0..200 {
+        let id = connect(&mut glue, 0);
+        header(&mut glue, id);
+        glue.set_cc(id, 1 | 1 << 14);
+        glue.drop_socket(id);
+    }
+    assert!(glue.target.connections().is_empty());
+    assert!(glue.target.discovery_controllers().is_empty());
+}

@@ -1,0 +1,12 @@
+//! The target driven through its public interface: an in-memory glue with a RAM disk on one side,
+//! the bytes of a host on the other.
+
+mod bring_up;
+mod connect;
+mod discovery;
+mod glue;
+mod hostile;
+mod lifecycle;
+mod model;
+mod namespaces;
+mod transfer;

@@ -1,0 +1,494 @@
+//! Runs validated commands on devices and says what became of each.
+//!
+//! Most commands are one device operation. Two are not: Compare reads into a second buffer and
+//! compares on this reactor, and a Dataset Management command deallocates its ranges one after
+//! the other. A device whose queue is full leaves its operations in a backlog that is bounded by
+//! the command slots of the connections.
+
+use std::collections::VecDeque;
+
+use bowline_block::{
+    Completion, Completions, Device, DeviceEvent, Geometry, Io, IoBuf, IoError, Op, Segments,
+};
+use bowline_nvme::nvm::DsmRange;
+use bowline_nvme::{Nanos, Status};
+use bowline_nvmf::target::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
+
+use crate::status::io_status;
+
+/// Device completions taken per call of a device's `poll`.
+const COMPLETIONS_PER_POLL: usize = 256;
+
+/// A command that has run: whose it was, how it ended, and its buffer.
+pub(super) struct Finished {
+    pub(super) conn: ConnId,
+    pub(super) slot: SlotId,
+    pub(super) status: Status,
+    pub(super) buffer: Option<IoBuf>,
+}
+
+/// One namespace's device and what waits for it.
+struct Unit<D> {
+    device: D,
+    block_bytes: u32,
+    backlog: VecDeque<Io>,
+    /// Commands started and not finished; each has at most one operation at the device.
+    commands: usize,
+    /// No new command arrives any more; dropped when the last operation has ended.
+    retiring: bool,
+}
+
+/// What is still to do for a command when its current device operation ends.
+enum Step {
+    /// Nothing: the operation's end is the command's end.
+    Last,
+    /// The read data is to be compared with this.
+    Compare { expected: IoBuf },
+    /// Ranges `next..count` of the list are still to be deallocated.
+    Deallocate { list: IoBuf, next: u16, count: u16 },
+    /// Not a command: the flush at the end of the process.
+    FinalFlush,
+}
+
+/// What a device's completion means for its command.
+enum Outcome {
+    Continues,
+    Ended(Option<Finished>),
+}
+
+struct Running {
+    conn: ConnId,
+    slot: SlotId,
+    unit: usize,
+    step: Step,
+}
+
+/// All devices of a reactor and the commands running on them.
+pub(super) struct Executor<D> {
+    units: Vec<Option<Unit<D>>>,
+    running: Vec<Option<Running>>,
+    free: Vec<usize>,
+    completions: Completions,
+}
+
+impl<D: Device> Executor<D> {
+    pub(super) fn new() -> Self {
+        Self {
+            units: Vec::new(),
+            running: Vec::new(),
+            free: Vec::new(),
+            completions: Completions::with_capacity(COMPLETIONS_PER_POLL),
+        }
+    }
+
+    pub(super) fn add(&mut self, device: D) -> NamespaceHandle {
+        let unit = Unit {
+            block_bytes: device.geometry().block_bytes,
+            device,
+            backlog: VecDeque::with_capacity(COMPLETIONS_PER_POLL),
+            commands: 0,
+            retiring: false,
+        };
+        let index = match self.units.iter().position(Option::is_none) {
+            Some(index) => index,
+            None => {
+                self.units.push(None);
+                self.units.len() - 1
+            }
+        };
+        self.units[index] = Some(unit);
+        NamespaceHandle(u32::try_from(index).expect("namespaces are bounded far below 2^32"))
+    }
+
+    /// Gives the device up as soon as its last operation has ended.
+    pub(super) fn retire(&mut self, handle: NamespaceHandle) {
+        let index = handle.0 as usize;
+        if let Some(Some(unit)) = self.units.get_mut(index) {
+            unit.retiring = true;
+            if unit.commands == 0 {
+                self.units[index] = None;
+            }
+        }
+    }
+
+    pub(super) fn device_mut(&mut self, handle: NamespaceHandle) -> Option<&mut D> {
+        let unit = self.units.get_mut(handle.0 as usize)?.as_mut()?;
+        (!unit.retiring).then_some(&mut unit.device)
+    }
+
+    pub(super) fn geometry(&self, handle: NamespaceHandle) -> Option<Geometry> {
+        Some(
+            self.units
+                .get(handle.0 as usize)?
+                .as_ref()?
+                .device
+                .geometry(),
+        )
+    }
+
+    /// Operations that a device has not ended yet.
+    pub(super) fn in_flight(&self) -> usize {
+        self.running.len() - self.free.len()
+    }
+
+    /// Bytes of buffer a command needs before it can start, beyond what its host sent.
+    pub(super) fn read_bytes(&self, command: &IoCommand) -> usize {
+        let Some(Some(unit)) = self.units.get(command.namespace.0 as usize) else {
+            return 0;
+        };
+        match command.op {
+            IoOp::Read { blocks, .. } | IoOp::Compare { blocks, .. } => {
+                blocks as usize * unit.block_bytes as usize
+            }
+            _ => 0,
+        }
+    }
+
+    /// Starts a command. `scratch` is the buffer of `read_bytes`, `payload` what the host sent.
+    pub(super) fn start(
+        &mut self,
+        conn: ConnId,
+        slot: SlotId,
+        command: &IoCommand,
+        payload: Option<IoBuf>,
+        scratch: Option<IoBuf>,
+    ) -> Option<Finished> {
+        let index = command.namespace.0 as usize;
+        let Some(Some(unit)) = self.units.get_mut(index) else {
+            let status = Status::INTERNAL;
+            return Some(Finished {
+                conn,
+                slot,
+                status,
+                buffer: payload,
+            });
+        };
+        let block_bytes = unit.block_bytes as usize;
+        let (op, lba, blocks, fua, data, step) = match command.op {
+            IoOp::Read { lba, blocks } => (Op::Read, lba, blocks, false, scratch, Step::Last),
+            IoOp::Write { lba, blocks, fua } => {
+                let bytes = blocks as usize * block_bytes;
+                let data = payload.map(|buf| buf.slice(0..bytes.min(buf.len())));
+                (Op::Write, lba, blocks, fua, data, Step::Last)
+            }
+            IoOp::Compare { lba, blocks } => match payload {
+                Some(expected) => (
+                    Op::Read,
+                    lba,
+                    blocks,
+                    false,
+                    scratch,
+                    Step::Compare { expected },
+                ),
+                None => {
+                    let status = Status::INTERNAL;
+                    return Some(Finished {
+                        conn,
+                        slot,
+                        status,
+                        buffer: None,
+                    });
+                }
+            },
+            IoOp::Flush => (Op::Flush, 0, 0, false, None, Step::Last),
+            IoOp::WriteZeroes {
+                lba,
+                blocks,
+                deallocate,
+                fua,
+            } => (
+                Op::WriteZeroes { deallocate },
+                lba,
+                blocks,
+                fua,
+                None,
+                Step::Last,
+            ),
+            IoOp::Deallocate { ranges } => {
+                let Some(list) = payload else {
+                    let status = Status::INTERNAL;
+                    return Some(Finished {
+                        conn,
+                        slot,
+                        status,
+                        buffer: None,
+                    });
+                };
+                let step = Step::Deallocate {
+                    list,
+                    next: 0,
+                    count: ranges,
+                };
+                unit.commands += 1;
+                let finished = self.next_range(
+                    Running {
+                        conn,
+                        slot,
+                        unit: index,
+                        step,
+                    },
+                    Ok(()),
+                );
+                if finished.is_some() {
+                    self.end_command(index);
+                }
+                return finished;
+            }
+        };
+        unit.commands += 1;
+        let data = data.map_or_else(Segments::new, Segments::from);
+        let token = self.park(Running {
+            conn,
+            slot,
+            unit: index,
+            step,
+        });
+        self.submit(
+            index,
+            Io {
+                op,
+                lba,
+                blocks,
+                fua,
+                data,
+                token,
+            },
+        );
+        None
+    }
+
+    /// Starts a flush of every device; `in_flight` falls to 0 when the last has ended.
+    pub(super) fn flush_all(&mut self) {
+        for index in 0..self.units.len() {
+            let Some(unit) = self.units[index].as_mut() else {
+                continue;
+            };
+            unit.commands += 1;
+            let conn = ConnId {
+                index: u32::MAX,
+                generation: 0,
+            };
+            let step = Step::FinalFlush;
+            let token = self.park(Running {
+                conn,
+                slot: SlotId(0),
+                unit: index,
+                step,
+            });
+            let data = Segments::new();
+            self.submit(
+                index,
+                Io {
+                    op: Op::Flush,
+                    lba: 0,
+                    blocks: 0,
+                    fua: false,
+                    data,
+                    token,
+                },
+            );
+        }
+    }
+
+    /// Takes completions off the devices, and starts what waited for room.
+    pub(super) fn poll(&mut self, now: Nanos, finished: &mut Vec<Finished>) {
+        for index in 0..self.units.len() {
+            let Some(unit) = self.units[index].as_mut() else {
+                continue;
+            };
+            while let Some(io) = unit.backlog.pop_front() {
+                if let Err(io) = unit.device.try_submit(io) {
+                    unit.backlog.push_front(io);
+                    break;
+                }
+            }
+            if unit.commands == 0 {
+                continue;
+            }
+            // An empty list takes no memory.
+            let empty = Completions::with_capacity(0);
+            let mut completions = std::mem::replace(&mut self.completions, empty);
+            unit.device.poll(now, &mut completions);
+            for completion in completions.drain() {
+                if let Outcome::Ended(done) = self.handle_completion(completion) {
+                    finished.extend(done);
+                    self.end_command(index);
+                }
+            }
+            self.completions = completions;
+        }
+    }
+
+    /// The next event of any device.
+    pub(super) fn poll_event(&mut self) -> Option<(NamespaceHandle, DeviceEvent)> {
+        for (index, unit) in self.units.iter_mut().enumerate() {
+            let Some(unit) = unit else { continue };
+            if let Some(event) = unit.device.poll_event() {
+                return Some((NamespaceHandle(u32::try_from(index).ok()?), event));
+            }
+        }
+        None
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Nanos> {
+        let units = self.units.iter().flatten();
+        units.filter_map(|unit| unit.device.poll_timeout()).min()
+    }
+
+    fn end_command(&mut self, index: usize) {
+        if let Some(unit) = self.units[index].as_mut() {
+            unit.commands -= 1;
+            if unit.retiring && unit.commands == 0 {
+                self.units[index] = None;
+            }
+        }
+    }
+
+    fn handle_completion(&mut self, completion: Completion) -> Outcome {
+        let Completion {
+            token,
+            result,
+            mut data,
+        } = completion;
+        let Some((position, running)) = usize::try_from(token)
+            .ok()
+            .and_then(|at| Some((at, self.running.get_mut(at)?.take()?)))
+        else {
+            debug_assert!(false, "a device completed what was never submitted");
+            return Outcome::Continues;
+        };
+        self.free.push(position);
+        let (conn, slot) = (running.conn, running.slot);
+        let finished = match running.step {
+            Step::Last => {
+                let status = result.map_or_else(io_status, |()| Status::SUCCESS);
+                Finished {
+                    conn,
+                    slot,
+                    status,
+                    buffer: data.pop(),
+                }
+            }
+            Step::Compare { expected } => {
+                let same = data.pop().is_some_and(|found| {
+                    expected
+                        .get(..found.len())
+                        .is_some_and(|expected| *expected == *found)
+                });
+                let result = result.and(if same {
+                    Ok(())
+                } else {
+                    Err(IoError::CompareMismatch)
+                });
+                let status = result.map_or_else(io_status, |()| Status::SUCCESS);
+                Finished {
+                    conn,
+                    slot,
+                    status,
+                    buffer: Some(expected),
+                }
+            }
+            Step::Deallocate { .. } => {
+                return self
+                    .next_range(running, result)
+                    .map_or(Outcome::Continues, |done| Outcome::Ended(Some(done)));
+            }
+            Step::FinalFlush => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "device not flushed at stop");
+                }
+                return Outcome::Ended(None);
+            }
+        };
+        Outcome::Ended(Some(finished))
+    }
+
+    /// Goes on with a Dataset Management command, or ends it.
+    fn next_range(&mut self, running: Running, result: Result<(), IoError>) -> Option<Finished> {
+        let Running {
+            conn,
+            slot,
+            unit,
+            step,
+        } = running;
+        let Step::Deallocate {
+            list,
+            mut next,
+            count,
+        } = step
+        else {
+            return None;
+        };
+        // Deallocate is advice: a device that cannot do it has still obeyed. [NVM-1.0 §3.2.3]
+        let mut outcome = result.or_else(|error| match error {
+            IoError::Unsupported => Ok(()),
+            error => Err(error),
+        });
+        while outcome.is_ok() && next < count {
+            let at = usize::from(next) * DsmRange::SIZE;
+            next += 1;
+            let Some(range) = list
+                .get(at..)
+                .and_then(<[u8]>::first_chunk)
+                .map(DsmRange::decode)
+            else {
+                outcome = Err(IoError::Internal);
+                break;
+            };
+            if range.blocks == 0 {
+                continue;
+            }
+            let step = Step::Deallocate { list, next, count };
+            let token = self.park(Running {
+                conn,
+                slot,
+                unit,
+                step,
+            });
+            let io = Io {
+                op: Op::Deallocate,
+                lba: range.slba,
+                blocks: range.blocks,
+                fua: false,
+                data: Segments::new(),
+                token,
+            };
+            self.submit(unit, io);
+            return None;
+        }
+        let status = outcome.map_or_else(io_status, |()| Status::SUCCESS);
+        Some(Finished {
+            conn,
+            slot,
+            status,
+            buffer: Some(list),
+        })
+    }
+
+    fn submit(&mut self, index: usize, io: Io) {
+        let unit = self.units[index]
+            .as_mut()
+            .expect("a unit lives while commands run on it");
+        // Order between commands is not promised, but nobody should starve: behind a backlog
+        // new operations queue up.
+        if !unit.backlog.is_empty() {
+            unit.backlog.push_back(io);
+        } else if let Err(io) = unit.device.try_submit(io) {
+            unit.backlog.push_back(io);
+        }
+    }
+
+    fn park(&mut self, running: Running) -> u64 {
+        let position = match self.free.pop() {
+            Some(position) => {
+                self.running[position] = Some(running);
+                position
+            }
+            None => {
+                self.running.push(Some(running));
+                self.running.len() - 1
+            }
+        };
+        position as u64
+    }
+}

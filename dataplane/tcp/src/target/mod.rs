@@ -1,0 +1,426 @@
+//! Serves NVMe subsystems on one reactor.
+//!
+//! A [`TargetService`] owns the reactor's [`Target`] (the protocol), its devices, and one link per
+//! connection. Each turn it takes device completions, runs what the machine wants done, and sends
+//! what was gathered: one send per connection and turn. A connection whose Connect names a
+//! subsystem of another reactor moves there, socket and machine together; after that nothing of
+//! it crosses reactors.
+
+mod exec;
+mod grace;
+mod link;
+mod links;
+mod manage;
+mod rx;
+mod tx;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{SocketAddr, TcpStream};
+
+use bowline_block::{Device, IoBuf};
+use bowline_nvme::{Nanos, Status};
+use bowline_nvmf::target::{ConnId, Handoff, Path, Target, TargetConfig};
+use bowline_reactor::{DetachError, Gather, ListenerId, Mailbox, Reactor, Service, SocketId};
+
+use exec::{Executor, Finished};
+use grace::Grace;
+use link::{Closing, Link};
+use links::Links;
+use manage::Stop;
+use tx::{Need, Waiting};
+
+pub use manage::{NamespaceSpec, RefreshError};
+
+/// Commands that end while they start are run in rounds; a turn does at most this many before the
+/// reactor looks at its sockets again.
+const ROUNDS_PER_TURN: usize = 8;
+
+/// How soon a full mailbox of another reactor is tried again.
+const HANDOFF_RETRY: Nanos = Nanos(500_000);
+
+/// One connection's commands may hold this part of the pool, so that a peer that does not read, or
+/// announces data and does not send it, leaves something to the others until its deadline.
+const CONNECTION_SHARE: usize = 8;
+
+/// A change of configuration, run on the reactor.
+pub type Call<D> = Box<dyn FnOnce(&mut TargetService<D>, &mut Reactor, Nanos) + Send>;
+
+/// What other threads send to a [`TargetService`].
+pub enum TargetMessage<D: Device> {
+    /// A connection whose subsystem lives here.
+    Adopt(Box<Adoption>),
+    /// Management.
+    Call(Call<D>),
+}
+
+/// A connection on its way from the reactor that accepted it to the one that owns its subsystem.
+pub struct Adoption {
+    handoff: Handoff,
+    stream: TcpStream,
+    carry: Vec<u8>,
+}
+
+/// The NVMe/TCP target of one reactor. See the module's text.
+pub struct TargetService<D: Device> {
+    target: Target,
+    executor: Executor<D>,
+    links: Links,
+    waiting: VecDeque<Waiting>,
+    /// Pool bytes that the commands of one connection may hold.
+    share_bytes: usize,
+    /// A buffer kept for Compare.
+    spare: Option<IoBuf>,
+    finished: Vec<Finished>,
+    /// Connections to be flushed at the end of the turn.
+    touched: Vec<ConnId>,
+    /// Connections that could not leave their socket yet.
+    staying: Vec<ConnId>,
+    /// The last turn's share ended before there was nothing left to do.
+    unfinished: bool,
+    /// Subsystems that other reactors own.
+    routes: HashMap<String, Mailbox<TargetMessage<D>>>,
+    /// Connections whose new reactor had no room for them yet.
+    departures: VecDeque<(Mailbox<TargetMessage<D>>, Box<Adoption>)>,
+    /// When departures are tried again.
+    departures_at: Nanos,
+    /// When to look for peers that do not read; `None` while nothing is being sent.
+    send_check_at: Option<Nanos>,
+    grace: Grace,
+    listeners: Vec<(ListenerId, u16)>,
+    names: manage::Names,
+    stop: Stop,
+}
+
+impl<D: Device> TargetService<D> {
+    /// A target without subsystems.
+    #[must_use]
+    pub fn new(config: TargetConfig) -> Self {
+        Self {
+            target: Target::new(config),
+            executor: Executor::new(),
+            links: Links::default(),
+            waiting: VecDeque::new(),
+            share_bytes: 0,
+            spare: None,
+            finished: Vec::new(),
+            touched: Vec::new(),
+            staying: Vec::new(),
+            unfinished: false,
+            routes: HashMap::new(),
+            departures: VecDeque::new(),
+            departures_at: Nanos::ZERO,
+            send_check_at: None,
+            grace: Grace::default(),
+            listeners: Vec::new(),
+            names: manage::Names::default(),
+            stop: Stop::default(),
+        }
+    }
+
+    fn open_link(&mut self, cx: &mut Reactor, now: Nanos, stream: TcpStream, path: Path) {
+        let Some(conn) = self.target.open(now, path) else {
+            // At the limit: the host sees a closed connection and tries again.
+            return;
+        };
+        match cx.attach(stream) {
+            Ok(socket) => self.insert_link(cx, Link::new(conn, socket, Vec::new())),
+            Err(error) => {
+                tracing::warn!(peer = %path.peer, %error, "connection not served");
+                self.target.closed(now, conn);
+            }
+        }
+    }
+
+    fn adopt(&mut self, cx: &mut Reactor, now: Nanos, adoption: Adoption) {
+        let Adoption {
+            handoff,
+            stream,
+            carry,
+        } = adoption;
+        let Some(conn) = self.target.adopt(now, handoff) else {
+            return;
+        };
+        match cx.attach(stream) {
+            Ok(socket) => {
+                self.insert_link(cx, Link::new(conn, socket, carry));
+                self.links.stall(conn);
+                self.target.resume(now, conn);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connection lost while it changed reactors");
+                self.target.closed(now, conn);
+            }
+        }
+    }
+
+    fn insert_link(&mut self, cx: &Reactor, link: Link) {
+        if self.share_bytes == 0 {
+            let classes = cx.pool().stats().classes;
+            let all: usize = classes
+                .iter()
+                .map(|it| it.bytes * (it.free + it.used))
+                .sum();
+            self.share_bytes = all / CONNECTION_SHARE;
+        }
+        self.links.insert(link);
+    }
+
+    /// Forgets a connection whose socket is of no more use.
+    fn drop_link(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId) {
+        if let Some(link) = self.links.remove(conn) {
+            cx.close(link.socket);
+            self.link_gone(now, link);
+        }
+    }
+
+    /// Tells the machine that a connection's socket is gone. Its end waits for every command
+    /// handed out, also for those that were never started.
+    fn link_gone(&mut self, now: Nanos, mut link: Link) {
+        let conn = link.conn;
+        self.target.closed(now, conn);
+        for waiting in link.deferred_mut().drain(..) {
+            if let Need::Execute(_) = waiting.need {
+                self.target
+                    .complete(now, conn, waiting.slot, Status::ABORTED_SQ_DELETION);
+            }
+        }
+    }
+
+    /// Closes connections whose peers have not read for too long: what waits for them keeps
+    /// buffers from others.
+    fn close_unread(&mut self, cx: &mut Reactor, now: Nanos) {
+        let limit = self.target.config().deadlines.transfer;
+        let overdue = |link: &Link| link.sending_since().map(|since| since.after(limit));
+        let unread: Vec<ConnId> = self
+            .links
+            .iter()
+            .filter(|link| overdue(link).is_some_and(|at| at <= now))
+            .map(|link| link.conn)
+            .collect();
+        for conn in unread {
+            if let Some(link) = self.links.remove(conn) {
+                tracing::debug!(peer = ?cx.peer_addr(link.socket).ok(), "peer does not read");
+                cx.abort(link.socket);
+                self.link_gone(now, link);
+            }
+        }
+        self.send_check_at = self.links.iter().filter_map(overdue).min();
+    }
+
+    /// Sends what the connection has gathered, and ends or moves it when that was the last.
+    fn settle(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId) {
+        let Some(link) = self.links.get_mut(conn) else {
+            return;
+        };
+        link.flush(cx, now);
+        if !link.is_flushed(cx) {
+            let limit = self.target.config().deadlines.transfer;
+            self.send_check_at.get_or_insert(now.after(limit));
+            return;
+        }
+        if let Some(closing) = link.closing {
+            let socket = link.socket;
+            match closing {
+                Closing::Graceful => cx.close(socket),
+                Closing::Abort => cx.abort(socket),
+            }
+            if let Some(link) = self.links.remove(conn) {
+                self.link_gone(now, link);
+            }
+        } else if let Some(subnqn) = link.leaving_to.take() {
+            self.depart(cx, now, conn, &subnqn);
+        }
+    }
+
+    /// Starts a connection's move to the reactor that owns its subsystem.
+    fn depart(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId, subnqn: &str) {
+        let Some(mailbox) = self.routes.get(subnqn).cloned() else {
+            // The subsystem went away meanwhile: the answer is given here.
+            self.target.resume(now, conn);
+            return;
+        };
+        let Some(link) = self.links.get_mut(conn) else {
+            return;
+        };
+        match cx.detach(link.socket) {
+            Ok(stream) => {
+                let Some(mut link) = self.links.remove(conn) else {
+                    return;
+                };
+                let Some(handoff) = self.target.take(conn) else {
+                    // It ended meanwhile.
+                    self.target.closed(now, conn);
+                    return;
+                };
+                let carry = link.take_carry();
+                self.departures.push_back((
+                    mailbox,
+                    Box::new(Adoption {
+                        handoff,
+                        stream,
+                        carry,
+                    }),
+                ));
+                self.send_departures(now);
+            }
+            // The kernel still has requests on the socket: again next turn.
+            Err(DetachError::Busy | DetachError::StillSending) => {
+                link.leaving_to = Some(subnqn.to_owned());
+                self.staying.push(conn);
+            }
+            Err(DetachError::NotOpen) => self.drop_link(cx, now, conn),
+        }
+    }
+
+    fn send_departures(&mut self, now: Nanos) {
+        while let Some((mailbox, adoption)) = self.departures.pop_front() {
+            match mailbox.try_send(TargetMessage::Adopt(adoption)) {
+                Ok(()) | Err(TargetMessage::Call(_)) => {}
+                Err(TargetMessage::Adopt(adoption)) => {
+                    self.departures.push_front((mailbox, adoption));
+                    self.departures_at = now.after(HANDOFF_RETRY);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn receive_stalled(&mut self, cx: &mut Reactor, now: Nanos) {
+        for _ in 0..self.links.stalled_count() {
+            if let Some(conn) = self.links.next_stalled() {
+                self.receive(cx, now, conn);
+            }
+        }
+    }
+
+    /// Runs the machines until nothing moves any more, or the turn's share is used up.
+    fn run_machines(&mut self, cx: &mut Reactor, now: Nanos) {
+        for _ in 0..ROUNDS_PER_TURN {
+            // What moved in the last round may have made room for those who wait for it.
+            self.receive_stalled(cx, now);
+            self.executor.poll(now, &mut self.finished);
+            let mut moved = !self.finished.is_empty();
+            self.complete_finished(now);
+            self.supply_waiting(cx, now);
+            while let Some(conn) = self.target.poll_dirty() {
+                moved = true;
+                self.pump(cx, now, conn);
+                self.touched.push(conn);
+            }
+            if !moved {
+                self.unfinished = false;
+                return;
+            }
+        }
+        self.unfinished = true;
+    }
+}
+
+impl<D: Device + 'static> Service for TargetService<D> {
+    type Message = TargetMessage<D>;
+
+    fn message(&mut self, cx: &mut Reactor, now: Nanos, message: TargetMessage<D>) {
+        match message {
+            TargetMessage::Adopt(adoption) => self.adopt(cx, now, *adoption),
+            TargetMessage::Call(call) => call(self, cx, now),
+        }
+    }
+
+    fn accepted(
+        &mut self,
+        cx: &mut Reactor,
+        now: Nanos,
+        listener: ListenerId,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) {
+        let port = self.listeners.iter().find(|(id, _)| *id == listener);
+        let (Some(&(_, listener)), Ok(local)) = (port, stream.local_addr()) else {
+            return;
+        };
+        self.open_link(
+            cx,
+            now,
+            stream,
+            Path {
+                local,
+                peer,
+                listener,
+            },
+        );
+    }
+
+    fn readable(&mut self, cx: &mut Reactor, now: Nanos, socket: SocketId) {
+        if let Some(conn) = self.links.conn(socket) {
+            self.receive(cx, now, conn);
+        }
+    }
+
+    fn sent(
+        &mut self,
+        cx: &mut Reactor,
+        now: Nanos,
+        socket: SocketId,
+        gather: Gather,
+        result: std::io::Result<()>,
+    ) {
+        // Its views of the command buffers go back to the pool now.
+        drop(gather);
+        let Some(conn) = self.links.conn(socket) else {
+            return;
+        };
+        if result.is_err() {
+            self.drop_link(cx, now, conn);
+            return;
+        }
+        if let Some(link) = self.links.get_mut(conn) {
+            link.sent();
+        }
+        self.pump(cx, now, conn);
+        self.touched.push(conn);
+    }
+
+    fn turn(&mut self, cx: &mut Reactor, now: Nanos) {
+        if self
+            .target
+            .poll_timeout()
+            .is_some_and(|at| self.grace.is_due(at, now))
+        {
+            self.target.handle_timeout(now);
+        }
+        if self.send_check_at.is_some_and(|at| at <= now) {
+            self.close_unread(cx, now);
+        }
+        self.handle_device_events(now);
+        self.send_departures(now);
+        self.run_machines(cx, now);
+        self.touched.append(&mut self.staying);
+        while let Some(conn) = self.touched.pop() {
+            self.settle(cx, now, conn);
+        }
+        self.advance_stop();
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        let handoff = (!self.departures.is_empty()).then_some(self.departures_at);
+        let unfinished = (self.unfinished || !self.staying.is_empty()).then_some(Nanos::ZERO);
+        let machine = self.target.poll_timeout().map(|at| self.grace.act_at(at));
+        let devices = self.executor.poll_timeout();
+        [machine, devices, handoff, unfinished, self.send_check_at]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn expects_completion(&self) -> bool {
+        self.executor.in_flight() > 0
+    }
+
+    fn stopping(&mut self, cx: &mut Reactor, now: Nanos) {
+        self.begin_stop(cx, now);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.is_done()
+    }
+}

@@ -1,0 +1,232 @@
+//! Devices with something special, and one type for all of them.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bowline_block::{Completions, Device, DeviceEvent, Geometry, Io, MemDevice, Op};
+use bowline_nvme::Nanos;
+
+/// Any device.
+pub(crate) struct TestDevice(Box<dyn Device>);
+
+impl TestDevice {
+    pub(crate) fn new(device: impl Device + 'static) -> Self {
+        Self(Box::new(device))
+    }
+
+    /// Memory of this many bytes.
+    pub(crate) fn memory(bytes: u64, block_bytes: u32) -> Self {
+        Self::new(memory(bytes, block_bytes))
+    }
+}
+
+/// Memory of this many bytes.
+pub(crate) fn memory(bytes: u64, block_bytes: u32) -> MemDevice {
+    MemDevice::new(bytes, block_bytes).expect("memory for a small device")
+}
+
+impl Device for TestDevice {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn depth_max(&self) -> usize {
+        self.0.depth_max()
+    }
+
+    fn try_submit(&mut self, io: Io) -> Result<(), Io> {
+        self.0.try_submit(io)
+    }
+
+    fn poll(&mut self, now: Nanos, out: &mut Completions) {
+        self.0.poll(now, out);
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        self.0.poll_timeout()
+    }
+
+    fn poll_event(&mut self) -> Option<DeviceEvent> {
+        self.0.poll_event()
+    }
+
+    fn refresh(&mut self) -> io::Result<Geometry> {
+        self.0.refresh()
+    }
+}
+
+/// A device whose properties a test chooses.
+pub(crate) struct Shaped<D> {
+    pub(crate) inner: D,
+    /// Changes what the device below says of itself.
+    pub(crate) shape: fn(&mut Geometry),
+}
+
+impl<D: Device> Device for Shaped<D> {
+    fn geometry(&self) -> Geometry {
+        let mut geometry = self.inner.geometry();
+        (self.shape)(&mut geometry);
+        geometry
+    }
+
+    fn depth_max(&self) -> usize {
+        self.inner.depth_max()
+    }
+
+    fn try_submit(&mut self, io: Io) -> Result<(), Io> {
+        // The device below knows nothing of the shape: what the target lets through happens.
+        self.inner.try_submit(io)
+    }
+
+    fn poll(&mut self, now: Nanos, out: &mut Completions) {
+        self.inner.poll(now, out);
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        self.inner.poll_timeout()
+    }
+
+    fn poll_event(&mut self) -> Option<DeviceEvent> {
+        self.inner.poll_event()
+    }
+
+    fn refresh(&mut self) -> io::Result<Geometry> {
+        self.inner.refresh()?;
+        Ok(self.geometry())
+    }
+}
+
+/// The part of a device that its backing has grown to so far.
+pub(crate) struct Growing {
+    pub(crate) inner: MemDevice,
+    /// Size of the backing now, in logical blocks.
+    pub(crate) backing_blocks: Arc<AtomicU64>,
+    blocks: u64,
+}
+
+impl Growing {
+    pub(crate) fn new(inner: MemDevice, blocks: u64) -> Self {
+        Self {
+            inner,
+            backing_blocks: Arc::new(AtomicU64::new(blocks)),
+            blocks,
+        }
+    }
+}
+
+impl Device for Growing {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            blocks: self.blocks,
+            ..self.inner.geometry()
+        }
+    }
+
+    fn depth_max(&self) -> usize {
+        self.inner.depth_max()
+    }
+
+    fn try_submit(&mut self, io: Io) -> Result<(), Io> {
+        self.inner.try_submit(io)
+    }
+
+    fn poll(&mut self, now: Nanos, out: &mut Completions) {
+        self.inner.poll(now, out);
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        self.inner.poll_timeout()
+    }
+
+    fn poll_event(&mut self) -> Option<DeviceEvent> {
+        self.inner.poll_event()
+    }
+
+    fn refresh(&mut self) -> io::Result<Geometry> {
+        self.blocks = self.backing_blocks.load(Ordering::SeqCst);
+        Ok(self.geometry())
+    }
+}
+
+/// What a [`Gated`] device and its test share.
+#[derive(Default)]
+pub(crate) struct Gate {
+    closed: AtomicBool,
+    submitted: AtomicU64,
+    flushes: AtomicU64,
+    fua_writes: AtomicU64,
+}
+
+impl Gate {
+    /// While closed no request completes. Whoever opens it again must wake the reactor.
+    pub(crate) fn set_closed(&self, closed: bool) {
+        self.closed.store(closed, Ordering::SeqCst);
+    }
+
+    /// Requests that have reached the device.
+    pub(crate) fn submitted(&self) -> u64 {
+        self.submitted.load(Ordering::SeqCst)
+    }
+
+    /// Of these, flushes.
+    pub(crate) fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::SeqCst)
+    }
+
+    /// Of these, writes with FUA.
+    pub(crate) fn fua_writes(&self) -> u64 {
+        self.fua_writes.load(Ordering::SeqCst)
+    }
+}
+
+/// A device that counts its requests and completes them only while its gate is open.
+pub(crate) struct Gated<D> {
+    pub(crate) inner: D,
+    pub(crate) gate: Arc<Gate>,
+}
+
+impl<D: Device> Device for Gated<D> {
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+
+    fn depth_max(&self) -> usize {
+        self.inner.depth_max()
+    }
+
+    fn try_submit(&mut self, io: Io) -> Result<(), Io> {
+        let (op, fua) = (io.op, io.fua);
+        self.inner.try_submit(io)?;
+        self.gate.submitted.fetch_add(1, Ordering::SeqCst);
+        self.gate
+            .flushes
+            .fetch_add(u64::from(op == Op::Flush), Ordering::SeqCst);
+        self.gate
+            .fua_writes
+            .fetch_add(u64::from(op == Op::Write && fua), Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn poll(&mut self, now: Nanos, out: &mut Completions) {
+        if !self.gate.closed.load(Ordering::SeqCst) {
+            self.inner.poll(now, out);
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        if self.gate.closed.load(Ordering::SeqCst) {
+            None
+        } else {
+            self.inner.poll_timeout()
+        }
+    }
+
+    fn poll_event(&mut self) -> Option<DeviceEvent> {
+        self.inner.poll_event()
+    }
+
+    fn refresh(&mut self) -> io::Result<Geometry> {
+        self.inner.refresh()
+    }
+}

@@ -1,0 +1,186 @@
+//! What the data path asks of the kernel, from the reactor's own counters: system calls per I/O
+//! in fixed bursts without spinning, and the cost of doing nothing.
+//!
+//! Figures are printed for every combination; limits hold for the one the design names, memory
+//! with `io_uring`.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use bowline_engine_kernel::{Backing, KernelDevice, OpenOptions};
+use bowline_nvme::Nanos;
+use bowline_nvmf::target::{Hosts, TargetConfig};
+use bowline_reactor::{Config, IoBackend, PollMode, monotonic_now};
+use bowline_tcp::host::HostOp;
+use rustix::time::{ClockId, clock_gettime};
+
+use common::device::TestDevice;
+use common::harness::{self, Test};
+use common::initiator::{Disk, Options};
+use common::is_permitted;
+use common::rig::{DISK_BYTES, NQN, Rig};
+
+/// Most system calls per I/O of 4 KiB, in memory with `io_uring`.
+const LIMIT_QD1: f64 = 2.1;
+const LIMIT_QD32: f64 = 0.15;
+
+/// Most of a core that 16 idle connections may take, in per cent. Code without optimisation takes
+/// several times as long for the same.
+const IDLE_CPU_MAX: f64 = if cfg!(debug_assertions) { 0.5 } else { 0.1 };
+
+/// Keep Alive Timeout of Linux hosts.
+const LINUX_KATO: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Medium {
+    Memory,
+    File,
+}
+
+fn main() {
+    let mut tests: Vec<Test> = Vec::new();
+    for io in [IoBackend::Uring, IoBackend::Epoll] {
+        for medium in [Medium::Memory, Medium::File] {
+            let name = format!("{io:?}::{medium:?}_bursts_stay_within_their_system_calls");
+            let test = move || {
+                if is_permitted(io) {
+                    bursts(io, medium);
+                }
+            };
+            tests.push((name.to_lowercase(), Box::new(test)));
+        }
+        let name = format!("{io:?}::sixteen_idle_connections_sleep").to_lowercase();
+        let test = move || {
+            if is_permitted(io) {
+                idle(io);
+            }
+        };
+        tests.push((name, Box::new(test)));
+    }
+    harness::run(tests);
+}
+
+fn bursts(io: IoBackend, medium: Medium) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let reactor = Config {
+        io,
+        poll: PollMode::Never,
+        ..Config::default()
+    };
+    let rig = Rig::empty(reactor, TargetConfig::default());
+    rig.add_subsystem(NQN, Hosts::Any);
+    match medium {
+        Medium::Memory => rig.add_memory(NQN, DISK_BYTES),
+        Medium::File => {
+            let path = folder.path().join("disk");
+            let file = std::fs::File::create(&path).expect("a new file");
+            file.set_len(DISK_BYTES).expect("room for a small file");
+            rig.add_namespace_on(NQN, move |cx| {
+                let backing = Backing::open(&OpenOptions::new(path)).expect("a plain file");
+                TestDevice::new(KernelDevice::new(backing, cx.disk()).expect("a device"))
+            })
+        }
+    };
+    let mut disk = Disk::with(
+        rig.address,
+        Options {
+            io,
+            ..Options::default()
+        },
+    );
+    for (op, verb) in [
+        (HostOp::Read, "read"),
+        (HostOp::Write { fua: false }, "write"),
+    ] {
+        for (depth, rounds, limit) in [(1, 2000, LIMIT_QD1), (32, 200, LIMIT_QD32)] {
+            let found = syscalls_per_io(&rig, &mut disk, op, depth, rounds);
+            println!("{io:?} {medium:?} 4 KiB {verb} QD{depth}: {found:.3} system calls per I/O");
+            if (io, medium) == (IoBackend::Uring, Medium::Memory) {
+                assert!(
+                    found <= limit,
+                    "{verb} QD{depth}: {found:.3}, allowed are {limit}"
+                );
+            }
+        }
+    }
+}
+
+fn syscalls_per_io(rig: &Rig, disk: &mut Disk, op: HostOp, depth: usize, rounds: u32) -> f64 {
+    let mut burst = disk.prepare(op, depth, 4096);
+    for _ in 0..10 {
+        disk.burst(&mut burst);
+    }
+    // Asking is a message: its own cost is far below the limits' precision.
+    let before = rig.counters().syscalls();
+    for _ in 0..rounds {
+        disk.burst(&mut burst);
+    }
+    let calls = rig.counters().syscalls() - before;
+    let ios = f64::from(rounds) * f64::from(u32::try_from(depth).expect("small"));
+    f64::from(u32::try_from(calls).expect("few")) / ios
+}
+
+/// What the reactor's thread has used of its processor so far.
+fn cpu_time(rig: &Rig) -> Duration {
+    rig.call(|_, _, _| {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        let (seconds, nanos) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
+        Duration::from_secs(seconds) + Duration::from_nanos(nanos)
+    })
+}
+
+/// Sixteen hosts that do nothing but send Keep Alive, five times as often as Linux does, so that
+/// the test need not take long. Wake-ups are counted as they are; processor time is what it would
+/// be with Linux's time-out, since all of it goes by the Keep Alive.
+fn idle(io: IoBackend) {
+    const HOSTS: u32 = 16;
+    const SPAN: Duration = Duration::from_secs(3);
+    let kato = LINUX_KATO / 5;
+    let keep_alive = Nanos(u64::try_from(kato.as_nanos()).expect("seconds"));
+    let rig = Rig::new(io);
+    let options = Options {
+        io,
+        keep_alive,
+        queues: 0,
+        ..Options::default()
+    };
+    let mut disks: Vec<Disk> = (0..HOSTS)
+        .map(|_| Disk::with(rig.address, options))
+        .collect();
+    let mut rest = |span: Duration| {
+        let end = Instant::now() + span;
+        while Instant::now() < end {
+            for disk in &mut disks {
+                disk.rest(monotonic_now().after(Nanos::from_millis(4)));
+            }
+        }
+    };
+    rest(kato);
+    let (cpu, before) = (cpu_time(&rig), rig.counters());
+    rest(SPAN);
+    let (used, after) = (cpu_time(&rig) - cpu, rig.counters());
+    // Two per time-out and host.
+    let keep_alives = 2.0 * f64::from(HOSTS) * SPAN.as_secs_f64() / kato.as_secs_f64();
+    let count = |now: u64, then: u64| f64::from(u32::try_from(now - then).expect("few"));
+    let wakeups = count(after.wakeups, before.wakeups);
+    let turns = count(after.turns, before.turns);
+    let percent = 100.0 * used.as_secs_f64() / SPAN.as_secs_f64();
+    let as_linux = percent * kato.as_secs_f64() / LINUX_KATO.as_secs_f64();
+    println!(
+        "{io:?} idle, {HOSTS} hosts, {keep_alives} Keep Alives in {SPAN:?}: {wakeups} wake-ups, \
+         {turns} turns, {percent:.3} % of a core; at Linux's rate {as_linux:.3} %"
+    );
+    assert!(
+        wakeups <= 2.0 * keep_alives + 20.0,
+        "the reactor does not sleep"
+    );
+    assert!(
+        as_linux <= IDLE_CPU_MAX,
+        "{as_linux:.3} % of a core for nothing"
+    );
+    assert!(
+        disks.iter_mut().all(|disk| disk.losses() == 0),
+        "Keep Alives were not honoured"
+    );
+}

@@ -1,0 +1,157 @@
+//! What holds a namespace's data: the few devices there are, behind one type that the
+//! compiler sees through.
+
+use std::io;
+use std::path::Path;
+
+use bowline_api::{Failure, Reason};
+use bowline_block::{Completions, Device, DeviceEvent, Geometry, Io, MemDevice};
+use bowline_engine_kernel::OpenOptions;
+use bowline_engine_kernel::{Backing as KernelBacking, Buffered, KernelDevice, OpenError};
+use bowline_nvme::Nanos;
+use bowline_reactor::Reactor;
+
+use crate::config::{BackingConfig, MEMORY_BLOCK_BYTES};
+
+/// Every device a namespace may have.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few, and a box would cost every I/O a hop"
+)]
+pub(crate) enum Backing {
+    Memory(MemDevice),
+    Kernel(KernelDevice),
+}
+
+/// An open and locked backing on its way to the reactor that will own it.
+pub(crate) enum Opened {
+    Memory { size_bytes: u64, block_bytes: u32 },
+    Kernel(Box<KernelBacking>),
+}
+
+/// Opens and locks a backing. May block, so never on a reactor.
+pub(crate) fn open(config: &BackingConfig, block_bytes: Option<u32>) -> Result<Opened, Failure> {
+    match config {
+        BackingConfig::Memory { size_bytes } => {
+            let block_bytes = block_bytes.unwrap_or(MEMORY_BLOCK_BYTES);
+            Ok(Opened::Memory {
+                size_bytes: *size_bytes,
+                block_bytes,
+            })
+        }
+        BackingConfig::Path(path) => {
+            let mut options = OpenOptions::new(path);
+            options.block_bytes = block_bytes;
+            let backing =
+                KernelBacking::open(&options).map_err(|error| explain_open(path, &error))?;
+            log_truth(&backing);
+            Ok(Opened::Kernel(Box::new(backing)))
+        }
+    }
+}
+
+impl Opened {
+    /// Makes the device, on the reactor that owns it from now on.
+    pub(crate) fn attach(self, cx: &mut Reactor) -> io::Result<Backing> {
+        match self {
+            Self::Memory {
+                size_bytes,
+                block_bytes,
+            } => MemDevice::new(size_bytes, block_bytes).map(Backing::Memory),
+            Self::Kernel(backing) => KernelDevice::new(*backing, cx.disk()).map(Backing::Kernel),
+        }
+    }
+}
+
+impl Device for Backing {
+    fn geometry(&self) -> Geometry {
+        match self {
+            Self::Memory(device) => device.geometry(),
+            Self::Kernel(device) => device.geometry(),
+        }
+    }
+
+    fn depth_max(&self) -> usize {
+        match self {
+            Self::Memory(device) => device.depth_max(),
+            Self::Kernel(device) => device.depth_max(),
+        }
+    }
+
+    fn try_submit(&mut self, io: Io) -> Result<(), Io> {
+        match self {
+            Self::Memory(device) => device.try_submit(io),
+            Self::Kernel(device) => device.try_submit(io),
+        }
+    }
+
+    fn poll(&mut self, now: Nanos, out: &mut Completions) {
+        match self {
+            Self::Memory(device) => device.poll(now, out),
+            Self::Kernel(device) => device.poll(now, out),
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        match self {
+            Self::Memory(device) => device.poll_timeout(),
+            Self::Kernel(device) => device.poll_timeout(),
+        }
+    }
+
+    fn poll_event(&mut self) -> Option<DeviceEvent> {
+        match self {
+            Self::Memory(device) => device.poll_event(),
+            Self::Kernel(device) => device.poll_event(),
+        }
+    }
+
+    fn refresh(&mut self) -> io::Result<Geometry> {
+        match self {
+            Self::Memory(device) => device.refresh(),
+            Self::Kernel(device) => device.refresh(),
+        }
+    }
+}
+
+/// What an operator should know about a device before trusting it.
+fn log_truth(backing: &KernelBacking) {
+    let info = backing.info();
+    let path = info.path.display();
+    match info.buffered {
+        None => {}
+        Some(Buffered::OpenRefused | Buffered::FileRefused) => tracing::warn!(
+            %path,
+            "direct I/O is not possible here: data goes through the page cache, and the \
+             namespace says that it has a volatile write cache"
+        ),
+    }
+    if info.unused_bytes > 0 {
+        tracing::warn!(
+            %path, unused_bytes = info.unused_bytes,
+            "the end of the device makes no whole block and is not used"
+        );
+    }
+}
+
+/// The engine's messages say what is wrong, and after a semicolon what to do.
+fn explain_open(path: &Path, error: &OpenError) -> Failure {
+    let text = error.to_string();
+    let (cause, hint) = text
+        .split_once("; ")
+        .unwrap_or((&text, "check the device and the path"));
+    let reason = match error {
+        OpenError::Busy { .. } => Reason::BackingBusy,
+        _ => Reason::BackingUnusable,
+    };
+    let hint = match error {
+        // The engine could open it for reading; a data plane has no use for that yet.
+        OpenError::ReadOnly { .. } => {
+            "lift the protection (`blockdev --setrw`, `mount -o remount,rw`), or name another path"
+        }
+        _ => hint,
+    };
+    Failure::new(reason, format!("{} cannot be served", path.display()))
+        .cause(cause)
+        .hint(hint)
+}

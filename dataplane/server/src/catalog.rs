@@ -1,0 +1,199 @@
+//! What this data plane serves, as management sees it: the reactors hold the same,
+//! each its own part. Plain data; nothing here talks to anybody.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::SystemTime;
+
+use bowline_block::Geometry;
+use bowline_nvmf::target::{DiscoveryKind, DiscoveryRecord, Hosts};
+
+use crate::config::BackingConfig;
+use crate::listen::Portal;
+
+/// Who asked for a resource, and so whether it comes back after a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The flags at start.
+    Start,
+    /// The management API.
+    Api,
+}
+
+impl Origin {
+    pub(crate) fn is_persistent(self) -> bool {
+        self == Self::Start
+    }
+}
+
+/// Subsystems by NQN.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    pub(crate) subsystems: BTreeMap<String, Subsystem>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Subsystem {
+    /// The reactor that owns it.
+    pub(crate) reactor: usize,
+    /// Every host is allowed, and who said so.
+    pub(crate) any_host: Option<Origin>,
+    /// Hosts allowed by name.
+    pub(crate) hosts: BTreeMap<String, Origin>,
+    pub(crate) namespaces: BTreeMap<u32, Namespace>,
+    pub(crate) origin: Origin,
+    pub(crate) created: SystemTime,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Namespace {
+    pub(crate) backing: BackingConfig,
+    /// As the device last said.
+    pub(crate) geometry: Geometry,
+    pub(crate) origin: Origin,
+}
+
+impl Subsystem {
+    pub(crate) fn new(reactor: usize, origin: Origin) -> Self {
+        Self {
+            reactor,
+            any_host: None,
+            hosts: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            origin,
+            created: SystemTime::now(),
+        }
+    }
+
+    /// As the target wants it.
+    pub(crate) fn allowed(&self) -> Hosts {
+        match self.any_host {
+            Some(_) => Hosts::Any,
+            None => Hosts::Only(self.hosts.keys().cloned().collect()),
+        }
+    }
+
+    /// The lowest namespace identifier that is free.
+    pub(crate) fn free_nsid(&self, nsid_max: u32) -> Option<u32> {
+        (1..=nsid_max).find(|nsid| !self.namespaces.contains_key(nsid))
+    }
+}
+
+impl Catalog {
+    /// The reactor with the fewest subsystems, the first of several.
+    pub(crate) fn least_loaded(&self, reactors: usize) -> usize {
+        let load = |index: &usize| self.subsystem_count(*index);
+        (0..reactors).min_by_key(load).unwrap_or(0)
+    }
+
+    /// Subsystems that a reactor owns.
+    pub(crate) fn subsystem_count(&self, reactor: usize) -> usize {
+        self.subsystems
+            .values()
+            .filter(|subsystem| subsystem.reactor == reactor)
+            .count()
+    }
+
+    /// Namespaces of every subsystem, with their NQN, in order.
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = (&str, u32, &Namespace)> {
+        self.subsystems.iter().flat_map(|(nqn, subsystem)| {
+            let namespaces = subsystem.namespaces.iter();
+            namespaces.map(move |(nsid, namespace)| (nqn.as_str(), *nsid, namespace))
+        })
+    }
+
+    /// The namespace that a path backs already.
+    pub(crate) fn backed_by(&self, path: &Path) -> Option<(&str, u32)> {
+        self.namespaces()
+            .find(|(_, _, namespace)| match &namespace.backing {
+                BackingConfig::Path(other) => other == path,
+                BackingConfig::Memory { .. } => false,
+            })
+            .map(|(nqn, nsid, _)| (nqn, nsid))
+    }
+
+    /// What discovery tells: every subsystem at every address that is advertised.
+    pub(crate) fn discovery(&self, portals: &[Portal]) -> Vec<DiscoveryRecord> {
+        // With --advertise every portal has the same address, which is told once.
+        let mut told: Vec<&Portal> = Vec::with_capacity(portals.len());
+        for portal in portals {
+            if told
+                .iter()
+                .all(|other| other.advertised != portal.advertised)
+            {
+                told.push(portal);
+            }
+        }
+        let records = self.subsystems.iter().flat_map(|(nqn, subsystem)| {
+            told.iter().map(|portal| DiscoveryRecord {
+                kind: DiscoveryKind::Nvm,
+                subnqn: nqn.clone(),
+                address: portal.advertised,
+                port_id: portal.id,
+                hosts: subsystem.allowed(),
+            })
+        });
+        records.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog(reactors: &[usize]) -> Catalog {
+        let mut catalog = Catalog::default();
+        for (index, reactor) in reactors.iter().enumerate() {
+            catalog
+                .subsystems
+                .insert(format!("s{index}"), Subsystem::new(*reactor, Origin::Api));
+        }
+        catalog
+    }
+
+    #[test]
+    fn new_subsystem_goes_to_the_reactor_with_the_fewest() {
+        assert_eq!(catalog(&[]).least_loaded(3), 0);
+        assert_eq!(catalog(&[0, 1]).least_loaded(3), 2);
+        assert_eq!(catalog(&[0, 1, 2, 0, 2]).least_loaded(3), 1);
+    }
+
+    #[test]
+    fn any_host_hides_the_names_until_it_is_taken_back() {
+        let mut subsystem = Subsystem::new(0, Origin::Api);
+        assert_eq!(subsystem.allowed(), Hosts::Only(vec![]));
+        subsystem.hosts.insert("h".to_owned(), Origin::Api);
+        subsystem.any_host = Some(Origin::Api);
+        assert_eq!(subsystem.allowed(), Hosts::Any);
+        subsystem.any_host = None;
+        assert_eq!(subsystem.allowed(), Hosts::Only(vec!["h".to_owned()]));
+    }
+
+    fn portal(id: u16, advertised: u16) -> Portal {
+        let at = |port| ([127, 0, 0, 1], port).into();
+        Portal {
+            id,
+            bound: at(4420 + id),
+            advertised: at(advertised),
+        }
+    }
+
+    #[test]
+    fn every_subsystem_is_told_at_every_address() {
+        let records = catalog(&[0, 0]).discovery(&[portal(1, 4421), portal(2, 4422)]);
+        assert_eq!(records.len(), 4);
+        assert!(
+            records
+                .iter()
+                .all(|record| record.hosts == Hosts::Only(vec![]))
+        );
+        assert_eq!(records[1].address.to_string(), "127.0.0.1:4422");
+    }
+
+    #[test]
+    fn advertised_address_of_several_listeners_is_told_once() {
+        let records = catalog(&[0]).discovery(&[portal(1, 8009), portal(2, 8009)]);
+        assert_eq!(records.len(), 1);
+        assert_eq!((records[0].port_id, records[0].address.port()), (1, 8009));
+    }
+}

@@ -1,0 +1,143 @@
+//! What can be said about a configuration without touching the system.
+
+use std::collections::HashSet;
+
+use bowline_nvme::nqn;
+
+use crate::config::{
+    BackingConfig, Config, IN_CAPSULE_DATA_BYTES, Limits, MAX_TRANSFER_BYTES, MEMORY_BLOCK_BYTES,
+    QUEUE_DEPTH,
+};
+use crate::error::StartError;
+use crate::names::ANY_HOST;
+
+/// Least transfer a host may rely on: one page. [BASE-2.0 §5.17.2.1, MDTS]
+const TRANSFER_BYTES_MIN: u32 = 4096;
+/// In-capsule data is counted in units of 16 bytes. [BASE-2.0 §5.17.2.1, IOCCSZ]
+const CAPSULE_UNIT_BYTES: u32 = 16;
+/// Least depth of a queue; hosts open several, and small ones only cost round trips.
+const QUEUE_DEPTH_MIN: u16 = 16;
+/// Addresses a data plane listens on at most.
+const LISTENERS_MAX: usize = 64;
+
+impl Config {
+    /// Finds what is impossible, without opening or binding anything.
+    ///
+    /// # Errors
+    /// The first thing found, with what to write instead.
+    pub fn check(&self) -> Result<(), StartError> {
+        self.check_backing()?;
+        self.check_listeners()?;
+        self.check_names()?;
+        self.limits.check()
+    }
+
+    fn check_backing(&self) -> Result<(), StartError> {
+        if let BackingConfig::Memory { size_bytes } = self.backing {
+            let block_bytes = u64::from(self.block_bytes.unwrap_or(MEMORY_BLOCK_BYTES));
+            if size_bytes == 0 || !size_bytes.is_multiple_of(block_bytes) {
+                return Err(StartError::config(
+                    format!("--memory {size_bytes} is not a positive multiple of the block size"),
+                    format!("give a multiple of {block_bytes} bytes, such as 1GiB"),
+                ));
+            }
+        }
+        match self.allow_paths.iter().find(|path| !path.is_absolute()) {
+            Some(path) => Err(StartError::config(
+                format!("--allow-path {} is not absolute", path.display()),
+                "give the whole path, from /",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn check_listeners(&self) -> Result<(), StartError> {
+        if self.listen.is_empty() || self.listen.len() > LISTENERS_MAX {
+            return Err(StartError::config(
+                format!("{} listeners are not possible", self.listen.len()),
+                format!("give --listen 1 to {LISTENERS_MAX} times"),
+            ));
+        }
+        let mut seen = HashSet::new();
+        let fixed = self.listen.iter().filter(|address| address.port() != 0);
+        for address in fixed.chain(
+            [&self.rpc, &self.metrics]
+                .into_iter()
+                .filter(|a| a.port() != 0),
+        ) {
+            if !seen.insert(address) {
+                return Err(StartError::config(
+                    format!("{address} is given twice"),
+                    "give --listen, --rpc and --metrics addresses of their own",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_names(&self) -> Result<(), StartError> {
+        if let Some(nqn) = &self.nqn {
+            check_subsystem_nqn(nqn).map_err(|why| {
+                StartError::config(
+                    format!("--nqn {nqn:?} is not possible: {why}"),
+                    "write it like nqn.2026-11.io.bowline:node:drive",
+                )
+            })?;
+        }
+        for host in self.hosts.iter().filter(|host| *host != ANY_HOST) {
+            check_host_nqn(host).map_err(|why| {
+                StartError::config(
+                    format!("--host {host:?} is not possible: {why}"),
+                    "write what /etc/nvme/hostnqn of the host holds, or any",
+                )
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), StartError> {
+        let transfer = self.max_transfer_bytes;
+        if !(TRANSFER_BYTES_MIN..=MAX_TRANSFER_BYTES).contains(&transfer)
+            || !transfer.is_power_of_two()
+        {
+            return Err(StartError::config(
+                format!("a largest transfer of {transfer} bytes is not possible"),
+                "give --max-transfer a power of two from 4KiB to 1MiB",
+            ));
+        }
+        let capsule = self.in_capsule_data_bytes;
+        if capsule > IN_CAPSULE_DATA_BYTES || !capsule.is_multiple_of(CAPSULE_UNIT_BYTES) {
+            return Err(StartError::config(
+                format!("in-capsule data of {capsule} bytes is not possible"),
+                "give --in-capsule-data a multiple of 16 bytes up to 16KiB",
+            ));
+        }
+        if !(QUEUE_DEPTH_MIN..=QUEUE_DEPTH).contains(&self.queue_depth) {
+            return Err(StartError::config(
+                format!("a queue depth of {} is not possible", self.queue_depth),
+                format!("give --queue-depth {QUEUE_DEPTH_MIN} to {QUEUE_DEPTH}"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// An NQN that a subsystem may have: valid, not the discovery one, and without "/",
+/// which separates the parts of resource names.
+pub(crate) fn check_subsystem_nqn(text: &str) -> Result<(), String> {
+    check_host_nqn(text)?;
+    if text == nqn::DISCOVERY {
+        return Err("it is the NQN of the discovery subsystem".to_owned());
+    }
+    if text.contains('/') {
+        return Err("\"/\" would make its resource name ambiguous".to_owned());
+    }
+    Ok(())
+}
+
+/// An NQN that a host may have.
+pub(crate) fn check_host_nqn(text: &str) -> Result<(), String> {
+    nqn::validate(text).map_err(|error| error.to_string())
+}

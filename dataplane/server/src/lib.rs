@@ -1,0 +1,39 @@
+//! The data-plane process: reactors that serve, and one management thread that tells
+//! them what. Tokio lives on that thread and never touches an I/O.
+//!
+//! ```text
+//!   process ── listen, backing          bind, lock and open before anything is promised
+//!      │
+//!      ├── fleet: reactor-0 … reactor-n   TargetService<Backing>, one thread each
+//!      │       ▲ closures through bounded mailboxes
+//!      └── management: service ── manage ── catalog      gRPC, one change at a time
+//!                      metrics ── observe                Prometheus
+//! ```
+#![forbid(unsafe_code)]
+
+mod allow;
+mod backing;
+mod catalog;
+mod check;
+mod config;
+mod error;
+mod fleet;
+mod identity;
+mod listen;
+mod manage;
+mod metrics;
+mod names;
+mod observe;
+mod page;
+mod process;
+mod requests;
+mod service;
+mod takeover;
+mod view;
+
+pub use config::{
+    BackingConfig, Config, IN_CAPSULE_DATA_BYTES, IoBackend, Limits, MAX_TRANSFER_BYTES,
+    MEMORY_BLOCK_BYTES, PollMode, QUEUE_DEPTH,
+};
+pub use error::{RunError, StartError};
+pub use process::{Ready, run};

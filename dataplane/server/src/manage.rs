@@ -1,0 +1,424 @@
+//! Changes to what is served: checked here, done on the reactor that owns the
+//! subsystem, then recorded in the catalog and told to discovery. One at a time.
+
+use std::io;
+use std::sync::Arc;
+
+use bowline_api::{Failure, Reason};
+use bowline_block::Device;
+use bowline_nvme::NamespaceId;
+use bowline_nvmf::target::{ConfigError, DiscoveryTable, SubsystemConfig};
+use bowline_tcp::target::{NamespaceSpec, RefreshError};
+
+use crate::allow::AllowList;
+use crate::backing::{self, Opened};
+use crate::catalog::{Catalog, Namespace, Origin, Subsystem};
+use crate::config::BackingConfig;
+use crate::fleet::Fleet;
+use crate::listen::Portal;
+use crate::names::{self, ANY_HOST};
+use crate::{check, identity, observe};
+
+/// Subsystems of one data plane at most.
+const SUBSYSTEMS_MAX: usize = 1024;
+/// Hosts allowed by name in one subsystem at most.
+const HOSTS_MAX: usize = 1024;
+/// Highest namespace identifier, and so the most namespaces of a subsystem.
+const NSID_MAX: u32 = 256;
+
+/// The only place that changes what is served.
+pub(crate) struct Manager {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) catalog: Catalog,
+    pub(crate) portals: Vec<Portal>,
+    pub(crate) allow: AllowList,
+    /// Rises with every change that discovery shows.
+    genctr: u64,
+}
+
+/// A namespace to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct NewNamespace {
+    /// `None` takes the lowest free.
+    pub(crate) nsid: Option<u32>,
+    pub(crate) backing: BackingConfig,
+    /// `None` takes the backing's own.
+    pub(crate) block_bytes: Option<u32>,
+}
+
+impl Manager {
+    pub(crate) fn new(fleet: Arc<Fleet>, portals: Vec<Portal>, allow: AllowList) -> Self {
+        Self {
+            fleet,
+            catalog: Catalog::default(),
+            portals,
+            allow,
+            genctr: 0,
+        }
+    }
+
+    pub(crate) async fn create_subsystem(
+        &mut self,
+        nqn: &str,
+        origin: Origin,
+    ) -> Result<(), Failure> {
+        check::check_subsystem_nqn(nqn).map_err(|why| {
+            Failure::invalid_field("subsystem.nqn", format!("NQN {nqn:?} is not possible"))
+                .cause(why)
+                .hint("write it like nqn.2026-11.io.bowline:node:drive")
+        })?;
+        if self.catalog.subsystems.contains_key(nqn) {
+            return Err(exists(names::subsystem(nqn)));
+        }
+        if self.catalog.subsystems.len() >= SUBSYSTEMS_MAX {
+            return Err(limit("subsystems of the data plane", SUBSYSTEMS_MAX));
+        }
+        let owner = self.catalog.least_loaded(self.fleet.members.len());
+        let serial = identity::serial_number(nqn);
+        let config = SubsystemConfig {
+            serial,
+            namespaces_max: NSID_MAX,
+            ..SubsystemConfig::new(nqn, "")
+        };
+        self.fleet
+            .call(owner, move |service, _, now| {
+                service.target().add_subsystem(now, config)
+            })
+            .await?
+            .map_err(|error| refused(&names::subsystem(nqn), error))?;
+        self.catalog
+            .subsystems
+            .insert(nqn.to_owned(), Subsystem::new(owner, origin));
+        self.route(nqn, Some(owner)).await?;
+        self.tell_discovery().await
+    }
+
+    pub(crate) async fn delete_subsystem(&mut self, nqn: &str) -> Result<(), Failure> {
+        let owner = self.subsystem(nqn)?.reactor;
+        let name = nqn.to_owned();
+        self.fleet
+            .call(owner, move |service, _, now| {
+                service.remove_subsystem(now, &name)
+            })
+            .await?
+            .map_err(|error| refused(&names::subsystem(nqn), error))?;
+        self.catalog.subsystems.remove(nqn);
+        self.route(nqn, None).await?;
+        self.tell_discovery().await
+    }
+
+    /// Makes a namespace; gives its identifier.
+    pub(crate) async fn create_namespace(
+        &mut self,
+        nqn: &str,
+        new: NewNamespace,
+        origin: Origin,
+    ) -> Result<u32, Failure> {
+        self.place_namespace(nqn, &new)?;
+        let opened = open_off_thread(new.backing.clone(), new.block_bytes).await?;
+        self.attach_namespace(nqn, new, opened, origin).await
+    }
+
+    /// Makes a namespace over a backing that is open already; gives its identifier.
+    pub(crate) async fn attach_namespace(
+        &mut self,
+        nqn: &str,
+        new: NewNamespace,
+        opened: Opened,
+        origin: Origin,
+    ) -> Result<u32, Failure> {
+        let (owner, nsid) = self.place_namespace(nqn, &new)?;
+        let spec = NamespaceSpec {
+            nsid: Some(nsid),
+            uuid: identity::namespace_uuid(nqn, nsid),
+            nguid: identity::namespace_nguid(nqn, nsid),
+        };
+        let name = nqn.to_owned();
+        let geometry = self
+            .fleet
+            .call(owner, move |service, cx, now| {
+                let device = opened.attach(cx).map_err(AddError::Attach)?;
+                let geometry = device.geometry();
+                service
+                    .add_namespace(now, &name, spec, device)
+                    .map_err(AddError::Config)?;
+                Ok(geometry)
+            })
+            .await?
+            .map_err(|error: AddError| match error {
+                AddError::Attach(error) => not_attached(&names::namespace(nqn, nsid), &error),
+                AddError::Config(error) => refused(&names::namespace(nqn, nsid), error),
+            })?;
+        let namespace = Namespace {
+            backing: new.backing,
+            geometry,
+            origin,
+        };
+        self.subsystem_mut(nqn)?.namespaces.insert(nsid, namespace);
+        Ok(nsid)
+    }
+
+    /// Reads the backing's size anew.
+    pub(crate) async fn resize_namespace(&mut self, nqn: &str, nsid: u32) -> Result<(), Failure> {
+        let owner = self.namespace(nqn, nsid)?.0.reactor;
+        let name = nqn.to_owned();
+        let geometry = self
+            .fleet
+            .call(owner, move |service, _, now| {
+                service.refresh_namespace(now, &name, NamespaceId(nsid))
+            })
+            .await?
+            .map_err(|error| not_resized(&names::namespace(nqn, nsid), &error))?;
+        if let Some(namespace) = self.subsystem_mut(nqn)?.namespaces.get_mut(&nsid) {
+            namespace.geometry = geometry;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn delete_namespace(&mut self, nqn: &str, nsid: u32) -> Result<(), Failure> {
+        let owner = self.namespace(nqn, nsid)?.0.reactor;
+        let name = nqn.to_owned();
+        self.fleet
+            .call(owner, move |service, _, now| {
+                service.remove_namespace(now, &name, NamespaceId(nsid))
+            })
+            .await?
+            .map_err(|error| refused(&names::namespace(nqn, nsid), error))?;
+        self.subsystem_mut(nqn)?.namespaces.remove(&nsid);
+        Ok(())
+    }
+
+    /// Allows a host, or every host; gives who allowed it first.
+    pub(crate) async fn allow_host(
+        &mut self,
+        nqn: &str,
+        host: &str,
+        origin: Origin,
+    ) -> Result<Origin, Failure> {
+        let subsystem = self.subsystem_mut(nqn)?;
+        let origin = if host == ANY_HOST {
+            *subsystem.any_host.get_or_insert(origin)
+        } else {
+            check::check_host_nqn(host).map_err(|why| {
+                Failure::invalid_field("host_nqn", format!("host NQN {host:?} is not possible"))
+                    .cause(why)
+                    .hint("write what /etc/nvme/hostnqn of the host holds, or any")
+            })?;
+            if subsystem.hosts.len() >= HOSTS_MAX && !subsystem.hosts.contains_key(host) {
+                return Err(limit("hosts of a subsystem", HOSTS_MAX));
+            }
+            *subsystem.hosts.entry(host.to_owned()).or_insert(origin)
+        };
+        self.apply_hosts(nqn).await?;
+        Ok(origin)
+    }
+
+    /// Takes a permission back. Associations of hosts that are not allowed any more end.
+    pub(crate) async fn deny_host(&mut self, nqn: &str, host: &str) -> Result<(), Failure> {
+        let subsystem = self.subsystem_mut(nqn)?;
+        let known = match host {
+            ANY_HOST => subsystem.any_host.take().is_some(),
+            _ => subsystem.hosts.remove(host).is_some(),
+        };
+        if !known {
+            return Err(missing(names::host(nqn, host)).hint("`bowline host list` shows who is"));
+        }
+        self.apply_hosts(nqn).await
+    }
+
+    /// Takes over the sizes and states that devices reported by themselves.
+    pub(crate) async fn observe_geometries(&mut self) -> Result<(), Failure> {
+        for observation in observe::all(&self.fleet).await? {
+            for seen in observation.subsystems {
+                let Some(subsystem) = self.catalog.subsystems.get_mut(&seen.nqn) else {
+                    continue;
+                };
+                for found in seen.namespaces {
+                    if let Some(namespace) = subsystem.namespaces.get_mut(&found.nsid) {
+                        namespace.geometry.blocks = found.geometry.blocks;
+                        namespace.geometry.read_only = found.geometry.read_only;
+                        namespace.geometry.volatile_cache = found.geometry.volatile_cache;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn subsystem(&self, nqn: &str) -> Result<&Subsystem, Failure> {
+        self.catalog
+            .subsystems
+            .get(nqn)
+            .ok_or_else(|| missing(names::subsystem(nqn)))
+    }
+
+    pub(crate) fn namespace(
+        &self,
+        nqn: &str,
+        nsid: u32,
+    ) -> Result<(&Subsystem, &Namespace), Failure> {
+        let subsystem = self.subsystem(nqn)?;
+        let namespace = subsystem.namespaces.get(&nsid);
+        namespace
+            .map(|namespace| (subsystem, namespace))
+            .ok_or_else(|| {
+                missing(names::namespace(nqn, nsid)).hint("`bowline namespace list` shows what is")
+            })
+    }
+
+    fn subsystem_mut(&mut self, nqn: &str) -> Result<&mut Subsystem, Failure> {
+        self.catalog
+            .subsystems
+            .get_mut(nqn)
+            .ok_or_else(|| missing(names::subsystem(nqn)))
+    }
+
+    /// The reactor and the identifier of a new namespace, if it may be made.
+    fn place_namespace(&self, nqn: &str, new: &NewNamespace) -> Result<(usize, u32), Failure> {
+        let subsystem = self.subsystem(nqn)?;
+        let nsid = match new.nsid {
+            None => subsystem
+                .free_nsid(NSID_MAX)
+                .ok_or_else(|| limit("namespaces of a subsystem", NSID_MAX as usize))?,
+            Some(nsid) if nsid > NSID_MAX => {
+                let message = format!("nsid {nsid} is larger than {NSID_MAX}");
+                return Err(Failure::invalid_field("namespace.nsid", message));
+            }
+            Some(nsid) if subsystem.namespaces.contains_key(&nsid) => {
+                return Err(exists(names::namespace(nqn, nsid)));
+            }
+            Some(nsid) => nsid,
+        };
+        if let BackingConfig::Path(path) = &new.backing
+            && let Some((nqn, nsid)) = self.catalog.backed_by(path)
+        {
+            let message = format!("{} backs a namespace already", path.display());
+            return Err(Failure::new(Reason::BackingInUse, message)
+                .cause(format!("it is {}", names::namespace(nqn, nsid)))
+                .hint("two namespaces over one disk would corrupt each other's data"));
+        }
+        Ok((subsystem.reactor, nsid))
+    }
+
+    async fn apply_hosts(&mut self, nqn: &str) -> Result<(), Failure> {
+        let subsystem = self.subsystem(nqn)?;
+        let (owner, name, hosts) = (subsystem.reactor, nqn.to_owned(), subsystem.allowed());
+        self.fleet
+            .call(owner, move |service, _, now| {
+                service.target().set_hosts(now, &name, hosts)
+            })
+            .await?
+            .map_err(|error| refused(&names::subsystem(nqn), error))?;
+        self.tell_discovery().await
+    }
+
+    /// Tells the other reactors where a subsystem lives, so that they hand its
+    /// connections over; or that it is gone.
+    async fn route(&self, nqn: &str, owner: Option<usize>) -> Result<(), Failure> {
+        for index in 0..self.fleet.members.len() {
+            let name = nqn.to_owned();
+            match owner.and_then(|owner| self.fleet.members.get(owner)) {
+                Some(_) if owner == Some(index) => {}
+                Some(member) => {
+                    let mailbox = member.mailbox.clone();
+                    let set = move |service: &mut crate::fleet::Service, _: &mut _, _| {
+                        service.set_route(name, mailbox);
+                    };
+                    self.fleet.call(index, set).await?;
+                }
+                None => {
+                    self.fleet
+                        .call(index, move |service, _, _| service.clear_route(&name))
+                        .await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell_discovery(&mut self) -> Result<(), Failure> {
+        self.genctr += 1;
+        let entries = self.catalog.discovery(&self.portals);
+        let table = Arc::new(DiscoveryTable {
+            genctr: self.genctr,
+            entries,
+        });
+        for index in 0..self.fleet.members.len() {
+            let table = Arc::clone(&table);
+            self.fleet
+                .call(index, move |service, _, now| {
+                    service.target().set_discovery(now, table)
+                })
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+enum AddError {
+    Attach(io::Error),
+    Config(ConfigError),
+}
+
+/// Opening may wait for a slow device; the management thread must not.
+async fn open_off_thread(
+    config: BackingConfig,
+    block_bytes: Option<u32>,
+) -> Result<Opened, Failure> {
+    let opened = tokio::task::spawn_blocking(move || backing::open(&config, block_bytes)).await;
+    opened.unwrap_or_else(|_| Err(Failure::new(Reason::Internal, "opening was not finished")))
+}
+
+fn not_attached(name: &str, error: &io::Error) -> Failure {
+    Failure::new(Reason::BackingUnusable, format!("{name} not created"))
+        .cause(error.to_string())
+        .hint("check the size, the memory of the machine, and the limits on open files")
+}
+
+fn exists(name: String) -> Failure {
+    Failure::new(Reason::AlreadyExists, format!("{name} exists already")).with("resource", name)
+}
+
+fn missing(name: String) -> Failure {
+    Failure::new(Reason::NotFound, format!("{name} does not exist")).with("resource", name)
+}
+
+fn limit(what: &str, most: usize) -> Failure {
+    Failure::new(
+        Reason::LimitReached,
+        format!("the limit of {most} {what} is reached"),
+    )
+    .with("limit", most.to_string())
+    .hint("remove what is not needed")
+}
+
+/// What the protocol machine refused although it was checked before.
+fn refused(name: &str, error: ConfigError) -> Failure {
+    let reason = match error {
+        ConfigError::SubsystemExists => Reason::AlreadyExists,
+        ConfigError::NoSubsystem | ConfigError::NoNamespace => Reason::NotFound,
+        ConfigError::Nqn | ConfigError::NamespaceId => Reason::InvalidField,
+        ConfigError::Geometry => Reason::BackingUnusable,
+        ConfigError::NamespaceIdentity => Reason::AlreadyExists,
+        ConfigError::ControllerIds => Reason::Internal,
+    };
+    Failure::new(reason, format!("{name} not changed")).cause(error.to_string())
+}
+
+fn not_resized(name: &str, error: &RefreshError) -> Failure {
+    let message = format!("{name} not resized");
+    match error {
+        RefreshError::Config(error) => refused(name, *error),
+        RefreshError::Device(error) => {
+            Failure::new(Reason::BackingUnusable, message).cause(error.to_string())
+        }
+        RefreshError::Shrunk {
+            blocks,
+            backing_blocks,
+        } => Failure::new(Reason::ShrinkRefused, message)
+            .cause(error.to_string())
+            .hint("make the backing at least as large as it was")
+            .with("namespace_blocks", blocks.to_string())
+            .with("backing_blocks", backing_blocks.to_string()),
+    }
+}

@@ -1,0 +1,176 @@
+//! Resource names of the management API: `subsystems/{nqn}/…`. An NQN may hold
+//! any character but "/", which [`check_nqn`] refuses, so names split in one way.
+
+use bowline_api::Failure;
+
+/// Name of the only resource that is not in a collection.
+pub(crate) const DATA_PLANE: &str = "dataplane";
+
+/// What stands for every host, as an NQN and as the last part of a host's name.
+pub(crate) const ANY_HOST: &str = "any";
+
+const SUBSYSTEMS: &str = "subsystems/";
+const NAMESPACES: &str = "/namespaces/";
+const HOSTS: &str = "/hosts/";
+
+/// The parent of a list: one subsystem, or all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Parent<'a> {
+    All,
+    Subsystem(&'a str),
+}
+
+impl Parent<'_> {
+    pub(crate) fn holds(self, nqn: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Subsystem(parent) => parent == nqn,
+        }
+    }
+}
+
+/// What counters are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counted<'a> {
+    DataPlane,
+    Subsystem(&'a str),
+    Namespace(&'a str, u32),
+}
+
+pub(crate) fn subsystem(nqn: &str) -> String {
+    format!("{SUBSYSTEMS}{nqn}")
+}
+
+pub(crate) fn namespace(nqn: &str, nsid: u32) -> String {
+    format!("{SUBSYSTEMS}{nqn}{NAMESPACES}{nsid}")
+}
+
+pub(crate) fn host(nqn: &str, host: &str) -> String {
+    format!("{SUBSYSTEMS}{nqn}{HOSTS}{host}")
+}
+
+pub(crate) fn controller(nqn: &str, cntlid: u16) -> String {
+    format!("{SUBSYSTEMS}{nqn}/controllers/{cntlid}")
+}
+
+pub(crate) fn parse_subsystem<'a>(field: &'static str, name: &'a str) -> Result<&'a str, Failure> {
+    match name.strip_prefix(SUBSYSTEMS) {
+        Some(nqn) if !nqn.is_empty() && !nqn.contains('/') => Ok(nqn),
+        _ => Err(malformed(field, name, "subsystems/{nqn}")),
+    }
+}
+
+pub(crate) fn parse_parent<'a>(field: &'static str, name: &'a str) -> Result<Parent<'a>, Failure> {
+    match parse_subsystem(field, name)? {
+        "-" => Ok(Parent::All),
+        nqn => Ok(Parent::Subsystem(nqn)),
+    }
+}
+
+pub(crate) fn parse_namespace<'a>(
+    field: &'static str,
+    name: &'a str,
+) -> Result<(&'a str, u32), Failure> {
+    let bad = || malformed(field, name, "subsystems/{nqn}/namespaces/{nsid}");
+    let (parent, nsid) = name.split_once(NAMESPACES).ok_or_else(bad)?;
+    let nqn = parse_subsystem(field, parent).map_err(|_| bad())?;
+    let nsid: u32 = nsid.parse().map_err(|_| bad())?;
+    if nsid == 0 {
+        Err(bad())
+    } else {
+        Ok((nqn, nsid))
+    }
+}
+
+pub(crate) fn parse_host<'a>(
+    field: &'static str,
+    name: &'a str,
+) -> Result<(&'a str, &'a str), Failure> {
+    let bad = || malformed(field, name, "subsystems/{nqn}/hosts/{host_nqn}");
+    let (parent, host) = name.split_once(HOSTS).ok_or_else(bad)?;
+    let nqn = parse_subsystem(field, parent).map_err(|_| bad())?;
+    if host.is_empty() {
+        Err(bad())
+    } else {
+        Ok((nqn, host))
+    }
+}
+
+pub(crate) fn parse_counted<'a>(
+    field: &'static str,
+    name: &'a str,
+) -> Result<Counted<'a>, Failure> {
+    if name == DATA_PLANE {
+        return Ok(Counted::DataPlane);
+    }
+    if name.contains(NAMESPACES) {
+        return parse_namespace(field, name).map(|(nqn, nsid)| Counted::Namespace(nqn, nsid));
+    }
+    parse_subsystem(field, name).map(Counted::Subsystem)
+}
+
+fn malformed(field: &'static str, name: &str, expected: &str) -> Failure {
+    Failure::invalid_field(
+        field,
+        format!("{field} {name:?} is not a name of that kind"),
+    )
+    .cause(format!("the format is {expected}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NQN: &str = "nqn.2026-11.io.bowline:a:b";
+
+    #[test]
+    fn names_parse_back() {
+        assert_eq!(parse_subsystem("name", &subsystem(NQN)).unwrap(), NQN);
+        assert_eq!(
+            parse_namespace("name", &namespace(NQN, 7)).unwrap(),
+            (NQN, 7)
+        );
+        assert_eq!(
+            parse_host("name", &host(NQN, ANY_HOST)).unwrap(),
+            (NQN, ANY_HOST)
+        );
+        let with_slash = "nqn.2014-08.org.nvmexpress:uuid:a/b";
+        assert_eq!(
+            parse_host("name", &host(NQN, with_slash)).unwrap(),
+            (NQN, with_slash)
+        );
+    }
+
+    #[test]
+    fn dash_is_every_subsystem() {
+        assert_eq!(parse_parent("parent", "subsystems/-").unwrap(), Parent::All);
+        let one = subsystem(NQN);
+        assert_eq!(
+            parse_parent("parent", &one).unwrap(),
+            Parent::Subsystem(NQN)
+        );
+    }
+
+    #[test]
+    fn malformed_names_are_refused() {
+        for name in [
+            "",
+            "subsystems",
+            "subsystems/",
+            "subsystems/a/b",
+            "nqn.2026-11.io:x",
+        ] {
+            assert!(parse_subsystem("name", name).is_err(), "{name}");
+        }
+        for name in [
+            "subsystems/a/namespaces/0",
+            "subsystems/a/namespaces/-1",
+            "subsystems/a",
+        ] {
+            assert!(parse_namespace("name", name).is_err(), "{name}");
+        }
+        for name in ["subsystems/a/hosts/", "subsystems//hosts/x", "hosts/x"] {
+            assert!(parse_host("name", name).is_err(), "{name}");
+        }
+    }
+}

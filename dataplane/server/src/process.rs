@@ -1,0 +1,339 @@
+//! The life of a data plane: bind, open, start, serve, stop.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread;
+
+use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneServiceServer;
+use bowline_api::{FILE_DESCRIPTOR_SET, Failure, Reason};
+use bowline_nvmf::target::TargetConfig;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
+
+use crate::allow::AllowList;
+use crate::backing::{self, Opened};
+use crate::catalog::Origin;
+use crate::config::{BackingConfig, Config};
+use crate::error::{RunError, StartError};
+use crate::fleet::{Ended, Fleet};
+use crate::listen::Sockets;
+use crate::manage::{Manager, NewNamespace};
+use crate::service::Management;
+use crate::takeover::patiently;
+use crate::{identity, metrics};
+
+/// Where a started data plane listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    /// NVMe/TCP, in the order of the configuration.
+    pub listen: Vec<SocketAddr>,
+    /// Management API.
+    pub rpc: SocketAddr,
+    /// Metrics.
+    pub metrics: SocketAddr,
+}
+
+/// Serves until SIGTERM or SIGINT, then stops gracefully: no new connections, commands
+/// in flight finish, devices are flushed, connections close. A second signal ends it
+/// at once. `ready` is called when everything listens.
+///
+/// # Errors
+/// It did not start, or it did not end well.
+pub fn run(config: Config, ready: impl FnOnce(&Ready) + Send + 'static) -> Result<(), RunError> {
+    config.check()?;
+    tracing::info!(?config, "configuration in effect");
+    let allow = AllowList::new(&config.allow_paths)?;
+    let sockets = Sockets::bind(&config)?;
+    let is_busy = |failure: &Failure| failure.reason == Reason::BackingBusy;
+    let opened = patiently(is_busy, || {
+        backing::open(&config.backing, config.block_bytes)
+    })
+    .map_err(StartError::Backing)?;
+    let (ended, ends) = mpsc::channel(config.cores.len().max(1));
+    let fleet = Arc::new(Fleet::start(&config, &target_config(&config), &ended)?);
+    drop(ended);
+    let failed = |source| StartError::Management { source };
+    let work = move || -> Result<(), RunError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.map_err(failed)?;
+        runtime.block_on(async {
+            let reactors = Arc::clone(&fleet);
+            let plane = DataPlane::assemble(config, sockets, opened, fleet, ends, allow).await;
+            match plane {
+                Ok(plane) => plane.serve(ready).await,
+                Err(error) => {
+                    reactors.begin_stop().await;
+                    Err(error.into())
+                }
+            }
+        })
+    };
+    let management = thread::Builder::new()
+        .name("management".to_owned())
+        .spawn(work);
+    match management.map_err(failed)?.join() {
+        Ok(result) => result,
+        Err(_) => Err(RunError::ManagementLost),
+    }
+}
+
+/// What the protocol machines are told.
+fn target_config(config: &Config) -> TargetConfig {
+    // Controller IDs start somewhere else after each start, so that a host which missed
+    // the restart does not find its old controller's number. [BASE-2.0 CNTLID]
+    let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
+    TargetConfig {
+        icd_bytes: config.limits.in_capsule_data_bytes,
+        mdts_bytes: config.limits.max_transfer_bytes,
+        io_queue_entries_max: config.limits.queue_depth,
+        seed,
+        ..TargetConfig::default()
+    }
+}
+
+/// Everything of a running data plane that lives on the management thread.
+struct DataPlane {
+    management: Management,
+    fleet: Arc<Fleet>,
+    ends: mpsc::Receiver<Ended>,
+    rpc: TcpListener,
+    metrics: TcpListener,
+    ready: Ready,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl DataPlane {
+    async fn assemble(
+        config: Config,
+        sockets: Sockets,
+        opened: Opened,
+        fleet: Arc<Fleet>,
+        ends: mpsc::Receiver<Ended>,
+        allow: AllowList,
+    ) -> Result<Self, StartError> {
+        let failed = |source| StartError::Management { source };
+        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let Sockets { nvme, rpc, metrics } = sockets;
+        let ready = Ready {
+            listen: nvme.iter().map(|(portal, _)| portal.bound).collect(),
+            rpc: rpc.local_addr().map_err(failed)?,
+            metrics: metrics.local_addr().map_err(failed)?,
+        };
+        let portals = nvme.iter().map(|(portal, _)| *portal).collect();
+        let mut manager = Manager::new(Arc::clone(&fleet), portals, allow);
+        first_subsystem(&mut manager, &config, opened)
+            .await
+            .map_err(StartError::Backing)?;
+        for (index, (portal, listener)) in nvme.into_iter().enumerate() {
+            let owner = index % fleet.members.len();
+            let listened = fleet
+                .call(owner, move |service, cx, _| {
+                    service.listen(cx, listener, portal.id)
+                })
+                .await
+                .map_err(StartError::Backing)?;
+            listened.map_err(|source| StartError::Reactor {
+                index: owner,
+                source,
+            })?;
+        }
+        warn_where_exposed(&ready);
+        let management = Management::new(manager, config.node);
+        Ok(Self {
+            management,
+            fleet,
+            ends,
+            rpc,
+            metrics,
+            ready,
+            terminate,
+            interrupt,
+        })
+    }
+
+    async fn serve(mut self, announce: impl FnOnce(&Ready)) -> Result<(), RunError> {
+        let failed = |source| StartError::Management { source };
+        let (stop, stopped) = watch::channel(false);
+        let health = self.serve_rpc(stopped.clone()).map_err(failed)?;
+        self.serve_metrics(stopped).map_err(failed)?;
+        for (index, member) in self.fleet.members.iter().enumerate() {
+            tracing::info!(
+                reactor = index,
+                backend = member.info.backend.name(),
+                features = member.info.features.join(" "),
+                cpu = member.cpu,
+                "reactor started"
+            );
+            if let Some(reason) = &member.info.fallback {
+                tracing::warn!(reactor = index, %reason, "io_uring is not in use");
+            }
+        }
+        tracing::info!(
+            listen = ?self.ready.listen, rpc = %self.ready.rpc, metrics = %self.ready.metrics,
+            "data plane ready"
+        );
+        announce(&self.ready);
+        let ended = tokio::select! {
+            ended = self.ends.recv() => ended,
+            _ = self.terminate.recv() => None,
+            _ = self.interrupt.recv() => None,
+        };
+        if let Some(Ended { index, .. }) = ended {
+            return Err(RunError::ReactorLost { index });
+        }
+        set_health(&health, false).await;
+        let result = self.stop().await;
+        // Callers that still wait see their connection end; nothing is left to manage.
+        let _nobody_listens = stop.send(true);
+        result
+    }
+
+    /// Drains, flushes and closes; or gives up at the second signal.
+    async fn stop(&mut self) -> Result<(), RunError> {
+        tracing::info!("stopping: draining and flushing; a second signal ends at once");
+        self.fleet.begin_stop().await;
+        for _ in 0..self.fleet.members.len() {
+            let ended = tokio::select! {
+                ended = self.ends.recv() => ended,
+                _ = self.terminate.recv() => return Err(RunError::Forced),
+                _ = self.interrupt.recv() => return Err(RunError::Forced),
+            };
+            if let Some(Ended {
+                index,
+                regular: false,
+            }) = ended
+            {
+                return Err(RunError::ReactorLost { index });
+            }
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    fn serve_rpc(&self, mut stopped: watch::Receiver<bool>) -> io::Result<HealthReporter> {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(io::Error::other)?;
+        let server = Server::builder()
+            .max_concurrent_streams(STREAMS_MAX)
+            .add_service(health)
+            .add_service(reflection)
+            .add_service(DataPlaneServiceServer::new(self.management.clone()));
+        let incoming = TcpListenerStream::new(to_tokio(&self.rpc)?);
+        let ready = reporter.clone();
+        tokio::spawn(async move {
+            set_health(&ready, true).await;
+            let until = async move {
+                let _sender_gone = stopped.wait_for(|stopped| *stopped).await;
+            };
+            if let Err(error) = server.serve_with_incoming_shutdown(incoming, until).await {
+                tracing::error!(%error, "management API ended");
+            }
+        });
+        Ok(reporter)
+    }
+
+    fn serve_metrics(&self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
+        let listener = to_tokio(&self.metrics)?;
+        let router = metrics::router(self.management.clone());
+        tokio::spawn(async move {
+            let until = async move {
+                let _sender_gone = stopped.wait_for(|stopped| *stopped).await;
+            };
+            let served = axum::serve(listener, router)
+                .with_graceful_shutdown(until)
+                .await;
+            if let Err(error) = served {
+                tracing::error!(%error, "metrics ended");
+            }
+        });
+        Ok(())
+    }
+}
+
+/// The subsystem that the flags ask for, with the whole device as namespace 1.
+async fn first_subsystem(
+    manager: &mut Manager,
+    config: &Config,
+    opened: Opened,
+) -> Result<(), bowline_api::Failure> {
+    let device = config.backing.path();
+    let nqn = match &config.nqn {
+        Some(nqn) => nqn.clone(),
+        None => identity::default_nqn(&config.node, device),
+    };
+    manager.create_subsystem(&nqn, Origin::Start).await?;
+    let new = NewNamespace {
+        nsid: Some(FIRST_NSID),
+        backing: without_links(config.backing.clone()),
+        block_bytes: config.block_bytes,
+    };
+    manager
+        .attach_namespace(&nqn, new, opened, Origin::Start)
+        .await?;
+    for host in &config.hosts {
+        manager.allow_host(&nqn, host, Origin::Start).await?;
+    }
+    if config.hosts.is_empty() {
+        tracing::warn!(
+            subsystem_nqn = %nqn,
+            "no host may connect: allow one with --host or `bowline host allow`"
+        );
+    }
+    tracing::info!(
+        subsystem_nqn = %nqn, device = %config.backing, hosts = ?config.hosts, "subsystem serves"
+    );
+    Ok(())
+}
+
+/// The path by which the same device is recognised when the API names it again.
+fn without_links(backing: BackingConfig) -> BackingConfig {
+    match backing {
+        BackingConfig::Path(path) => BackingConfig::Path(path.canonicalize().unwrap_or(path)),
+        BackingConfig::Memory { .. } => backing,
+    }
+}
+
+/// Calls of one client at a time; more wait.
+const STREAMS_MAX: u32 = 64;
+
+/// The whole device is this namespace of the first subsystem.
+const FIRST_NSID: u32 = 1;
+
+/// Nothing authenticates yet, so leaving the loopback address deserves a word.
+fn warn_where_exposed(ready: &Ready) {
+    for address in &ready.listen {
+        if !address.ip().is_loopback() {
+            tracing::warn!(%address, "hosts on this network are told apart by their NQN alone");
+        }
+    }
+    if !ready.rpc.ip().is_loopback() {
+        tracing::warn!(address = %ready.rpc, "anybody on this network may manage this data plane");
+    }
+}
+
+async fn set_health(reporter: &HealthReporter, serving: bool) {
+    let status = match serving {
+        true => tonic_health::ServingStatus::Serving,
+        false => tonic_health::ServingStatus::NotServing,
+    };
+    // The empty name stands for the whole server.
+    reporter.set_service_status("", status).await;
+    let service = <DataPlaneServiceServer<Management> as tonic::server::NamedService>::NAME;
+    reporter.set_service_status(service, status).await;
+}
+
+fn to_tokio(listener: &TcpListener) -> io::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::from_std(listener.try_clone()?)
+}

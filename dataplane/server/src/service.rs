@@ -1,0 +1,512 @@
+//! The gRPC side of management: reads requests, lets [`Manager`] decide, and writes
+//! answers. Every change runs in a task of its own, so that a caller who hangs up
+//! cannot leave it half done.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bowline_api::dataplane::v1 as api;
+use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneService;
+use bowline_api::{Failure, Reason};
+use tokio::sync::Mutex;
+use tonic::{Request, Response, Status};
+
+use crate::catalog::Origin;
+use crate::config::{BackingConfig, MEMORY_BLOCK_BYTES};
+use crate::fleet::Member;
+use crate::manage::{Manager, NewNamespace};
+use crate::names::{self, ANY_HOST, Counted, DATA_PLANE, Parent};
+use crate::page::Page;
+use crate::requests::{Requests, Seen};
+use crate::{observe, view};
+
+/// What management knows and remembers. Locked for the whole of a change.
+pub(crate) struct State {
+    pub(crate) manager: Manager,
+    pub(crate) requests: Requests,
+    pub(crate) node: String,
+    pub(crate) started: SystemTime,
+}
+
+/// `bowline.dataplane.v1.DataPlaneService`.
+#[derive(Clone)]
+pub(crate) struct Management {
+    pub(crate) state: Arc<Mutex<State>>,
+}
+
+impl Management {
+    pub(crate) fn new(manager: Manager, node: String) -> Self {
+        let started = SystemTime::now();
+        let state = State {
+            manager,
+            requests: Requests::default(),
+            node,
+            started,
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+}
+
+/// Runs a change to its end, even if the caller does not wait for it.
+async fn change<R: Send + 'static>(
+    work: impl Future<Output = Result<R, Failure>> + Send + 'static,
+) -> Result<Response<R>, Status> {
+    match tokio::spawn(work).await {
+        Ok(result) => Ok(Response::new(result?)),
+        Err(_) => Err(Failure::new(Reason::Internal, "the change was not finished").into()),
+    }
+}
+
+#[tonic::async_trait]
+impl DataPlaneService for Management {
+    async fn get_data_plane(
+        &self,
+        request: Request<api::GetDataPlaneRequest>,
+    ) -> Result<Response<api::DataPlane>, Status> {
+        let name = request.into_inner().name;
+        if name != DATA_PLANE {
+            let message = format!("name {name:?} is not {DATA_PLANE:?}");
+            return Err(Failure::invalid_field("name", message).into());
+        }
+        let state = self.state.lock().await;
+        Ok(Response::new(state.data_plane()))
+    }
+
+    async fn list_subsystems(
+        &self,
+        request: Request<api::ListSubsystemsRequest>,
+    ) -> Result<Response<api::ListSubsystemsResponse>, Status> {
+        let request = request.into_inner();
+        let page = Page::parse(request.page_size, &request.page_token, "subsystems")?;
+        let state = self.state.lock().await;
+        let all = state.manager.catalog.subsystems.iter();
+        let (subsystems, next_page_token) =
+            page.cut(all.map(|(nqn, found)| (nqn.clone(), view::subsystem(nqn, found))));
+        Ok(Response::new(api::ListSubsystemsResponse {
+            subsystems,
+            next_page_token,
+        }))
+    }
+
+    async fn get_subsystem(
+        &self,
+        request: Request<api::GetSubsystemRequest>,
+    ) -> Result<Response<api::Subsystem>, Status> {
+        let request = request.into_inner();
+        let nqn = names::parse_subsystem("name", &request.name)?;
+        let state = self.state.lock().await;
+        Ok(Response::new(view::subsystem(
+            nqn,
+            state.manager.subsystem(nqn)?,
+        )))
+    }
+
+    async fn create_subsystem(
+        &self,
+        request: Request<api::CreateSubsystemRequest>,
+    ) -> Result<Response<api::Subsystem>, Status> {
+        let request = request.into_inner();
+        let state = Arc::clone(&self.state);
+        change(async move {
+            let State {
+                manager, requests, ..
+            } = &mut *state.lock().await;
+            let ticket = match requests.look_up("CreateSubsystem", &request.request_id, &request)? {
+                Seen::Done(answer) => return Ok(answer),
+                Seen::New(ticket) => ticket,
+            };
+            let nqn = request
+                .subsystem
+                .map(|subsystem| subsystem.nqn)
+                .unwrap_or_default();
+            manager.create_subsystem(&nqn, Origin::Api).await?;
+            let made = view::subsystem(&nqn, manager.subsystem(&nqn)?);
+            tracing::info!(subsystem_nqn = %nqn, "subsystem created, until the process ends");
+            requests.remember(ticket, &made);
+            Ok(made)
+        })
+        .await
+    }
+
+    async fn delete_subsystem(
+        &self,
+        request: Request<api::DeleteSubsystemRequest>,
+    ) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        let state = Arc::clone(&self.state);
+        change(async move {
+            let State {
+                manager, requests, ..
+            } = &mut *state.lock().await;
+            let ticket = match requests.look_up("DeleteSubsystem", &request.request_id, &request)? {
+                Seen::Done(answer) => return Ok(answer),
+                Seen::New(ticket) => ticket,
+            };
+            let nqn = names::parse_subsystem("name", &request.name)?;
+            manager.delete_subsystem(nqn).await?;
+            tracing::info!(subsystem_nqn = %nqn, "subsystem deleted");
+            requests.remember(ticket, &());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn list_namespaces(
+        &self,
+        request: Request<api::ListNamespacesRequest>,
+    ) -> Result<Response<api::ListNamespacesResponse>, Status> {
+        let request = request.into_inner();
+        let parent = names::parse_parent("parent", &request.parent)?;
+        let scope = format!("namespaces {}", request.parent);
+        let page = Page::parse(request.page_size, &request.page_token, &scope)?;
+        let mut state = self.state.lock().await;
+        state.require(parent)?;
+        state.manager.observe_geometries().await?;
+        let found = state.manager.catalog.namespaces();
+        let found = found.filter(|(nqn, _, _)| parent.holds(nqn));
+        let (namespaces, next_page_token) = page.cut(found.map(|(nqn, nsid, namespace)| {
+            // Ten digits, so that the order of keys is the order of numbers.
+            (
+                format!("{nqn}\0{nsid:010}"),
+                view::namespace(nqn, nsid, namespace),
+            )
+        }));
+        Ok(Response::new(api::ListNamespacesResponse {
+            namespaces,
+            next_page_token,
+        }))
+    }
+
+    async fn get_namespace(
+        &self,
+        request: Request<api::GetNamespaceRequest>,
+    ) -> Result<Response<api::Namespace>, Status> {
+        let request = request.into_inner();
+        let (nqn, nsid) = names::parse_namespace("name", &request.name)?;
+        let mut state = self.state.lock().await;
+        state.manager.observe_geometries().await?;
+        let (_, namespace) = state.manager.namespace(nqn, nsid)?;
+        Ok(Response::new(view::namespace(nqn, nsid, namespace)))
+    }
+
+    async fn create_namespace(
+        &self,
+        request: Request<api::CreateNamespaceRequest>,
+    ) -> Result<Response<api::Namespace>, Status> {
+        let request = request.into_inner();
+        let state = Arc::clone(&self.state);
+        change(async move {
+            let State {
+                manager, requests, ..
+            } = &mut *state.lock().await;
+            let ticket = match requests.look_up("CreateNamespace", &request.request_id, &request)? {
+                Seen::Done(answer) => return Ok(answer),
+                Seen::New(ticket) => ticket,
+            };
+            let nqn = names::parse_subsystem("parent", &request.parent)?;
+            let new = new_namespace(manager, request.namespace.as_ref())?;
+            let nsid = manager.create_namespace(nqn, new, Origin::Api).await?;
+            let (_, namespace) = manager.namespace(nqn, nsid)?;
+            let made = view::namespace(nqn, nsid, namespace);
+            tracing::info!(subsystem_nqn = %nqn, nsid, "namespace added, until the process ends");
+            requests.remember(ticket, &made);
+            Ok(made)
+        })
+        .await
+    }
+
+    async fn resize_namespace(
+        &self,
+        request: Request<api::ResizeNamespaceRequest>,
+    ) -> Result<Response<api::Namespace>, Status> {
+        let request = request.into_inner();
+        let state = Arc::clone(&self.state);
+        change(async move {
+            let State {
+                manager, requests, ..
+            } = &mut *state.lock().await;
+            let ticket = match requests.look_up("ResizeNamespace", &request.request_id, &request)? {
+                Seen::Done(answer) => return Ok(answer),
+                Seen::New(ticket) => ticket,
+            };
+            let (nqn, nsid) = names::parse_namespace("name", &request.name)?;
+            manager.resize_namespace(nqn, nsid).await?;
+            let (_, namespace) = manager.namespace(nqn, nsid)?;
+            let made = view::namespace(nqn, nsid, namespace);
+            tracing::info!(
+                subsystem_nqn = %nqn, nsid, size_bytes = made.size_bytes, "namespace resized"
+            );
+            requests.remember(ticket, &made);
+            Ok(made)
+        })
+        .await
+    }
+
+    async fn delete_namespace(
+        &self,
+        request: Request<api::DeleteNamespaceRequest>,
+    ) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        let state = Arc::clone(&self.state);
+        change(async move {
+            let State {
+                manager, requests, ..
+            } = &mut *state.lock().await;
+            let ticket = match requests.look_up("DeleteNamespace", &request.request_id, &request)? {
+                Seen::Done(answer) => return Ok(answer),
+                Seen::New(ticket) => ticket,
+            };
+            let (nqn, nsid) = names::parse_namespace("name", &request.name)?;
+            manager.delete_namespace(nqn, nsid).await?;
+            tracing::info!(subsystem_nqn = %nqn, nsid, "namespace removed");
+            requests.remember(ticket, &());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn list_hosts(
+        &self,
+        request: Request<api::ListHostsRequest>,
+    ) -> Result<Response<api::ListHostsResponse>, Status> {
+        let request = request.into_inner();
+        let parent = names::parse_parent("parent", &request.parent)?;
+        let scope = format!("hosts {}", request.parent);
+        let page = Page::parse(request.page_size, &request.page_token, &scope)?;
+        let state = self.state.lock().await;
+        state.require(parent)?;
+        let found = state
+            .manager
+            .catalog
+            .subsystems
+            .iter()
+            .filter(|(nqn, _)| parent.holds(nqn));
+        let (hosts, next_page_token) = page.cut(found.flat_map(|(nqn, subsystem)| {
+            // "any" sorts before every NQN, which begin with "nqn.".
+            let any = subsystem.any_host.map(|origin| (ANY_HOST, origin));
+            let named = subsystem
+                .hosts
+                .iter()
+                .map(|(host, origin)| (host.as_str(), *origin));
+            any.into_iter()
+                .chain(named)
+                .map(|(host, origin)| (format!("{nqn}\0{host}"), view::host(nqn, host, origin)))
+                .collect::<Vec<_>>()
+        }));
+        Ok(Response::new(api::ListHostsResponse {
+            hosts,
+            next_page_token,
+        }))
+    }
+
+    async fn allow_host(
+        &self,
+        request: Request<api::AllowHostRequest>,
+    ) -> Result<Response<api::Host>, Status> {
+        let request = request.into_inner();
+        let state = Arc::clone(&self.state);
+        change(async move {
+            let State {
+                manager, requests, ..
+            } = &mut *state.lock().await;
+            let ticket = match requests.look_up("AllowHost", &request.request_id, &request)? {
+                Seen::Done(answer) => return Ok(answer),
+                Seen::New(ticket) => ticket,
+            };
+            let nqn = names::parse_subsystem("parent", &request.parent)?;
+            let host = request.host_nqn.as_str();
+            let origin = manager.allow_host(nqn, host, Origin::Api).await?;
+            tracing::info!(subsystem_nqn = %nqn, host_nqn = %host, "host allowed");
+            let made = view::host(nqn, host, origin);
+            requests.remember(ticket, &made);
+            Ok(made)
+        })
+        .await
+    }
+
+    async fn deny_host(
+        &self,
+        request: Request<api::DenyHostRequest>,
+    ) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        let state = Arc::clone(&self.state);
+        change(async move {
+            let State {
+                manager, requests, ..
+            } = &mut *state.lock().await;
+            let ticket = match requests.look_up("DenyHost", &request.request_id, &request)? {
+                Seen::Done(answer) => return Ok(answer),
+                Seen::New(ticket) => ticket,
+            };
+            let (nqn, host) = names::parse_host("name", &request.name)?;
+            manager.deny_host(nqn, host).await?;
+            tracing::info!(subsystem_nqn = %nqn, host_nqn = %host, "host denied");
+            requests.remember(ticket, &());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn list_controllers(
+        &self,
+        request: Request<api::ListControllersRequest>,
+    ) -> Result<Response<api::ListControllersResponse>, Status> {
+        let request = request.into_inner();
+        let parent = names::parse_parent("parent", &request.parent)?;
+        let scope = format!("controllers {}", request.parent);
+        let page = Page::parse(request.page_size, &request.page_token, &scope)?;
+        let state = self.state.lock().await;
+        state.require(parent)?;
+        let observations = observe::all(&state.manager.fleet).await?;
+        let prefix = match parent {
+            Parent::All => String::new(),
+            Parent::Subsystem(nqn) => format!("{nqn}\0"),
+        };
+        let found = observe::controllers(&observations).into_iter();
+        let (controllers, next_page_token) =
+            page.cut(found.filter(|(key, _)| key.starts_with(&prefix)));
+        Ok(Response::new(api::ListControllersResponse {
+            controllers,
+            next_page_token,
+        }))
+    }
+
+    async fn list_connections(
+        &self,
+        request: Request<api::ListConnectionsRequest>,
+    ) -> Result<Response<api::ListConnectionsResponse>, Status> {
+        let request = request.into_inner();
+        let page = Page::parse(request.page_size, &request.page_token, "connections")?;
+        let state = self.state.lock().await;
+        let observations = observe::all(&state.manager.fleet).await?;
+        let (connections, next_page_token) = page.cut(observe::connections(&observations));
+        Ok(Response::new(api::ListConnectionsResponse {
+            connections,
+            next_page_token,
+        }))
+    }
+
+    async fn get_statistics(
+        &self,
+        request: Request<api::GetStatisticsRequest>,
+    ) -> Result<Response<api::Statistics>, Status> {
+        let request = request.into_inner();
+        let counted = names::parse_counted("name", &request.name)?;
+        let state = self.state.lock().await;
+        match counted {
+            Counted::DataPlane => {}
+            Counted::Subsystem(nqn) => {
+                state.manager.subsystem(nqn)?;
+            }
+            Counted::Namespace(nqn, nsid) => {
+                state.manager.namespace(nqn, nsid)?;
+            }
+        }
+        let observations = observe::all(&state.manager.fleet).await?;
+        let statistics = observe::statistics(&observations, counted);
+        Ok(Response::new(api::Statistics {
+            name: request.name,
+            ..statistics
+        }))
+    }
+}
+
+impl State {
+    fn data_plane(&self) -> api::DataPlane {
+        let manager = &self.manager;
+        let reactor = |(index, member): (usize, &Member)| api::Reactor {
+            index: view::count(index),
+            cpu: member.cpu.map(view::count),
+            io_backend: member.info.backend.name().to_owned(),
+            io_fallback_reason: member.info.fallback.clone().unwrap_or_default(),
+            subsystem_count: view::count(manager.catalog.subsystem_count(index)),
+        };
+        let path = |path: &PathBuf| path.display().to_string();
+        api::DataPlane {
+            name: DATA_PLANE.to_owned(),
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            start_time: Some(view::timestamp(self.started)),
+            listeners: manager
+                .portals
+                .iter()
+                .map(|portal| portal.bound.to_string())
+                .collect(),
+            reactors: manager
+                .fleet
+                .members
+                .iter()
+                .enumerate()
+                .map(reactor)
+                .collect(),
+            allowed_paths: manager.allow.roots().iter().map(path).collect(),
+        }
+    }
+
+    /// The parent of a list must be there.
+    fn require(&self, parent: Parent<'_>) -> Result<(), Failure> {
+        match parent {
+            Parent::All => Ok(()),
+            Parent::Subsystem(nqn) => self.manager.subsystem(nqn).map(|_| ()),
+        }
+    }
+}
+
+/// What a request for a namespace asks for, with its path allowed and resolved.
+fn new_namespace(
+    manager: &Manager,
+    asked: Option<&api::Namespace>,
+) -> Result<NewNamespace, Failure> {
+    let asked = asked.ok_or_else(|| Failure::invalid_field("namespace", "namespace is missing"))?;
+    let nsid = u32::try_from(asked.nsid).map_err(|_| {
+        Failure::invalid_field("namespace.nsid", format!("nsid {} is negative", asked.nsid))
+    })?;
+    let block_bytes = match asked.block_size_bytes {
+        0 => None,
+        512 => Some(512),
+        4096 => Some(4096),
+        other => {
+            let message = format!("a block size of {other} bytes is not possible");
+            return Err(
+                Failure::invalid_field("namespace.block_size_bytes", message)
+                    .hint("choose 512 or 4096, or 0 for the backing's own"),
+            );
+        }
+    };
+    let backing = match asked
+        .backing
+        .as_ref()
+        .and_then(|backing| backing.kind.as_ref())
+    {
+        Some(api::backing::Kind::Memory(memory)) => {
+            let field = "namespace.backing.memory.size_bytes";
+            let unit = i64::from(block_bytes.unwrap_or(MEMORY_BLOCK_BYTES));
+            if memory.size_bytes <= 0 || memory.size_bytes % unit != 0 {
+                let message = format!("{} bytes of memory are not possible", memory.size_bytes);
+                return Err(Failure::invalid_field(field, message)
+                    .hint(format!("give a positive multiple of {unit}")));
+            }
+            BackingConfig::Memory {
+                size_bytes: memory.size_bytes.unsigned_abs(),
+            }
+        }
+        Some(api::backing::Kind::Path(path)) => {
+            BackingConfig::Path(manager.allow.resolve(&path.path)?)
+        }
+        None => {
+            return Err(
+                Failure::invalid_field("namespace.backing", "backing is missing")
+                    .hint("name memory or a path"),
+            );
+        }
+    };
+    Ok(NewNamespace {
+        nsid: (nsid != 0).then_some(nsid),
+        backing,
+        block_bytes,
+    })
+}

@@ -1,0 +1,546 @@
+//! The flags of `bowline dataplane`: the command line over the environment over a
+//! TOML file. One structure describes all three, so that they cannot differ.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, ValueEnum};
+use serde::Deserialize;
+
+use crate::error::CliError;
+use crate::log::LogFormat;
+use crate::size::Size;
+
+/// Port of NVMe/TCP I/O controllers, where an address has none. [TCP-1.0 §3.1.1]
+const NVME_PORT: u16 = 4420;
+/// Port of the management API, where an address has none.
+const RPC_PORT: u16 = 7410;
+/// Port of the metrics, where an address has none.
+const METRICS_PORT: u16 = 9410;
+
+const LONG_ABOUT: &str = "\
+Serve one device (or memory) to hosts over NVMe/TCP, until SIGTERM.
+
+The whole device becomes namespace 1 of one subsystem. Nobody may connect until a host is
+allowed, with --host or with `bowline host allow`. Listeners are on the loopback address
+unless told otherwise: hosts are not authenticated yet.
+
+When everything listens, one line is printed on stdout:
+  ready {\"listen\":[\"127.0.0.1:4420\"],\"rpc\":\"127.0.0.1:7410\",\"metrics\":\"127.0.0.1:9410\",\"pid\":1}
+
+SIGTERM or SIGINT stops gracefully: no new connections, commands in flight finish, the
+device is flushed, connections close. A second signal ends the process at once.";
+
+const EXAMPLES: &str = "\
+Every flag may be given as BOWLINE_<FLAG> in the environment (lists separated by commas)
+and, without the dashes in front, as a key of the --config file. The command line wins
+over the environment, which wins over the file.
+
+Examples:
+  Try it in memory, for every host on this machine:
+    bowline dataplane --memory 1GiB --host any
+  Serve a drive to one host:
+    bowline dataplane --device /dev/nvme0n1 --listen 192.0.2.10 \\
+      --host nqn.2014-08.org.nvmexpress:uuid:0f4a2b9e-5e57-4b5c-9a53-6b1f6ac9d1a2
+  Then, on the host:
+    nvme connect -t tcp -a 192.0.2.10 -s 4420 -n nqn.2026-11.io.bowline:NODE:nvme0n1";
+
+/// Serve one device to hosts over NVMe/TCP.
+#[derive(Debug, Default, Args, Deserialize)]
+#[command(long_about = LONG_ABOUT, after_long_help = EXAMPLES)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct DataplaneFlags {
+    /// Block device or file to serve; it is locked against other users.
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "BOWLINE_DEVICE",
+        hide_env = true,
+        help_heading = "Backing"
+    )]
+    pub(crate) device: Option<PathBuf>,
+
+    /// Serve memory of this size instead, to try things: the data goes with the process.
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "BOWLINE_MEMORY",
+        hide_env = true,
+        help_heading = "Backing"
+    )]
+    pub(crate) memory: Option<Size>,
+
+    /// Logical block size in bytes [default: the device's own; 4096 for memory].
+    #[arg(
+        long,
+        value_name = "512|4096",
+        env = "BOWLINE_BLOCK_SIZE",
+        hide_env = true,
+        help_heading = "Backing"
+    )]
+    pub(crate) block_size: Option<BlockSize>,
+
+    /// Namespaces made over the management API may use this path and what lies under it;
+    /// may be repeated [default: none, only memory].
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "BOWLINE_ALLOW_PATH",
+        hide_env = true,
+        value_delimiter = ','
+    )]
+    #[arg(help_heading = "Backing")]
+    pub(crate) allow_path: Vec<PathBuf>,
+
+    /// Write a new pool on an empty device (this version has no pools yet).
+    #[arg(
+        long,
+        env = "BOWLINE_FORMAT",
+        hide_env = true,
+        help_heading = "Backing",
+        hide = true
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) format: Option<bool>,
+
+    /// Address for NVMe/TCP; may be repeated; port 0 takes a free one
+    /// [default: 127.0.0.1:4420].
+    #[arg(
+        long,
+        value_name = "ADDR[:PORT]",
+        env = "BOWLINE_LISTEN",
+        hide_env = true,
+        value_delimiter = ','
+    )]
+    #[arg(help_heading = "NVMe")]
+    pub(crate) listen: Vec<Address>,
+
+    /// Address that discovery tells hosts to use [default: the one the host came in on].
+    #[arg(
+        long,
+        value_name = "ADDR[:PORT]",
+        env = "BOWLINE_ADVERTISE",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) advertise: Option<Address>,
+
+    /// NQN of the subsystem [default: nqn.2026-11.io.bowline:<node>:<device>].
+    #[arg(
+        long,
+        value_name = "NQN",
+        env = "BOWLINE_NQN",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) nqn: Option<String>,
+
+    /// Host that may connect, or "any" for every host; may be repeated [default: nobody].
+    #[arg(
+        long,
+        value_name = "NQN|any",
+        env = "BOWLINE_HOST",
+        hide_env = true,
+        value_delimiter = ','
+    )]
+    #[arg(help_heading = "NVMe")]
+    pub(crate) host: Vec<String>,
+
+    /// Largest transfer of one command [default and most: 1MiB].
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "BOWLINE_MAX_TRANSFER",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) max_transfer: Option<Size>,
+
+    /// Data a command capsule may carry [default and most: 16KiB].
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "BOWLINE_IN_CAPSULE_DATA",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) in_capsule_data: Option<Size>,
+
+    /// Commands of one I/O queue at a time [default and most: 128].
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "BOWLINE_QUEUE_DEPTH",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) queue_depth: Option<u16>,
+
+    /// What performs the I/O on the device.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        env = "BOWLINE_ENGINE",
+        hide_env = true
+    )]
+    #[arg(help_heading = "Performance")]
+    pub(crate) engine: Option<Engine>,
+
+    /// Kernel interface for I/O; auto takes io_uring where it is permitted [default: auto].
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        env = "BOWLINE_IO",
+        hide_env = true,
+        help_heading = "Performance"
+    )]
+    pub(crate) io: Option<IoFlag>,
+
+    /// CPUs to run on, one reactor pinned to each, such as 0,2-3 [default: one reactor,
+    /// not pinned].
+    #[arg(
+        long,
+        value_name = "LIST",
+        env = "BOWLINE_CORES",
+        hide_env = true,
+        help_heading = "Performance"
+    )]
+    pub(crate) cores: Option<Cores>,
+
+    /// Whether reactors spin for events: while there is traffic, always, or never
+    /// [default: adaptive].
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        env = "BOWLINE_POLL",
+        hide_env = true
+    )]
+    #[arg(help_heading = "Performance")]
+    pub(crate) poll: Option<PollFlag>,
+
+    /// Address of the management API (gRPC, neither encrypted nor authenticated)
+    /// [default: 127.0.0.1:7410].
+    #[arg(
+        long,
+        value_name = "ADDR[:PORT]",
+        env = "BOWLINE_RPC",
+        hide_env = true,
+        help_heading = "Operation"
+    )]
+    pub(crate) rpc: Option<Address>,
+
+    /// Address of the Prometheus metrics, path /metrics [default: 127.0.0.1:9410].
+    #[arg(
+        long,
+        value_name = "ADDR[:PORT]",
+        env = "BOWLINE_METRICS",
+        hide_env = true,
+        help_heading = "Operation"
+    )]
+    pub(crate) metrics: Option<Address>,
+
+    /// Name of this node [default: the host name].
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "BOWLINE_NODE",
+        hide_env = true,
+        help_heading = "Operation"
+    )]
+    pub(crate) node: Option<String>,
+
+    /// Control plane to register with (this version has none yet).
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "BOWLINE_CONTROLLER",
+        hide_env = true,
+        help_heading = "Operation"
+    )]
+    #[arg(hide = true)]
+    pub(crate) controller: Option<String>,
+
+    /// How log lines look; they go to stderr [default: text].
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        env = "BOWLINE_LOG_FORMAT",
+        hide_env = true
+    )]
+    #[arg(help_heading = "Operation")]
+    pub(crate) log_format: Option<LogFormat>,
+
+    /// What is logged: error, warn, info, debug or trace, or by room, such as
+    /// info,bowline_server=debug [default: info].
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "BOWLINE_LOG_LEVEL",
+        hide_env = true,
+        help_heading = "Operation"
+    )]
+    pub(crate) log_level: Option<String>,
+
+    /// TOML file with the same keys as these flags; unknown keys are errors.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "BOWLINE_CONFIG",
+        hide_env = true,
+        help_heading = "Operation"
+    )]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Check the configuration, print what is wrong, and exit.
+    #[arg(long, help_heading = "Operation")]
+    #[serde(skip)]
+    pub(crate) check_config: bool,
+}
+
+/// An address with a port, or one that takes the default port of its flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Address {
+    ip: IpAddr,
+    port: Option<u16>,
+}
+
+impl Address {
+    fn with_port(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(port))
+    }
+
+    /// As an NVMe/TCP address.
+    pub(crate) fn nvme(self) -> SocketAddr {
+        self.with_port(NVME_PORT)
+    }
+
+    /// As an address of the management API.
+    pub(crate) fn rpc(self) -> SocketAddr {
+        self.with_port(RPC_PORT)
+    }
+
+    /// As an address of the metrics.
+    pub(crate) fn metrics(self) -> SocketAddr {
+        self.with_port(METRICS_PORT)
+    }
+
+    /// The loopback address with the default port of its flag.
+    pub(crate) const LOOPBACK: Self = Self {
+        ip: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+        port: None,
+    };
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self {
+                ip: address.ip(),
+                port: Some(address.port()),
+            });
+        }
+        let bare = text
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+            .unwrap_or(text);
+        if let Ok(ip) = bare.parse() {
+            return Ok(Self { ip, port: None });
+        }
+        Err(format!(
+            "{text:?} is not an address; write 192.0.2.10:4420, [2001:db8::1]:4420, or the \
+             address alone for the default port"
+        ))
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// Logical block size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Size")]
+pub(crate) struct BlockSize(pub(crate) u32);
+
+impl TryFrom<Size> for BlockSize {
+    type Error = String;
+
+    fn try_from(size: Size) -> Result<Self, String> {
+        match size.0 {
+            512 => Ok(Self(512)),
+            4096 => Ok(Self(4096)),
+            _ => Err(format!(
+                "a block size of {size} is not possible; choose 512 or 4096"
+            )),
+        }
+    }
+}
+
+impl FromStr for BlockSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse::<Size>()?.try_into()
+    }
+}
+
+/// CPUs in the order given, without repetition.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Cores(pub(crate) Vec<usize>);
+
+/// CPUs a list may hold, far above any machine.
+const CORES_MAX: usize = 1024;
+
+impl FromStr for Cores {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is not a list of CPUs; write 0,2-3");
+        let mut cores = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let first: usize = first.trim().parse().map_err(|_| bad())?;
+            let last: usize = last.trim().parse().map_err(|_| bad())?;
+            if first > last || last - first >= CORES_MAX || cores.len() >= CORES_MAX {
+                return Err(bad());
+            }
+            for core in first..=last {
+                if cores.contains(&core) {
+                    return Err(format!("CPU {core} is twice in the list {text:?}"));
+                }
+                cores.push(core);
+            }
+        }
+        Ok(Self(cores))
+    }
+}
+
+impl TryFrom<String> for Cores {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// What performs the I/O on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Engine {
+    /// The kernel's block layer.
+    Kernel,
+    /// SPDK's user-space drivers; needs a build with them.
+    Spdk,
+}
+
+/// Kernel interface for I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum IoFlag {
+    /// io_uring where it is permitted, else epoll; the log says which and why.
+    Auto,
+    /// io_uring, or fail.
+    Uring,
+    /// epoll and a thread pool.
+    Epoll,
+}
+
+/// Whether reactors spin for events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PollFlag {
+    /// Spin while there is traffic, sleep when idle.
+    Adaptive,
+    /// Never sleep: one CPU per reactor.
+    Always,
+    /// Sleep whenever there is nothing to do.
+    Never,
+}
+
+impl DataplaneFlags {
+    /// Drops what the environment says about the backing where the command line names
+    /// one: `--memory` beats `BOWLINE_DEVICE`.
+    pub(crate) fn prefer_command_line(&mut self, matches: &ArgMatches) {
+        let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+        if typed("memory") && !typed("device") {
+            self.device = None;
+        }
+        if typed("device") && !typed("memory") {
+            self.memory = None;
+        }
+    }
+
+    /// Fills what neither command line nor environment gave from `file`.
+    pub(crate) fn or(self, file: Self) -> Self {
+        let list = |mine: Vec<_>, file| if mine.is_empty() { file } else { mine };
+        let backed = self.device.is_some() || self.memory.is_some();
+        Self {
+            device: if backed { self.device } else { file.device },
+            memory: if backed { self.memory } else { file.memory },
+            block_size: self.block_size.or(file.block_size),
+            allow_path: if self.allow_path.is_empty() {
+                file.allow_path
+            } else {
+                self.allow_path
+            },
+            format: self.format.or(file.format),
+            listen: if self.listen.is_empty() {
+                file.listen
+            } else {
+                self.listen
+            },
+            advertise: self.advertise.or(file.advertise),
+            nqn: self.nqn.or(file.nqn),
+            host: list(self.host, file.host),
+            max_transfer: self.max_transfer.or(file.max_transfer),
+            in_capsule_data: self.in_capsule_data.or(file.in_capsule_data),
+            queue_depth: self.queue_depth.or(file.queue_depth),
+            engine: self.engine.or(file.engine),
+            io: self.io.or(file.io),
+            cores: self.cores.or(file.cores),
+            poll: self.poll.or(file.poll),
+            rpc: self.rpc.or(file.rpc),
+            metrics: self.metrics.or(file.metrics),
+            node: self.node.or(file.node),
+            controller: self.controller.or(file.controller),
+            log_format: self.log_format.or(file.log_format),
+            log_level: self.log_level.or(file.log_level),
+            config: self.config,
+            check_config: self.check_config,
+        }
+    }
+
+    /// Reads the file named by `--config`, if any.
+    pub(crate) fn with_file(self) -> Result<Self, CliError> {
+        let Some(path) = self.config.clone() else {
+            return Ok(self);
+        };
+        let shown = path.display();
+        let text = std::fs::read_to_string(&path).map_err(|source| {
+            CliError::usage(format!("configuration file {shown} not read"))
+                .cause(source)
+                .hint("check the path given with --config or BOWLINE_CONFIG")
+        })?;
+        let file: Self = toml::from_str(&text).map_err(|source| {
+            CliError::usage(format!("configuration file {shown} is wrong"))
+                .cause(source.to_string().trim_end())
+                .hint("the keys are the flags of `bowline dataplane --help` without the dashes")
+        })?;
+        Ok(self.or(file))
+    }
+}

@@ -1,0 +1,168 @@
+//! `bowline dataplane`: flags in, a running data plane out.
+
+mod flags;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use bowline_server::{BackingConfig, Config, IoBackend, Limits, PollMode, Ready};
+use clap::ArgMatches;
+use serde::Serialize;
+
+pub(crate) use flags::{Address, BlockSize, DataplaneFlags};
+use flags::{Engine, IoFlag, PollFlag};
+
+use crate::error::CliError;
+use crate::log;
+use crate::size::Size;
+
+/// Runs a data plane until it is told to stop.
+pub(crate) fn run(mut flags: DataplaneFlags, matches: &ArgMatches) -> Result<(), CliError> {
+    flags.prefer_command_line(matches);
+    let flags = flags.with_file()?;
+    let filter = log::filter(flags.log_level.as_deref())?;
+    let format = flags.log_format.unwrap_or_default();
+    let check_only = flags.check_config;
+    let config = config(flags)?;
+    if check_only {
+        config.check()?;
+        return Ok(());
+    }
+    log::start(format, filter);
+    bowline_server::run(config, announce)?;
+    Ok(())
+}
+
+/// The line that tells whoever started the process where it listens. Printed once.
+fn announce(ready: &Ready) {
+    let line = ReadyLine {
+        listen: &ready.listen,
+        rpc: ready.rpc,
+        metrics: ready.metrics,
+        pid: std::process::id(),
+    };
+    if let Ok(json) = serde_json::to_string(&line) {
+        let mut stdout = std::io::stdout().lock();
+        // Nobody reading is no reason to stop serving disks.
+        let _unread = writeln!(stdout, "ready {json}").and_then(|()| stdout.flush());
+    }
+}
+
+#[derive(Serialize)]
+struct ReadyLine<'a> {
+    listen: &'a [SocketAddr],
+    rpc: SocketAddr,
+    metrics: SocketAddr,
+    pid: u32,
+}
+
+/// Turns flags into a configuration, or says what is wrong with them.
+fn config(flags: DataplaneFlags) -> Result<Config, CliError> {
+    refuse_what_is_not_there(&flags)?;
+    let limits = limits(&flags)?;
+    let backing = backing(flags.device, flags.memory)?;
+    let mut listen: Vec<SocketAddr> = flags.listen.iter().map(|address| address.nvme()).collect();
+    if listen.is_empty() {
+        listen.push(Address::LOOPBACK.nvme());
+    }
+    Ok(Config {
+        backing,
+        block_bytes: flags.block_size.map(|BlockSize(bytes)| bytes),
+        listen,
+        advertise: flags.advertise.map(Address::nvme),
+        rpc: flags.rpc.unwrap_or(Address::LOOPBACK).rpc(),
+        metrics: flags.metrics.unwrap_or(Address::LOOPBACK).metrics(),
+        node: flags.node.unwrap_or_else(host_name),
+        nqn: flags.nqn,
+        hosts: flags.host,
+        cores: flags.cores.map_or_else(Vec::new, |cores| cores.0),
+        io: match flags.io {
+            None | Some(IoFlag::Auto) => IoBackend::Auto,
+            Some(IoFlag::Uring) => IoBackend::Uring,
+            Some(IoFlag::Epoll) => IoBackend::Epoll,
+        },
+        poll: match flags.poll {
+            None | Some(PollFlag::Adaptive) => PollMode::Adaptive,
+            Some(PollFlag::Always) => PollMode::Always,
+            Some(PollFlag::Never) => PollMode::Never,
+        },
+        allow_paths: flags.allow_path,
+        limits,
+    })
+}
+
+fn backing(device: Option<PathBuf>, memory: Option<Size>) -> Result<BackingConfig, CliError> {
+    match (device, memory) {
+        (Some(path), None) => Ok(BackingConfig::Path(path)),
+        (None, Some(Size(size_bytes))) => Ok(BackingConfig::Memory { size_bytes }),
+        (Some(_), Some(_)) => Err(CliError::usage("both --device and --memory are given")
+            .cause("a data plane serves one device")
+            .hint("keep the one you mean")),
+        (None, None) => Err(
+            CliError::usage("nothing to serve: neither --device nor --memory")
+                .hint("give --device PATH, or try it with --memory 1GiB"),
+        ),
+    }
+}
+
+/// Flags of later versions are known, so that nobody takes silence for consent.
+fn refuse_what_is_not_there(flags: &DataplaneFlags) -> Result<(), CliError> {
+    if flags.engine == Some(Engine::Spdk) {
+        return Err(CliError::usage("--engine spdk is not in this executable")
+            .cause("it was built without the SPDK engine, which is not part of this version")
+            .hint(
+                "use --engine kernel; SPDK will be a build of its own: cargo build --features spdk",
+            ));
+    }
+    if flags.controller.is_some() {
+        return Err(CliError::usage("--controller is not available yet")
+            .cause("this version has no control plane to register with")
+            .hint("leave it out, and manage the data plane at its --rpc address"));
+    }
+    if flags.format == Some(true) {
+        return Err(CliError::usage("--format is not available yet")
+            .cause("this version exports whole devices and has no pools to write on them")
+            .hint("leave it out"));
+    }
+    Ok(())
+}
+
+fn limits(flags: &DataplaneFlags) -> Result<Limits, CliError> {
+    let most = Limits::default();
+    let bytes = |flag: &str, size: Option<Size>, most: u32| match size {
+        None => Ok(most),
+        Some(Size(bytes)) => u32::try_from(bytes)
+            .ok()
+            .filter(|b| *b <= most)
+            .ok_or_else(|| {
+                CliError::usage(format!("{flag} {} is too large", Size(bytes))).hint(format!(
+                    "it can only be lowered, from {}",
+                    Size(u64::from(most))
+                ))
+            }),
+    };
+    Ok(Limits {
+        max_transfer_bytes: bytes(
+            "--max-transfer",
+            flags.max_transfer,
+            most.max_transfer_bytes,
+        )?,
+        in_capsule_data_bytes: bytes(
+            "--in-capsule-data",
+            flags.in_capsule_data,
+            most.in_capsule_data_bytes,
+        )?,
+        queue_depth: flags.queue_depth.unwrap_or(most.queue_depth),
+    })
+}
+
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+use std::io::Write;
+
+use clap::{Args, FromArgMatches};
+
+use super::*;
+
+/// Parses a command line alone: no environment is set in these tests.
+fn parse(line: &[&str]) -> Result<Config, CliError> {
+    let command = DataplaneFlags::augment_args(clap::Command::new("dataplane"));
+    let matches = command
+        .try_get_matches_from(std::iter::once(&"dataplane").chain(line))
+        .map_err(|error| CliError::usage(error.to_string()))?;
+    let mut flags = DataplaneFlags::from_arg_matches(&matches).unwrap();
+    flags.prefer_command_line(&matches);
+    let config = config(flags.with_file()?)?;
+    config.check()?;
+    Ok(config)
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+fn addresses(config: &Config) -> Vec<String> {
+    config.listen.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn defaults_are_loopback_and_nobody() {
+    let config = parse(&["--memory", "64MiB"]).unwrap();
+    assert_eq!(
+        config.backing,
+        BackingConfig::Memory {
+            size_bytes: 64 << 20
+        }
+    );
+    assert_eq!(addresses(&config), ["127.0.0.1:4420"]);
+    assert_eq!(config.rpc.to_string(), "127.0.0.1:7410");
+    assert_eq!(config.metrics.to_string(), "127.0.0.1:9410");
+    assert!(config.hosts.is_empty());
+    assert!(config.cores.is_empty());
+    assert!(config.allow_paths.is_empty());
+    assert!(!config.node.is_empty());
+}
+
+#[test]
+fn every_flag_reaches_the_configuration() {
+    let line = "--device /dev/x --block-size 4KiB --listen 0.0.0.0 --listen [::1]:0 \
+                --advertise 192.0.2.1 --nqn nqn.2026-11.io.bowline:a:b --host any \
+                --host nqn.2014-08.org.nvmexpress:uuid:0f4a2b9e-5e57-4b5c-9a53-6b1f6ac9d1a2 \
+                --io epoll --poll never --cores 0,2-3 --rpc 127.0.0.1:1 --metrics [::1] \
+                --node n --allow-path /srv --max-transfer 128KiB --in-capsule-data 4KiB \
+                --queue-depth 32 --engine kernel --log-format json --log-level warn";
+    let line: Vec<&str> = line.split_whitespace().collect();
+    let config = parse(&line).unwrap();
+    assert_eq!(config.backing, BackingConfig::Path("/dev/x".into()));
+    assert_eq!(config.block_bytes, Some(4096));
+    assert_eq!(addresses(&config), ["0.0.0.0:4420", "[::1]:0"]);
+    assert_eq!(config.advertise.unwrap().to_string(), "192.0.2.1:4420");
+    assert_eq!(config.hosts.len(), 2);
+    assert_eq!(
+        (config.io, config.poll),
+        (IoBackend::Epoll, PollMode::Never)
+    );
+    assert_eq!(config.cores, [0, 2, 3]);
+    assert_eq!(config.metrics.to_string(), "[::1]:9410");
+    assert_eq!(config.node, "n");
+    assert_eq!(config.limits.max_transfer_bytes, 128 << 10);
+    assert_eq!(config.limits.in_capsule_data_bytes, 4096);
+    assert_eq!(config.limits.queue_depth, 32);
+}
+
+#[test]
+fn command_line_wins_over_the_file() {
+    let file = file("memory = \"1GiB\"\nnode = \"from-file\"\nhost = [\"any\"]\nio = \"epoll\"\n");
+    let path = file.path().to_str().unwrap();
+    let config = parse(&["--config", path, "--node", "typed", "--device", "/dev/x"]).unwrap();
+    assert_eq!(config.node, "typed");
+    assert_eq!(config.backing, BackingConfig::Path("/dev/x".into()));
+    assert_eq!(config.hosts, ["any"]);
+    assert_eq!(config.io, IoBackend::Epoll);
+}
+
+#[test]
+fn wrong_values_are_refused_with_what_to_write_instead() {
+    for (line, expected) in [
+        ("", "nothing to serve"),
+        (
+            "--memory 64MiB --device /dev/x",
+            "both --device and --memory",
+        ),
+        ("--memory 64Mib --bogus", "--bogus"),
+        ("--memory lots", "64MiB"),
+        ("--memory 1000", "positive multiple"),
+        ("--memory 0", "positive multiple"),
+        ("--memory 1MiB --block-size 1024", "512 or 4096"),
+        ("--memory 1MiB --listen localhost", "192.0.2.10:4420"),
+        (
+            "--memory 1MiB --listen 127.0.0.1:99999",
+            "is not an address",
+        ),
+        ("--memory 1MiB --listen 127.0.0.1:7410", "given twice"),
+        ("--memory 1MiB --host bob", "hostnqn"),
+        (
+            "--memory 1MiB --nqn bob",
+            "nqn.2026-11.io.bowline:node:drive",
+        ),
+        (
+            "--memory 1MiB --nqn nqn.2014-08.org.nvmexpress.discovery",
+            "discovery",
+        ),
+        (
+            "--memory 1MiB --nqn nqn.2026-11.io.bowline:a/b",
+            "ambiguous",
+        ),
+        ("--memory 1MiB --cores 3-1", "0,2-3"),
+        ("--memory 1MiB --cores 0,0", "twice"),
+        ("--memory 1MiB --poll sometimes", "adaptive"),
+        ("--memory 1MiB --max-transfer 2MiB", "can only be lowered"),
+        ("--memory 1MiB --max-transfer 5000", "power of two"),
+        ("--memory 1MiB --in-capsule-data 17", "multiple of 16"),
+        ("--memory 1MiB --queue-depth 1", "16 to 128"),
+        ("--memory 1MiB --allow-path srv", "not absolute"),
+        (
+            "--memory 1MiB --engine spdk",
+            "built without the SPDK engine",
+        ),
+        (
+            "--memory 1MiB --controller http://c:7400",
+            "not available yet",
+        ),
+        ("--device /dev/x --format", "not available yet"),
+        ("--memory 1MiB --config /nonexistent", "not read"),
+    ] {
+        let line: Vec<&str> = line.split_whitespace().collect();
+        let error = parse(&line).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(expected), "{line:?}: {text}");
+        assert_eq!(
+            error.exit_code(),
+            std::process::ExitCode::from(2),
+            "{line:?}"
+        );
+    }
+}
+
+#[test]
+fn wrong_files_are_refused_with_the_line() {
+    for (text, expected) in [
+        ("memory = \"1GiB\"\nmemry = 1\n", "memry"),
+        ("memory = true\n", "64MiB"),
+        (
+            "memory = \"1GiB\"\nlisten = [\"nowhere\"]\n",
+            "is not an address",
+        ),
+        ("config = \"other.toml\"\n", "config"),
+        ("memory = ", "line 1"),
+    ] {
+        let file = file(text);
+        let error = parse(&["--config", file.path().to_str().unwrap()])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+}

@@ -1,0 +1,116 @@
+//! Errors as a person at a terminal reads them: what happened, why, what to do.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use bowline_api::Failure;
+use bowline_server::{RunError, StartError};
+use tonic::{Code, Status};
+
+/// The command was understood and failed.
+const EXIT_FAILED: u8 = 1;
+/// The command line, the environment or the configuration file is wrong.
+const EXIT_USAGE: u8 = 2;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct CliError {
+    exit: u8,
+    message: String,
+    cause: String,
+    hint: String,
+    /// Stable name for programs, when the error came from a server.
+    reason: Option<String>,
+}
+
+impl CliError {
+    /// The command was understood and failed.
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self {
+            exit: EXIT_FAILED,
+            message: message.into(),
+            cause: String::new(),
+            hint: String::new(),
+            reason: None,
+        }
+    }
+
+    /// What was asked for makes no sense.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self {
+            exit: EXIT_USAGE,
+            ..Self::failed(message)
+        }
+    }
+
+    /// Says why.
+    #[must_use]
+    pub(crate) fn cause(mut self, cause: impl fmt::Display) -> Self {
+        self.cause = cause.to_string();
+        self
+    }
+
+    /// Says what to do next.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+
+    /// An error a server answered with; `what` says what was not done.
+    pub(crate) fn from_status(what: &str, status: &Status) -> Self {
+        let error = Self::failed(format!("{what}: {}", status.message()));
+        match Failure::explain(status) {
+            Some((reason, cause, hint)) => {
+                let mut error = error.cause(cause).hint(hint);
+                error.reason = Some(reason);
+                error
+            }
+            None if status.code() == Code::Unimplemented => error
+                .cause("the server does not know this call")
+                .hint("check that --rpc is the address of a data plane of this version"),
+            None => error.cause(format!("the server answered {:?}", status.code())),
+        }
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.exit)
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        if !self.cause.is_empty() {
+            write!(f, "\ncause: {}", self.cause)?;
+        }
+        if !self.hint.is_empty() {
+            write!(f, "\nhint:  {}", self.hint)?;
+        }
+        match &self.reason {
+            Some(reason) => write!(f, "     [{reason}]"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<StartError> for CliError {
+    fn from(error: StartError) -> Self {
+        let usage = error.is_usage();
+        let failed = if usage { Self::usage } else { Self::failed };
+        failed(error.to_string())
+            .cause(error.cause())
+            .hint(error.hint())
+    }
+}
+
+impl From<RunError> for CliError {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Start(error) => error.into(),
+            error => Self::failed(error.to_string())
+                .cause(error.cause())
+                .hint(error.hint()),
+        }
+    }
+}

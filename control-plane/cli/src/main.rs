@@ -1,0 +1,75 @@
+//! The `bowline` executable: every process and every command of the product.
+#![forbid(unsafe_code)]
+
+mod dataplane;
+mod dev;
+mod error;
+mod log;
+mod manage;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::dataplane::DataplaneFlags;
+use crate::dev::DevFlags;
+use crate::error::CliError;
+use crate::manage::{ConnectionCommand, HostCommand, NamespaceCommand, SubsystemCommand};
+
+/// Version of the executable.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to stdout, all else to stderr.
+
+See it work on this machine, without root or a device:
+  bowline dev --once";
+
+/// Block storage over NVMe/TCP.
+#[derive(Debug, Parser)]
+#[command(name = "bowline", version, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Dataplane(Box<DataplaneFlags>),
+    Dev(DevFlags),
+    Subsystem(SubsystemCommand),
+    Namespace(NamespaceCommand),
+    Host(HostCommand),
+    Connection(ConnectionCommand),
+}
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    match run(cli.command, &matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            error.exit_code()
+        }
+    }
+}
+
+fn run(command: Command, matches: &ArgMatches) -> Result<(), CliError> {
+    match command {
+        Command::Dataplane(flags) => {
+            let matches = matches.subcommand_matches("dataplane").unwrap_or(matches);
+            dataplane::run(*flags, matches)
+        }
+        Command::Dev(flags) => dev::run(flags),
+        Command::Subsystem(command) => manage::block_on(command.run()),
+        Command::Namespace(command) => manage::block_on(command.run()),
+        Command::Host(command) => manage::block_on(command.run()),
+        Command::Connection(command) => manage::block_on(command.run()),
+    }
+}

@@ -1,0 +1,120 @@
+//! The verbs that talk to a running data plane over its management API.
+
+mod connection;
+mod host;
+mod namespace;
+mod output;
+mod subsystem;
+
+use std::error::Error;
+use std::future::Future;
+use std::time::Duration;
+
+use bowline_api::dataplane::v1::data_plane_service_client::DataPlaneServiceClient;
+use clap::Args;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
+
+pub(crate) use connection::ConnectionCommand;
+pub(crate) use host::HostCommand;
+pub(crate) use namespace::NamespaceCommand;
+pub(crate) use subsystem::SubsystemCommand;
+
+use crate::dataplane::Address;
+use crate::error::CliError;
+
+/// Time to reach a data plane.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for one call; removing a namespace waits for commands in flight.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Items asked for at a time; the server's largest page.
+const PAGE_ITEMS: i32 = 1000;
+
+/// Which data plane is meant.
+#[derive(Debug, Args)]
+pub(crate) struct RpcFlags {
+    /// Address of the data plane's management API [default: 127.0.0.1:7410].
+    #[arg(
+        long,
+        value_name = "ADDR[:PORT]",
+        env = "BOWLINE_RPC",
+        hide_env = true,
+        global = true
+    )]
+    rpc: Option<Address>,
+}
+
+/// A client of one data plane.
+pub(crate) type Client = DataPlaneServiceClient<Channel>;
+
+impl RpcFlags {
+    pub(crate) async fn connect(&self) -> Result<Client, CliError> {
+        let address = self.rpc.unwrap_or(Address::LOOPBACK).rpc();
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| CliError::usage(format!("{address} is not usable")).cause(error))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT);
+        let channel = endpoint.connect().await.map_err(|error| {
+            CliError::failed(format!("no data plane reached at {address}"))
+                .cause(root_cause(&error))
+                .hint("start one with `bowline dataplane`, or name the address of one with --rpc")
+        })?;
+        Ok(Client::new(channel))
+    }
+}
+
+/// Runs a verb to its end on this thread.
+pub(crate) fn block_on<T>(verb: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::failed("the client did not start").cause(error))?
+        .block_on(verb)
+}
+
+/// A new identifier for a mutation, so that a call tried again has one effect.
+fn request_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+/// The answer, or the error with what was not done.
+fn done<T>(what: &str, answer: Result<Response<T>, Status>) -> Result<T, CliError> {
+    answer
+        .map(Response::into_inner)
+        .map_err(|status| CliError::from_status(what, &status))
+}
+
+/// Asks for pages until the last.
+async fn every_page<T>(
+    mut page: impl AsyncFnMut(String) -> Result<(Vec<T>, String), CliError>,
+) -> Result<Vec<T>, CliError> {
+    let mut all = Vec::new();
+    let mut token = String::new();
+    loop {
+        let (items, next) = page(token).await?;
+        all.extend(items);
+        if next.is_empty() {
+            return Ok(all);
+        }
+        token = next;
+    }
+}
+
+/// The parent of a list: one subsystem, or all.
+fn parent(nqn: Option<&str>) -> String {
+    format!("subsystems/{}", nqn.unwrap_or("-"))
+}
+
+/// What a table says about a restart.
+fn after_restart(persistent: bool) -> String {
+    if persistent { "kept" } else { "gone" }.to_owned()
+}
+
+/// The innermost error says what the system said.
+fn root_cause(error: &dyn Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}

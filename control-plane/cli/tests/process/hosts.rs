@@ -1,0 +1,272 @@
+//! What management says and does while hosts are connected, with our own initiator.
+
+use bowline_api::dataplane::v1 as api;
+use bowline_api::dataplane::v1::data_plane_service_client::DataPlaneServiceClient;
+use bowline_nvme::nqn::Nqn;
+use bowline_nvme::{NamespaceId, Nanos};
+use bowline_nvmf::host::ControllerConfig;
+use bowline_reactor::Config;
+use bowline_tcp::host::{HostError, Initiator, PathId};
+use tonic::transport::Channel;
+
+use crate::harness::DataPlane;
+
+const FIRST: &str = "nqn.2026-11.io.bowline:test:first";
+const SECOND: &str = "nqn.2026-11.io.bowline:test:second";
+const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:0f4a2b9e-5e57-4b5c-9a53-6b1f6ac9d1a2";
+
+/// A host in a process of its own would not be more of one.
+struct Host {
+    initiator: Initiator,
+    path: PathId,
+}
+
+impl Host {
+    fn connect(plane: &DataPlane, listener: usize, nqn: &str) -> Result<Self, HostError> {
+        let mut initiator = Initiator::new(&Config::default()).unwrap();
+        let config = ControllerConfig {
+            reconnect: None,
+            ..ControllerConfig::new(Nqn::new(HOST).unwrap(), [7; 16], Nqn::new(nqn).unwrap())
+        };
+        let path = initiator.connect(plane.ready.listen[listener], config);
+        let deadline = soon(&initiator);
+        initiator.wait_ready(path, deadline)?;
+        Ok(Self { initiator, path })
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<(), HostError> {
+        let deadline = soon(&self.initiator);
+        self.initiator
+            .write_at(self.path, NamespaceId(1), 0, data, false, deadline)
+    }
+
+    fn read(&mut self, data: &mut [u8]) -> Result<(), HostError> {
+        let deadline = soon(&self.initiator);
+        self.initiator
+            .read_at(self.path, NamespaceId(1), 0, data, deadline)
+    }
+
+    /// True once the data plane has ended the association.
+    fn is_ended(&mut self) -> bool {
+        let (deadline, path) = (soon(&self.initiator), self.path);
+        self.initiator.run_until(deadline, |service, _| {
+            service.path(path).stopped().is_some()
+        })
+    }
+}
+
+fn soon(initiator: &Initiator) -> Nanos {
+    initiator.now().after(Nanos::from_secs(30))
+}
+
+async fn client(plane: &DataPlane) -> DataPlaneServiceClient<Channel> {
+    DataPlaneServiceClient::connect(format!("http://{}", plane.ready.rpc))
+        .await
+        .unwrap()
+}
+
+fn start(arguments: &[&str]) -> DataPlane {
+    DataPlane::start(&[&["--memory", "16MiB", "--nqn", FIRST], arguments].concat())
+}
+
+#[tokio::test]
+async fn connections_controllers_and_figures_are_shown() {
+    let plane = start(&["--host", HOST]);
+    let mut host = Host::connect(&plane, 0, FIRST).unwrap();
+    host.write(&[0x5a; 12288]).unwrap();
+    let mut back = [0; 4096];
+    host.read(&mut back).unwrap();
+    assert_eq!(back, [0x5a; 4096]);
+
+    let mut client = client(&plane).await;
+    let all = client
+        .list_connections(api::ListConnectionsRequest::default())
+        .await
+        .unwrap();
+    let connections = all.into_inner().connections;
+    let mut queues: Vec<Option<i32>> = connections.iter().map(|found| found.qid).collect();
+    queues.sort_unstable();
+    assert_eq!(queues, [Some(0), Some(1)]);
+    for found in &connections {
+        assert_eq!(
+            (found.host_nqn.as_str(), found.subsystem_nqn.as_str()),
+            (HOST, FIRST)
+        );
+        assert_eq!(found.state(), api::ConnectionState::Ready);
+        assert_eq!(found.local_address, plane.ready.listen[0].to_string());
+    }
+    let request = api::ListControllersRequest {
+        parent: format!("subsystems/{FIRST}"),
+        ..Default::default()
+    };
+    let controllers = client
+        .list_controllers(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .controllers;
+    let [controller] = &controllers[..] else {
+        panic!("not one controller: {controllers:?}")
+    };
+    assert_eq!(
+        (controller.host_nqn.as_str(), controller.io_queue_count),
+        (HOST, 1)
+    );
+    assert!(controller.ready);
+
+    let request = api::GetStatisticsRequest {
+        name: format!("subsystems/{FIRST}/namespaces/1"),
+    };
+    let counted = client.get_statistics(request).await.unwrap().into_inner();
+    assert_eq!((counted.read_bytes, counted.written_bytes), (4096, 12288));
+    assert_eq!(
+        (counted.read_command_count, counted.connection_count),
+        (1, 2)
+    );
+    let scraped = plane.scrape();
+    let expected = format!(
+        "bowline_target_io_bytes_total{{subsystem=\"{FIRST}\",nsid=\"1\",op=\"write\"}} 12288"
+    );
+    assert!(scraped.contains(&expected), "{scraped}");
+}
+
+#[tokio::test]
+async fn host_that_is_not_allowed_is_refused_and_denied_host_is_cut_off() {
+    let plane = start(&[]);
+    assert!(matches!(
+        Host::connect(&plane, 0, FIRST),
+        Err(HostError::Stopped(_))
+    ));
+
+    let mut client = client(&plane).await;
+    let allow = api::AllowHostRequest {
+        parent: format!("subsystems/{FIRST}"),
+        host_nqn: HOST.to_owned(),
+        request_id: String::new(),
+    };
+    let allowed = client.allow_host(allow).await.unwrap().into_inner();
+    let mut host = Host::connect(&plane, 0, FIRST).unwrap();
+    host.write(&[1; 4096]).unwrap();
+
+    let deny = api::DenyHostRequest {
+        name: allowed.name,
+        request_id: String::new(),
+    };
+    client.deny_host(deny).await.unwrap();
+    assert!(host.is_ended());
+    assert!(Host::connect(&plane, 0, FIRST).is_err());
+}
+
+#[tokio::test]
+async fn subsystems_of_two_reactors_are_reached_through_either_listener() {
+    let plane = start(&["--host", "any", "--cores", "0,1", "--listen", "127.0.0.1:0"]);
+    let mut client = client(&plane).await;
+    let subsystem = api::Subsystem {
+        nqn: SECOND.to_owned(),
+        ..Default::default()
+    };
+    let create = api::CreateSubsystemRequest {
+        subsystem: Some(subsystem),
+        request_id: String::new(),
+    };
+    let made = client.create_subsystem(create).await.unwrap().into_inner();
+    assert_eq!(made.reactor_index, 1);
+    let memory = api::backing::Kind::Memory(api::MemoryBacking {
+        size_bytes: 8 << 20,
+    });
+    let namespace = api::Namespace {
+        backing: Some(api::Backing { kind: Some(memory) }),
+        ..Default::default()
+    };
+    let create = api::CreateNamespaceRequest {
+        parent: made.name.clone(),
+        namespace: Some(namespace),
+        request_id: String::new(),
+    };
+    client.create_namespace(create).await.unwrap();
+    let allow = api::AllowHostRequest {
+        parent: made.name,
+        host_nqn: "any".to_owned(),
+        request_id: String::new(),
+    };
+    client.allow_host(allow).await.unwrap();
+    let mut hosts = Vec::new();
+    for listener in [0, 1] {
+        for nqn in [FIRST, SECOND] {
+            let mut host = Host::connect(&plane, listener, nqn).unwrap();
+            let sent = vec![u8::try_from(hosts.len()).unwrap() + 1; 262_144];
+            host.write(&sent).unwrap();
+            let mut back = vec![0; sent.len()];
+            host.read(&mut back).unwrap();
+            assert_eq!(back, sent);
+            hosts.push(host);
+        }
+    }
+    let all = client
+        .list_connections(api::ListConnectionsRequest::default())
+        .await
+        .unwrap();
+    for found in all.into_inner().connections {
+        let owner = i32::from(found.subsystem_nqn == SECOND);
+        assert_eq!(found.reactor_index, owner, "{found:?}");
+    }
+    // Idle hosts do not hold up the end.
+    assert_eq!(plane.stop().code(), Some(0));
+    assert!(hosts.iter_mut().all(Host::is_ended));
+}
+
+#[tokio::test]
+async fn deleted_subsystem_ends_its_associations() {
+    let plane = start(&["--host", "any"]);
+    let mut host = Host::connect(&plane, 0, FIRST).unwrap();
+    let delete = api::DeleteSubsystemRequest {
+        name: format!("subsystems/{FIRST}"),
+        ..Default::default()
+    };
+    client(&plane).await.delete_subsystem(delete).await.unwrap();
+    assert!(host.is_ended());
+}
+
+#[test]
+fn discovery_tells_the_address_the_host_came_in_on_or_the_advertised_one() {
+    use bowline_nvme::nqn::DISCOVERY;
+    for (arguments, address, port) in [
+        (&["--host", "any"][..], "127.0.0.1", None),
+        (
+            &["--host", "any", "--advertise", "192.0.2.9:4444"][..],
+            "192.0.2.9",
+            Some("4444"),
+        ),
+    ] {
+        let plane = start(arguments);
+        let mut initiator = Initiator::new(&Config::default()).unwrap();
+        let subnqn = Nqn::new(DISCOVERY).unwrap();
+        let config = ControllerConfig::new(Nqn::new(HOST).unwrap(), [7; 16], subnqn);
+        let deadline = soon(&initiator);
+        let entries = initiator
+            .discover(plane.ready.listen[0], config, deadline)
+            .unwrap();
+        let [entry] = &entries[..] else {
+            panic!("not one entry: {entries:?}")
+        };
+        let text = |field: &[u8]| {
+            String::from_utf8_lossy(field)
+                .trim_end_matches([' ', '\0'])
+                .to_owned()
+        };
+        assert_eq!(text(&entry.subnqn), FIRST);
+        assert_eq!(text(&entry.traddr), address);
+        let expected = plane.ready.listen[0].port().to_string();
+        assert_eq!(text(&entry.trsvcid), port.unwrap_or(&expected));
+    }
+    // Whom a subsystem does not serve, it is not shown to.
+    let plane = start(&[]);
+    let mut initiator = Initiator::new(&Config::default()).unwrap();
+    let subnqn = Nqn::new(DISCOVERY).unwrap();
+    let config = ControllerConfig::new(Nqn::new(HOST).unwrap(), [7; 16], subnqn);
+    let deadline = soon(&initiator);
+    let entries = initiator
+        .discover(plane.ready.listen[0], config, deadline)
+        .unwrap();
+    assert!(entries.is_empty(), "{entries:?}");
+}

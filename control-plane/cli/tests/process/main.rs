@@ -1,0 +1,8 @@
+//! The executable from the outside: processes, sockets, signals, exit codes.
+#![expect(clippy::unwrap_used, reason = "tests, their helpers included")]
+
+mod dataplane;
+mod dev;
+mod harness;
+mod hosts;
+mod management;

@@ -1,0 +1,359 @@
+# What the host in the guest does. Every function is one request of the harness and ends with a
+# non-zero status when what it claims does not hold. The shell runs with -e, -u, -x and pipefail.
+
+# ADDRESS, PORT and NQN of the subsystem, written by the harness once it knows them.
+[ ! -e /run/peer ] || . /run/peer
+
+HOST_OTHER=nqn.2014-08.org.nvmexpress:uuid:11111111-2222-4333-8444-555555555555
+
+# --- finding things -----------------------------------------------------------------------------
+
+# The controller of our subsystem, such as nvme0.
+controller() {
+    local - path
+    set +x
+    for path in /sys/class/nvme/nvme*; do
+        if [ -e "$path" ] && [ "$(cat "$path/subsysnqn")" = "$NQN" ]; then
+            echo "${path##*/}"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# The block device of namespace $1, such as /dev/nvme0n1.
+disk() {
+    local - path
+    set +x
+    for path in /sys/class/nvme-subsystem/*/nvme*n*; do
+        [ -e "$path/nsid" ] || continue
+        if [ "$(cat "${path%/*}/subsysnqn")" = "$NQN" ] && [ "$(cat "$path/nsid")" = "$1" ] &&
+            [ -b "/dev/${path##*/}" ]; then
+            echo "/dev/${path##*/}"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# Repeats a command for at most $1 seconds, until it succeeds.
+within() {
+    local - until=$((SECONDS + $1))
+    set +x
+    shift
+    until "$@"; do
+        [ "$SECONDS" -lt "$until" ] || return 1
+        sleep 0.1
+    done
+}
+
+gone() { fails disk "$1"; }
+live() { [ "$(cat "/sys/class/nvme/$(controller)/state")" = live ]; }
+equal() { [ "$1" = "$2" ] || { echo "is '$1', should be '$2'" >&2; return 1; }; }
+
+# A plain "!" would never stop the shell, whatever -e says.
+fails() {
+    if "$@"; then
+        echo "should have failed: $*" >&2
+        return 1
+    fi
+}
+
+# Bytes $2 to $2 + $3 (in KiB) of disk $1, past the page cache.
+sum() {
+    dd if="$1" bs=64K iflag=direct,skip_bytes,count_bytes skip=$(($2 * 1024)) \
+        count=$(($3 * 1024)) status=none | sha256sum
+}
+zeros() { head -c $(($1 * 1024)) /dev/zero | sha256sum; }
+fill() {
+    head -c $(($3 * 1024)) /dev/urandom |
+        dd of="$1" bs=64K conv=nocreat iflag=fullblock oflag=direct,seek_bytes \
+            seek=$(($2 * 1024)) status=none
+}
+
+# --- connecting ---------------------------------------------------------------------------------
+
+discovers() {
+    nvme discover -t tcp -a "$ADDRESS" -s "$PORT" -o json |
+        jq -e --arg nqn "$NQN" --arg port "$PORT" \
+            '[.records[] | select(.subnqn == $nqn and .trsvcid == $port and .trtype == "tcp")] | length == 1'
+}
+
+is_refused() {
+    fails nvme connect -t tcp -a "$ADDRESS" -s "$PORT" -n "$NQN" --hostnqn="$HOST_OTHER" \
+        --hostid="${HOST_OTHER##*:}"
+    fails controller
+}
+
+# Connects with further options and waits for namespace 1. The keep-alive time is long, because an
+# emulated host on a busy machine may stand still for seconds; a killed peer is noticed by its reset.
+connects() {
+    nvme connect -t tcp -a "$ADDRESS" -s "$PORT" -n "$NQN" --reconnect-delay=1 \
+        --ctrl-loss-tmo=-1 --keep-alive-tmo=30 "$@"
+    within 10 live
+    within 10 disk 1
+}
+
+# $1 I/O queues and the admin queue.
+has_queues() { equal "$(cat "/sys/class/nvme/$(controller)/queue_count")" $(($1 + 1)); }
+
+disconnects() {
+    nvme disconnect -n "$NQN"
+    within 10 gone 1
+    fails controller
+}
+
+# --- what nvme-cli asks -------------------------------------------------------------------------
+
+# $1: size in bytes.
+nvme_list() {
+    nvme list -o json | jq -e --arg disk "$(disk 1)" --argjson bytes "$1" \
+        '.Devices[] | select(.DevicePath == $disk) | .PhysicalSize == $bytes'
+}
+
+nvme_list_subsys() {
+    nvme list-subsys | grep -F "NQN=$NQN"
+    nvme list-subsys | grep -E ' tcp .*live'
+}
+
+nvme_id_ctrl() {
+    nvme id-ctrl "/dev/$(controller)" -o json >/run/id-ctrl
+    jq -e --arg nqn "$NQN" '.subnqn == $nqn and .cntrltype == 1 and .nn >= 1 and .kas > 0
+        and .sgls != 0 and .sqes == 102 and .cqes == 68 and .mdts == 8' /run/id-ctrl
+    # In-capsule data of 16 KiB and the 64-byte command, in units of 16 bytes.
+    jq -e '.ioccsz == 1028 and .iorcsz == 1' /run/id-ctrl
+}
+
+# $1: size in logical blocks.
+nvme_id_ns() {
+    nvme id-ns "$(disk 1)" -o json >/run/id-ns
+    jq -e --argjson blocks "$1" \
+        '.nsze == $blocks and .ncap >= .nuse and .lbafs[.flbas % 16].ds == 9' /run/id-ns
+    nvme ns-descs "$(disk 1)" -o json | grep -i -E 'uuid|nguid'
+}
+
+nvme_smart_log() {
+    nvme smart-log "/dev/$(controller)" -o json |
+        jq -e '.critical_warning == 0 and (.media_errors | tonumber) == 0 and .percent_used < 100'
+}
+
+nvme_error_log() { nvme error-log "/dev/$(controller)" -o json | jq -e '.errors | type == "array"'; }
+
+# Identify, Flush, Write and Read are there at least. Without a command set named, nvme-cli looks for
+# registers in PCI memory and gives up.
+nvme_effects_log() {
+    nvme effects-log "/dev/$(controller)" --csi=0 -o json >/run/effects
+    cat /run/effects
+    jq -e '[.. | objects | keys[]] | map(select(test("^IOCS_[012] "))) | length == 3' /run/effects
+    jq -e '[.. | objects | keys[]] | map(select(test("^ACS_6 "))) | length == 1' /run/effects
+}
+
+nvme_get_feature() {
+    local feature
+    # Number of queues, event configuration, keep-alive timer.
+    for feature in 0x07 0x0b 0x0f; do
+        nvme get-feature "/dev/$(controller)" -f "$feature"
+    done
+    nvme get-feature "/dev/$(controller)" -f 0x0f -H | grep -i 'keep.alive.*30000'
+}
+
+nvme_show_regs() {
+    nvme show-regs "/dev/$(controller)" -H >/run/regs
+    cat /run/regs
+    grep 'Ready .*(RDY): Yes' /run/regs
+}
+
+nvme_other_logs() {
+    nvme fw-log "/dev/$(controller)" -o json | jq -e .
+    nvme supported-log-pages "/dev/$(controller)"
+    nvme changed-ns-list-log "/dev/$(controller)"
+}
+
+# A command that does not exist is refused and hurts nothing.
+refuses_unknown_commands() {
+    fails nvme admin-passthru "/dev/$(controller)" --opcode=0x7f
+    fails nvme io-passthru "$(disk 1)" --opcode=0x7f --namespace-id=1
+    live
+}
+
+# --- data ---------------------------------------------------------------------------------------
+
+# Block sizes from one sector to the largest transfer at once, each in its own 24 MiB.
+verifies_all_sizes() {
+    local size offset=0 jobs=()
+    for size in 512 4k 16k 64k 256k 1m 512-1m; do
+        jobs+=("--name=bs-$size" "--offset=${offset}m")
+        case $size in
+            *-*) jobs+=("--bsrange=$size" --size=16m) ;;
+            512) jobs+=("--bs=$size" --size=512k) ;;
+            4k) jobs+=("--bs=$size" --size=3m) ;;
+            *) jobs+=("--bs=$size" --size=16m) ;;
+        esac
+        offset=$((offset + 24))
+    done
+    fio --filename="$(disk 1)" --direct=1 --ioengine=libaio --iodepth=8 --rw=randrw \
+        --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_backlog=64 --thread \
+        --allow_file_create=0 --output-format=json --output=/run/fio.json "${jobs[@]}"
+    jq -c '.jobs[] | [.jobname, .error, .read.total_ios, .write.total_ios]' /run/fio.json
+    jq -e '[.jobs[] | select(.error != 0 or .write.total_ios == 0)] | length == 0' /run/fio.json
+}
+
+# Starts passes of verifying I/O over 24 MiB that go on until told to stop.
+load_starts() {
+    rm -f /run/load.*
+    setsid bash -c '
+        passes=0
+        while [ ! -e /run/load.stop ]; do
+            fio --name=load --filename="$0" --offset=192m --size=24m --direct=1 --ioengine=libaio \
+                --iodepth=16 --rw=randrw --bssplit=4k/60:64k/30:512k/10 --verify=crc32c \
+                --verify_fatal=1 --verify_backlog=32 --thread --randseed="$RANDOM" \
+                --allow_file_create=0 >/run/load.log 2>&1 || { echo "$?" >/run/load.failed; break; }
+            passes=$((passes + 1))
+            echo "$passes" >/run/load.passes
+        done
+        echo "$passes" >/run/load.done' "$(disk 1)" </dev/null >/dev/null 2>&1 &
+    within 30 load_moves
+}
+
+# Sectors written to namespace 1 so far: the seventh field of its path's statistics. The disk above
+# the paths has none in older kernels.
+written() {
+    local - path fields
+    set +x
+    for path in "/sys/class/nvme/$(controller)"/nvme*n*; do
+        if [ "$(cat "$path/nsid")" = 1 ]; then
+            read -r -a fields <"$path/stat"
+            echo "${fields[6]}"
+        fi
+    done
+}
+load_moves() {
+    local before now
+    before=$(written)
+    sleep 0.2
+    now=$(written)
+    [ "$now" -gt "$before" ]
+}
+load_goes_on() { [ ! -e /run/load.failed ] && within 60 load_moves; }
+
+# Ends the load after one more whole pass; it must not have seen an error.
+load_ends() {
+    local passes
+    passes=$(cat /run/load.passes 2>/dev/null || echo 0)
+    within 90 load_passed "$passes"
+    : >/run/load.stop
+    within 90 test -e /run/load.done
+    cat /run/load.log
+    [ ! -e /run/load.failed ]
+    echo "passes: $(cat /run/load.done)"
+}
+
+# After a failed check: whatever load is left ends before the next check.
+load_is_over() {
+    [ -e /run/load.log ] || return 0
+    : >/run/load.stop
+    within 60 test -e /run/load.done
+}
+load_passed() { [ -e /run/load.done ] || [ "$(cat /run/load.passes 2>/dev/null || echo 0)" -gt "$1" ]; }
+
+# Deallocate and Write Zeroes touch their own range and nothing beside it.
+discards() {
+    local disk before after
+    disk=$(disk 1)
+    fill "$disk" 0 8192
+    before=$(sum "$disk" 0 2048)
+    after=$(sum "$disk" 4096 4096)
+    blkdiscard -o $((2048 * 1024)) -l $((2048 * 1024)) "$disk"
+    equal "$(sum "$disk" 0 2048)" "$before"
+    equal "$(sum "$disk" 2048 2048)" "$(zeros 2048)"
+    equal "$(sum "$disk" 4096 4096)" "$after"
+}
+
+writes_zeroes() {
+    local disk before after
+    disk=$(disk 1)
+    [ "$(cat "/sys/block/${disk##*/}/queue/write_zeroes_max_bytes")" -gt 0 ]
+    fill "$disk" 0 4096
+    before=$(sum "$disk" 0 516)
+    after=$(sum "$disk" 1556 2540)
+    blkdiscard -z -o $((516 * 1024)) -l $((1040 * 1024)) "$disk"
+    equal "$(sum "$disk" 0 516)" "$before"
+    equal "$(sum "$disk" 516 1040)" "$(zeros 1040)"
+    equal "$(sum "$disk" 1556 2540)" "$after"
+}
+
+# Write Zeroes and Dataset Management of single blocks, as nvme-cli sends them.
+zeroes_single_blocks() {
+    local disk
+    disk=$(disk 1)
+    fill "$disk" 0 64
+    sum "$disk" 4 60 >/run/rest
+    nvme write-zeroes "$disk" --namespace-id=1 --start-block=0 --block-count=3
+    equal "$(dd if="$disk" bs=2048 count=1 iflag=direct status=none | sha256sum)" "$(zeros 2)"
+    nvme dsm "$disk" --namespace-id=1 --ad --slbs=4 --blocks=4
+    equal "$(sum "$disk" 4 60)" "$(cat /run/rest)"
+}
+
+compares() {
+    local disk
+    disk=$(disk 1)
+    head -c 4096 /dev/urandom >/run/block
+    nvme write "$disk" --start-block=8 --block-count=7 --data-size=4096 --data=/run/block
+    nvme compare "$disk" --start-block=8 --block-count=7 --data-size=4096 --data=/run/block
+    tr '\000-\377' '\001-\377\000' </run/block >/run/other
+    fails nvme compare "$disk" --start-block=8 --block-count=7 --data-size=4096 --data=/run/other
+}
+
+flushes() {
+    nvme flush "$(disk 1)" --namespace-id=1
+    dd if=/dev/zero of="$(disk 1)" bs=4k count=4 conv=nocreat oflag=direct,dsync status=none
+}
+
+# A file system made, filled, unmounted, checked, mounted again and read.
+keeps_a_file_system() {
+    local disk
+    disk=$(disk 1)
+    mkfs.ext4 -q -F -E lazy_itable_init=0 "$disk" 192M
+    mount -o discard "$disk" /mnt
+    mkdir -p /mnt/a/b
+    for name in $(seq 40); do head -c $((name * 5000)) /dev/urandom >"/mnt/a/$name"; done
+    head -c 20M /dev/urandom >/mnt/a/b/large
+    (cd /mnt && sums) >/run/sums
+    for name in $(seq 1 3 40); do rm "/mnt/a/$name"; done
+    sync
+    umount /mnt
+    e2fsck -f -n "$disk"
+    mount "$disk" /mnt
+    (cd /mnt && sums) >/run/sums.after
+    umount /mnt
+    # What was not removed is as it was written.
+    while read -r line; do grep -q -F "$line" /run/sums; done </run/sums.after
+    equal "$(wc -l </run/sums.after)" 27
+}
+sums() { sha256sum a/[0-9]* a/b/large; }
+
+# --- namespaces that come and go ----------------------------------------------------------------
+
+# $1: namespace; $2: its size in bytes.
+namespace_appears() {
+    within 20 disk "$1"
+    equal "$(blockdev --getsize64 "$(disk "$1")")" "$2"
+    fill "$(disk "$1")" 0 1024
+    sum "$(disk "$1")" 0 1024
+}
+has_size() { equal "$(blockdev --getsize64 "$(disk "$1")")" "$2"; }
+namespace_grows() {
+    within 20 has_size "$1" "$2"
+    fill "$(disk "$1")" $(($2 / 1024 - 64)) 64
+}
+namespace_disappears() { within 20 gone "$1"; }
+
+# --- resets and losses --------------------------------------------------------------------------
+
+resets() {
+    nvme reset "/dev/$(controller)"
+    within 30 live
+}
+
+# After the data plane came back.
+reconnects() { within 60 live; within 30 disk 1; }

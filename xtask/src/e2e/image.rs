@@ -1,0 +1,167 @@
+//! The guest's files: programs of this Debian machine with their libraries, the kernel's modules
+//! and our scripts, as one initramfs. Building it takes a second, so it is not cached.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::cpio::Archive;
+use super::kernel::Kernel;
+use crate::process;
+
+const PROGRAMS: &[&str] = &[
+    "base64",
+    "bash",
+    "blkdiscard",
+    "blockdev",
+    "cat",
+    "cmp",
+    "cp",
+    "dd",
+    "e2fsck",
+    "fio",
+    "grep",
+    "head",
+    "insmod",
+    "ip",
+    "jq",
+    "ls",
+    "mkdir",
+    "mkfs.ext4",
+    "mount",
+    "nvme",
+    "od",
+    "rm",
+    "sed",
+    "seq",
+    "setsid",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "stat",
+    "stty",
+    "sync",
+    "tail",
+    "timeout",
+    "tr",
+    "truncate",
+    "umount",
+    "wc",
+];
+
+/// Opened at run time, so that `ldd` does not see it.
+const EXTRA_FILES: &[&str] = &["/lib/x86_64-linux-gnu/libgcc_s.so.1", "/etc/mke2fs.conf"];
+
+/// The guest's first program, and what its checks are made of.
+const SCRIPTS: &[(&str, &str)] = &[
+    ("init", include_str!("../../guest/init.sh")),
+    ("checks.sh", include_str!("../../guest/checks.sh")),
+];
+
+/// Identity of the host in the guest; fixed, so that the data plane can be told to allow it.
+pub(crate) const HOST_NQN: &str =
+    "nqn.2014-08.org.nvmexpress:uuid:6b7c0a4e-3d55-4a53-9d0e-5f2f1a0c9e11";
+const HOST_ID: &str = "6b7c0a4e-3d55-4a53-9d0e-5f2f1a0c9e11";
+
+/// Writes the initramfs for `kernel`.
+pub(crate) fn write(path: &Path, kernel: &Kernel) -> Result<()> {
+    let output = fs::File::create(path).context("cannot write the guest's image")?;
+    let mut archive = Archive::new(BufWriter::new(output));
+    skeleton(&mut archive)?;
+    for file in files()? {
+        let content = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        archive.file(&place_of(&file), &content)?;
+    }
+    for (name, content) in SCRIPTS {
+        archive.file(name, content.as_bytes())?;
+    }
+    let mut output = archive.finish()?;
+    let mut modules = fs::File::open(&kernel.modules).context("cannot read the modules")?;
+    io::copy(&mut modules, &mut output).context("cannot write the guest's image")?;
+    io::Write::flush(&mut output).context("cannot write the guest's image")
+}
+
+fn skeleton<W: io::Write>(archive: &mut Archive<W>) -> io::Result<()> {
+    for folder in [
+        "dev", "etc/nvme", "mnt", "proc", "run", "sys", "tmp", "usr/bin", "usr/sbin",
+    ] {
+        archive.folder(folder)?;
+    }
+    for (link, to) in [
+        ("bin", "usr/bin"),
+        ("sbin", "usr/sbin"),
+        ("lib", "usr/lib"),
+        ("lib64", "usr/lib64"),
+    ] {
+        archive.symlink(link, to)?;
+    }
+    // The kernel opens it for init before anything is mounted.
+    archive.character_device("dev/console", 5, 1)?;
+    archive.symlink("etc/mtab", "/proc/self/mounts")?;
+    archive.file("etc/passwd", b"root:x:0:0:root:/:/bin/bash\n")?;
+    archive.file("etc/nvme/hostnqn", format!("{HOST_NQN}\n").as_bytes())?;
+    archive.file("etc/nvme/hostid", format!("{HOST_ID}\n").as_bytes())
+}
+
+/// Programs, the libraries they link and the loader.
+fn files() -> Result<BTreeSet<PathBuf>> {
+    let mut files: BTreeSet<PathBuf> = EXTRA_FILES.iter().map(PathBuf::from).collect();
+    for name in PROGRAMS {
+        let program = process::find_program(name)
+            .with_context(|| format!("{name} is not on this machine"))?;
+        let listing = process::capture(Command::new("ldd").arg(&program))?;
+        files.extend(listing.lines().filter_map(library));
+        files.insert(program);
+    }
+    Ok(files)
+}
+
+/// The path in a line of `ldd`: `libc.so.6 => /lib/libc.so.6 (0x7f…)`, or the loader's own line.
+fn library(line: &str) -> Option<PathBuf> {
+    let path = line.split_whitespace().find(|word| word.starts_with('/'))?;
+    Some(PathBuf::from(path))
+}
+
+/// Debian merged `/bin`, `/sbin` and `/lib` into `/usr`; an archive has only one name for a file.
+fn place_of(file: &Path) -> String {
+    let path = file.to_string_lossy();
+    let path = path.trim_start_matches('/');
+    let merged = ["bin/", "sbin/", "lib/", "lib64/"]
+        .iter()
+        .any(|head| path.starts_with(head));
+    if merged {
+        format!("usr/{path}")
+    } else {
+        path.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn library_lines_of_ldd_are_understood() {
+        let path = |text: &str| library(text).map(|path| path.to_string_lossy().into_owned());
+        assert_eq!(
+            path("\tlibc.so.6 => /lib/libc.so.6 (0x7f)").as_deref(),
+            Some("/lib/libc.so.6")
+        );
+        assert_eq!(
+            path("\t/lib64/ld-linux.so.2 (0x7f)").as_deref(),
+            Some("/lib64/ld-linux.so.2")
+        );
+        assert_eq!(path("\tlinux-vdso.so.1 (0x7f)"), None);
+    }
+
+    #[test]
+    fn merged_folders_have_one_name() {
+        assert_eq!(place_of(Path::new("/bin/bash")), "usr/bin/bash");
+        assert_eq!(place_of(Path::new("/usr/bin/bash")), "usr/bin/bash");
+        assert_eq!(place_of(Path::new("/etc/mke2fs.conf")), "etc/mke2fs.conf");
+    }
+}

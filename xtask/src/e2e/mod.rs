@@ -1,0 +1,131 @@
+//! End-to-end: a real Linux host in a virtual machine uses the real executable as its disk.
+
+mod cpio;
+mod dataplane;
+mod guest;
+mod image;
+mod kernel;
+mod kernel_log;
+mod scenario;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::tally::{Tally, seconds};
+use crate::workspace::{self, Workspace};
+use crate::{debian, process};
+
+/// The longest that one kernel may take; three times what it takes on a quiet machine.
+const KERNEL_RUN_MAX: Duration = Duration::from_secs(480);
+
+/// What the emulator and the guest's files come from.
+const PACKAGES: &[&str] = &[
+    "e2fsprogs",
+    "fio",
+    "iproute2",
+    "jq",
+    "kmod",
+    "nvme-cli",
+    "qemu-system-x86",
+    "xz-utils",
+];
+
+/// A kernel series that Debian 12 offers.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Release {
+    /// The stable release's own.
+    #[value(name = "6.1")]
+    V6_1,
+    /// The newer one from the security suite.
+    #[value(name = "6.12")]
+    V6_12,
+}
+
+impl Release {
+    fn name(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        }
+    }
+}
+
+/// Runs the scenario on the named kernel, or on all of them.
+pub(crate) fn kernel(workspace: &Workspace, tally: &mut Tally, only: Option<Release>, keep: bool) {
+    let name = "e2e kernel";
+    if let Some(why) = debian::unusable() {
+        return tally.unavailable(name, &why);
+    }
+    if let Err(error) = debian::install(PACKAGES) {
+        return tally.unavailable(name, &format!("{error:#}"));
+    }
+    let executable = match build(workspace) {
+        Ok(executable) => executable,
+        Err(error) => return tally.failed("e2e kernel: build", &format!("{error:#}")),
+    };
+    for release in [Release::V6_1, Release::V6_12] {
+        if only.is_none_or(|only| only.name() == release.name()) {
+            one_kernel(&executable, release, keep, tally);
+        }
+    }
+}
+
+fn one_kernel(executable: &Path, release: Release, keep: bool, tally: &mut Tally) {
+    let name = format!("e2e kernel {}", release.name());
+    let started = Instant::now();
+    let kernel = match kernel::provide(release) {
+        Ok(kernel) => kernel,
+        Err(error) => return tally.unavailable(&name, &format!("{error:#}")),
+    };
+    let folder = match RunFolder::new(&name, keep) {
+        Ok(folder) => folder,
+        Err(error) => return tally.failed(&name, &format!("{error:#}")),
+    };
+    let deadline = started + KERNEL_RUN_MAX;
+    if let Err(error) = scenario::run(&name, executable, &kernel, folder.path(), deadline, tally) {
+        tally.failed(&name, &format!("{error:#}"));
+    }
+    println!("{name}: took {}", seconds(started.elapsed()));
+}
+
+fn build(workspace: &Workspace) -> Result<PathBuf> {
+    let arguments = ["build", "--release", "--locked", "--package", "bowline"];
+    process::run(&mut workspace.cargo(&arguments))?;
+    Ok(workspace.target().join("release/bowline"))
+}
+
+/// Where one run keeps its logs, images and backing files; removed at the end unless kept.
+enum RunFolder {
+    Temporary(tempfile::TempDir),
+    Kept(PathBuf),
+}
+
+impl RunFolder {
+    fn new(name: &str, keep: bool) -> Result<Self> {
+        // Next to the caches: the backing files want a file system that knows O_DIRECT, which a
+        // machine's temporary folder often does not.
+        let base = workspace::cache()?.join("runs");
+        std::fs::create_dir_all(&base).context("cannot make the folder for runs")?;
+        let prefix = format!("{}-", name.replace(' ', "-"));
+        let folder = tempfile::Builder::new()
+            .prefix(&prefix)
+            .tempdir_in(base)
+            .context("cannot make a folder for this run")?;
+        if !keep {
+            return Ok(Self::Temporary(folder));
+        }
+        let path = folder.keep();
+        println!("{name}: keeps its files in {}", path.display());
+        Ok(Self::Kept(path))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(folder) => folder.path(),
+            Self::Kept(path) => path,
+        }
+    }
+}

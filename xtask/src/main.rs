@@ -1,0 +1,94 @@
+//! `cargo xtask`: the developer's commands. Everything CI runs is here, so that a red check can be
+//! repeated on any machine with one line.
+
+#![forbid(unsafe_code)]
+
+mod cargo_tests;
+mod debian;
+mod dependency_rule;
+mod e2e;
+mod lint;
+mod process;
+mod tally;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::e2e::Release;
+use crate::tally::Tally;
+use crate::workspace::Workspace;
+
+/// The developer's commands. Each ends with one line: `N passed, N failed, N skipped`.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything: lint, all tests, the sanitizer, then a real Linux host.
+    Test,
+    /// Formatting, clippy, dependency rule, cargo-deny and tidy rules.
+    Lint,
+    /// All workspace tests.
+    Unit,
+    /// The tests of the crates with unsafe code under AddressSanitizer.
+    Asan,
+    /// End-to-end checks against a real peer.
+    E2e {
+        #[command(subcommand)]
+        peer: Peer,
+    },
+}
+
+#[derive(Subcommand)]
+enum Peer {
+    /// Boots Debian kernels in QEMU and uses the data plane as their disk.
+    Kernel {
+        /// Only this kernel series; both when absent.
+        #[arg(long)]
+        kernel: Option<Release>,
+        /// Keep the run's folder (logs, images, backing files) and say where it is.
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut tally = Tally::new();
+    match Workspace::find() {
+        Ok(workspace) => run(&arguments.command, &workspace, &mut tally),
+        Err(error) => tally.failed("workspace", &format!("{error:#}")),
+    }
+    println!("{}", tally.summary());
+    if tally.is_green() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
+    match command {
+        Command::Test => {
+            lint::run(workspace, tally);
+            cargo_tests::workspace_tests(workspace, tally);
+            cargo_tests::address_sanitizer(workspace, tally);
+            e2e::kernel(workspace, tally, None, false);
+        }
+        Command::Lint => lint::run(workspace, tally),
+        Command::Unit => cargo_tests::workspace_tests(workspace, tally),
+        Command::Asan => cargo_tests::address_sanitizer(workspace, tally),
+        Command::E2e {
+            peer: Peer::Kernel { kernel, keep },
+        } => {
+            e2e::kernel(workspace, tally, *kernel, *keep);
+        }
+    }
+}

@@ -119,8 +119,9 @@ impl DiskQueue {
     /// Accepts a request; it leaves with the reactor's next system call.
     ///
     /// # Errors
-    /// Hands the request back: [`DISK_OPS_MAX`] are held, the reactor runs on epoll or is gone, or
-    /// the client is not registered.
+    /// Hands the request back: [`DISK_OPS_MAX`] are held (a turn follows as soon as there is room,
+    /// so no timer is needed to try again), the reactor runs on epoll or is gone, or the client is
+    /// not registered.
     #[expect(clippy::result_large_err, reason = "the error is the request itself")]
     pub fn try_submit(&self, client: DiskClientId, op: DiskOp) -> Result<(), DiskOp> {
         if self.backend != Backend::Uring {
@@ -172,8 +173,11 @@ pub(crate) struct DiskTable {
     queued: VecDeque<u32>,
     clients: Slab<VecDeque<u32>>,
     in_kernel: usize,
-    /// Completed without the kernel: a turn is due.
-    completed_locally: bool,
+    /// A request was refused for want of a slot, and none has become free since.
+    refused: bool,
+    /// Something happened without the kernel: a request completed, or room was made for one that
+    /// had been refused.
+    turn_due: bool,
     open: bool,
 }
 
@@ -192,7 +196,8 @@ impl DiskTable {
             queued: VecDeque::with_capacity(DISK_OPS_MAX),
             clients: Slab::new(),
             in_kernel: 0,
-            completed_locally: false,
+            refused: false,
+            turn_due: false,
             open: true,
         }
     }
@@ -203,6 +208,7 @@ impl DiskTable {
             return Err(op);
         }
         let Some(index) = self.free_slot() else {
+            self.refused = true;
             return Err(op);
         };
         let valid = is_valid(&mut op);
@@ -213,7 +219,7 @@ impl DiskTable {
             slot.state = State::Queued;
             self.queued.push_back(index);
         } else {
-            self.completed_locally = true;
+            self.turn_due = true;
             self.finish(index, -libc::EINVAL);
         }
         Ok(())
@@ -296,6 +302,9 @@ impl DiskTable {
         slot.generation = (slot.generation + 1) & GENERATION_MASK;
         let op = slot.op.take()?;
         self.free.push(index);
+        // The client that was refused need not be the one that made room: it has to be asked
+        // again, and no event will bring that about.
+        self.turn_due |= std::mem::take(&mut self.refused);
         Some(DiskDone {
             user: op.user,
             result: slot.result,
@@ -319,9 +328,9 @@ impl DiskTable {
         !self.queued.is_empty()
     }
 
-    /// Whether a request completed without the kernel since the last call.
-    pub(crate) fn take_completed_locally(&mut self) -> bool {
-        std::mem::take(&mut self.completed_locally)
+    /// Whether clients have a reason to look that no event tells, new since the last call.
+    pub(crate) fn take_turn_due(&mut self) -> bool {
+        std::mem::take(&mut self.turn_due)
     }
 
     /// Requests that the kernel holds.

@@ -1,6 +1,6 @@
 //! One connection's output of one turn: headers and payload views, sent by one `sendmsg`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -16,8 +16,8 @@ pub const GATHER_BYTES_MAX: usize = 1 << 20;
 /// response's pieces.
 pub const GATHER_PIECES_MAX: usize = 500;
 
-/// Empty gathers that are kept for reuse.
-const KEPT_MAX: usize = 64;
+/// Empty gathers that are kept for reuse, however few sockets there are.
+const KEPT_MIN: usize = 64;
 
 /// A gather whose header arena grew beyond this is not kept.
 const KEPT_ARENA_BYTES_MAX: usize = 64 << 10;
@@ -74,6 +74,7 @@ fn empty_message() -> libc::msghdr {
 pub(crate) struct GatherPool {
     #[expect(clippy::vec_box, reason = "the boxes are handed out as they are")]
     kept: Rc<RefCell<Vec<Box<Parts>>>>,
+    sockets: Rc<Cell<usize>>,
 }
 
 impl GatherPool {
@@ -85,11 +86,22 @@ impl GatherPool {
         }
     }
 
+    /// Tells how many sockets are open: twice as many gathers are kept, for while one is on its way
+    /// the next is filled.
+    pub(crate) fn keep(&self, sockets: usize) {
+        self.sockets.set(sockets);
+        self.kept.borrow_mut().truncate(self.kept_max());
+    }
+
+    fn kept_max(&self) -> usize {
+        (2 * self.sockets.get()).max(KEPT_MIN)
+    }
+
     fn put_back(&self, mut parts: Box<Parts>) {
         // Payload goes back to its pool now, not when the gather is used again.
         parts.clear();
         let mut kept = self.kept.borrow_mut();
-        if kept.len() < KEPT_MAX && parts.arena.capacity() <= KEPT_ARENA_BYTES_MAX {
+        if kept.len() < self.kept_max() && parts.arena.capacity() <= KEPT_ARENA_BYTES_MAX {
             kept.push(parts);
         }
     }
@@ -323,6 +335,21 @@ mod tests {
         let again = gathers.take();
         assert!(again.is_empty());
         assert_eq!(again.parts().arena.as_ptr(), arena);
+    }
+
+    #[test]
+    fn two_gathers_are_kept_per_open_socket() {
+        let gathers = GatherPool::default();
+        let use_at_once = |count| drop((0..count).map(|_| gathers.take()).collect::<Vec<_>>());
+        use_at_once(KEPT_MIN + 10);
+        assert_eq!(gathers.kept.borrow().len(), KEPT_MIN);
+        gathers.keep(5 * KEPT_MIN);
+        use_at_once(10 * KEPT_MIN);
+        assert_eq!(gathers.kept.borrow().len(), 10 * KEPT_MIN);
+        use_at_once(11 * KEPT_MIN);
+        assert_eq!(gathers.kept.borrow().len(), 10 * KEPT_MIN);
+        gathers.keep(0);
+        assert_eq!(gathers.kept.borrow().len(), KEPT_MIN);
     }
 
     #[test]

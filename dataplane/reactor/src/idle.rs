@@ -11,10 +11,6 @@ use bowline_nvme::Nanos;
 
 use crate::config::PollMode;
 
-/// Cost of waking a parked thread. Measured between 15 and 20 µs on virtual machines, less on bare
-/// metal; being wrong by a factor costs that factor in spinning, or a wake-up, nothing else.
-const WAKE_COST: Nanos = Nanos::from_micros(15);
-
 /// Gaps longer than this many wake costs are not worth spinning for.
 const GAP_FACTOR: u64 = 4;
 
@@ -51,6 +47,8 @@ const ALWAYS_SPIN: Nanos = Nanos::from_millis(1);
 
 pub(crate) struct IdlePolicy {
     mode: PollMode,
+    /// W. Being wrong by a factor costs that factor in spinning, or a wake-up, nothing else.
+    wake_cost: Nanos,
     /// Moving average of the gaps between bursts.
     gap: u64,
     /// Moving average of their deviation.
@@ -61,20 +59,24 @@ pub(crate) struct IdlePolicy {
 }
 
 impl IdlePolicy {
-    pub(crate) const fn new(mode: PollMode) -> Self {
+    pub(crate) const fn new(mode: PollMode, wake_cost: Nanos) -> Self {
         // Nothing is known yet: park until bursts come close together.
         Self {
             mode,
-            gap: GAP_MAX * GAP_CLAMP_FACTOR,
+            wake_cost,
+            gap: wake_cost.0 * GAP_FACTOR * GAP_CLAMP_FACTOR,
             deviation: 0,
             tokens: TOKENS_MAX,
             refilled_at: Nanos::ZERO,
         }
     }
 
-    /// A burst of work began `gap` after the reactor ran out of work; zero if it never did.
-    pub(crate) fn burst_after(&mut self, gap: Nanos) {
-        let gap = gap.0.min(GAP_MAX * GAP_CLAMP_FACTOR);
+    /// A burst of work was seen `gap` after the reactor ran out of work; zero if it never did.
+    /// `slept`: it had to be woken, so the burst began earlier than that.
+    pub(crate) fn burst_after(&mut self, gap: Nanos, slept: bool) {
+        let woken_for = if slept { self.wake_cost } else { Nanos::ZERO };
+        let gap = gap.saturating_sub(woken_for).0;
+        let gap = gap.min(self.gap_max() * GAP_CLAMP_FACTOR);
         let deviation = gap.abs_diff(self.gap);
         self.gap = smooth(self.gap, gap);
         self.deviation = smooth(self.deviation, deviation);
@@ -85,7 +87,7 @@ impl IdlePolicy {
         match self.mode {
             PollMode::Always => true,
             PollMode::Never => false,
-            PollMode::Adaptive => self.gap <= GAP_MAX && self.tokens > 0,
+            PollMode::Adaptive => self.gap <= self.gap_max() && self.tokens > 0,
         }
     }
 
@@ -126,10 +128,16 @@ impl IdlePolicy {
     }
 
     fn budget(&self, expects: bool) -> u64 {
-        if self.gap > GAP_MAX {
-            return if expects { WAKE_COST.0 } else { 0 };
+        let (wake_cost, gap_max) = (self.wake_cost.0, self.gap_max());
+        if self.gap > gap_max {
+            return if expects { wake_cost } else { 0 };
         }
-        (self.gap + 2 * self.deviation).clamp(WAKE_COST.0, GAP_MAX)
+        (self.gap + 2 * self.deviation).clamp(wake_cost, gap_max)
+    }
+
+    /// The longest gap worth spinning for, in nanoseconds.
+    const fn gap_max(&self) -> u64 {
+        self.wake_cost.0 * GAP_FACTOR
     }
 
     fn refill(&mut self, now: Nanos) {
@@ -138,9 +146,6 @@ impl IdlePolicy {
         self.refilled_at = now;
     }
 }
-
-/// The longest gap worth spinning for, in nanoseconds.
-const GAP_MAX: u64 = WAKE_COST.0 * GAP_FACTOR;
 
 /// One step of the moving average. The difference is rounded away from the old value's side, so
 /// that the average reaches its goal instead of stopping short of it.
@@ -157,18 +162,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wake_cost::{WAKE_COST_MAX, WAKE_COST_USUAL as WAKE_COST};
+
+    const GAP_MAX: u64 = WAKE_COST.0 * GAP_FACTOR;
+
+    fn new(mode: PollMode) -> IdlePolicy {
+        IdlePolicy::new(mode, WAKE_COST)
+    }
 
     fn after_gaps(mode: PollMode, gap: Nanos, count: usize) -> IdlePolicy {
-        let mut policy = IdlePolicy::new(mode);
+        let mut policy = new(mode);
         for _ in 0..count {
-            policy.burst_after(gap);
+            policy.burst_after(gap, false);
         }
         policy
     }
 
     #[test]
     fn first_idle_period_parks() {
-        let plan = IdlePolicy::new(PollMode::Adaptive).plan(Nanos::from_secs(1), false);
+        let plan = new(PollMode::Adaptive).plan(Nanos::from_secs(1), false);
         assert_eq!(
             plan,
             Plan {
@@ -196,6 +208,17 @@ mod tests {
     }
 
     #[test]
+    fn time_that_waking_took_is_no_part_of_the_gap() {
+        let gap = Nanos(GAP_MAX).after(Nanos(WAKE_COST.0 / 2));
+        let hot_after = |slept| {
+            let mut policy = new(PollMode::Adaptive);
+            (0..200).for_each(|_| policy.burst_after(gap, slept));
+            policy.is_hot()
+        };
+        assert!(hot_after(true) && !hot_after(false));
+    }
+
+    #[test]
     fn expected_completion_is_worth_one_wake_cost() {
         let mut policy = after_gaps(PollMode::Adaptive, Nanos::from_millis(5), 40);
         assert_eq!(policy.plan(Nanos::from_secs(1), true).spin, WAKE_COST);
@@ -204,9 +227,9 @@ mod tests {
     #[test]
     fn one_long_pause_is_forgotten_within_few_bursts() {
         let mut policy = after_gaps(PollMode::Adaptive, Nanos::from_micros(5), 40);
-        policy.burst_after(Nanos::from_secs(60));
+        policy.burst_after(Nanos::from_secs(60), true);
         let bursts = (1..).find(|_| {
-            policy.burst_after(Nanos::from_micros(5));
+            policy.burst_after(Nanos::from_micros(5), false);
             policy.is_hot()
         });
         assert!(bursts <= Some(4));
@@ -245,7 +268,7 @@ mod tests {
                 policy.spun_in_vain(plan.spin);
                 vain += plan.spin.0;
                 now = now.after(Nanos(plan.spin.0 + gap));
-                policy.burst_after(Nanos(gap % 10_000));
+                policy.burst_after(Nanos(gap % 10_000), false);
             }
             let elapsed = (now.saturating_sub(start)).0;
             prop_assert!(vain <= TOKENS_MAX + elapsed * DUTY_QUARTERS / 4);
@@ -256,13 +279,14 @@ mod tests {
             gaps in prop::collection::vec(any::<u64>(), 0..100),
             now in any::<u64>(),
             expects in any::<bool>(),
+            wake_cost in 0..=WAKE_COST_MAX.0,
         ) {
-            let mut policy = IdlePolicy::new(PollMode::Adaptive);
+            let mut policy = IdlePolicy::new(PollMode::Adaptive, Nanos(wake_cost));
             for gap in gaps {
-                policy.burst_after(Nanos(gap));
+                policy.burst_after(Nanos(gap), gap % 2 == 0);
             }
             let plan = policy.plan(Nanos(now), expects);
-            prop_assert!(plan.spin.0 <= GAP_MAX.min(TOKENS_MAX));
+            prop_assert!(plan.spin.0 <= (wake_cost * GAP_FACTOR).min(TOKENS_MAX));
         }
     }
 }

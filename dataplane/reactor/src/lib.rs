@@ -42,6 +42,7 @@ mod turn;
     reason = "enters the ring and queues submissions that carry pointers"
 )]
 mod uring;
+mod wake_cost;
 
 pub use clock::monotonic_now;
 pub use config::{Backend, BackendInfo, Config, IoBackend, PollMode};

@@ -24,6 +24,7 @@ impl Reactor {
     /// Submits what is queued and waits for the next turn's reason: an event, a message, or the
     /// time `until`. With `more`, or other work at hand, there is no waiting.
     pub(crate) fn settle(&mut self, until: Option<Nanos>, expects: bool, more: bool) {
+        self.slept = false;
         let now = monotonic_now();
         if now.saturating_sub(self.published_at) >= PUBLISH_INTERVAL {
             self.publish(now);
@@ -88,7 +89,7 @@ impl Reactor {
             && self.finished.is_empty()
             && self.connected.is_empty()
             && self.outbox.is_empty())
-            || self.disk.with(|table| table.take_completed_locally())
+            || self.disk.with(|table| table.take_turn_due())
     }
 
     pub(crate) fn publish(&mut self, now: Nanos) {
@@ -176,6 +177,7 @@ impl Reactor {
             Driver::Epoll(epoll) => epoll.wait(wait, &mut self.events, &mut self.counters),
         }
         self.waker.unpark();
+        self.slept = true;
         self.empty_graveyard();
         if !self.events.is_empty() {
             self.counters.wakeups += 1;

@@ -13,7 +13,7 @@ use rustix::net::RecvFlags;
 use socket2::{Domain, Protocol, SockRef, Type};
 
 use crate::clock::monotonic_now;
-use crate::config::{Backend, BackendInfo, Config, IoBackend};
+use crate::config::{Backend, BackendInfo, Config, IoBackend, PollMode};
 use crate::counters::{Counters, SharedCounters};
 use crate::disk::DiskQueue;
 use crate::driver::{Driver, Event, READ_INTEREST, WRITE_INTEREST};
@@ -24,7 +24,8 @@ use crate::mailbox::Waker;
 use crate::slab::{Key, Kind, Slab, Token};
 use crate::socket::{DetachError, Listener, ListenerId, Output, Recv, Socket, SocketId};
 use crate::staging::Staging;
-use crate::uring::Uring;
+use crate::uring::{Refusal, Uring};
+use crate::wake_cost::{WAKE_COST_USUAL, wake_cost};
 
 /// Events taken per turn without growing the list.
 const EVENTS_CAPACITY: usize = 4096;
@@ -53,6 +54,8 @@ pub struct Reactor {
     pub(crate) now: Nanos,
     /// When the reactor last ran out of work; `None` while it has some.
     pub(crate) idle_since: Option<Nanos>,
+    /// It slept right before this turn.
+    pub(crate) slept: bool,
     /// Something arrived in this turn.
     pub(crate) burst: bool,
     /// The only socket that received anything in the last burst, if it was only one.
@@ -86,6 +89,11 @@ impl Reactor {
         let waker = Waker::new()?;
         let mut counters = Counters::default();
         let (driver, disk, info) = open_driver(config.io, &waker, &mut counters)?;
+        let wake_cost = match config.poll {
+            PollMode::Adaptive => wake_cost(),
+            // Does not matter.
+            PollMode::Always | PollMode::Never => WAKE_COST_USUAL,
+        };
         let now = monotonic_now();
         Ok(Self {
             driver,
@@ -100,9 +108,10 @@ impl Reactor {
             graveyard: Vec::new(),
             disk,
             waker,
-            idle: IdlePolicy::new(config.poll),
+            idle: IdlePolicy::new(config.poll, wake_cost),
             now,
             idle_since: None,
+            slept: false,
             burst: false,
             hot_socket: None,
             received_from: None,
@@ -193,6 +202,7 @@ impl Reactor {
     fn insert(&mut self, stream: TcpStream, connecting: bool) -> io::Result<SocketId> {
         let fd = stream.as_raw_fd();
         let key = self.sockets.insert(Socket::new(stream, connecting));
+        self.gathers.keep(self.sockets.len());
         let token = Token::new(Kind::Socket, key);
         match &mut self.driver {
             // Connecting ends once; reading goes on.
@@ -368,6 +378,7 @@ impl Reactor {
     /// Forgets a socket: events for it find nothing, `sent` will not be called.
     fn remove(&mut self, id: SocketId) -> Option<TcpStream> {
         let Socket { stream, output, .. } = self.sockets.remove(id.0)?;
+        self.gathers.keep(self.sockets.len());
         match &mut self.driver {
             Driver::Uring(ring) => {
                 ring.unwatch(Token::new(Kind::Socket, id.0));
@@ -524,8 +535,8 @@ fn open_driver(
                 };
                 return Ok((Driver::Uring(Box::new(ring)), disk, info));
             }
-            Err(error) if io == IoBackend::Uring => return Err(refused(&error)),
-            Err(error) => fallback = Some(refused(&error).to_string()),
+            Err(refusal) if io == IoBackend::Uring => return Err(refused(&refusal)),
+            Err(refusal) => fallback = Some(refused(&refusal).to_string()),
         }
     }
     let epoll = Epoll::open()?;
@@ -540,7 +551,8 @@ fn open_driver(
 }
 
 /// Says what stands in the way of `io_uring`, and what would help.
-fn refused(error: &io::Error) -> io::Error {
+fn refused(refusal: &Refusal) -> io::Error {
+    let Refusal { call, error } = refusal;
     let hint = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             ": forbidden by a seccomp profile or by kernel.io_uring_disabled"
@@ -549,5 +561,5 @@ fn refused(error: &io::Error) -> io::Error {
         Some(libc::ENOMEM) => ": too little lockable memory, raise RLIMIT_MEMLOCK",
         _ => "",
     };
-    io::Error::new(error.kind(), format!("io_uring_setup: {error}{hint}"))
+    io::Error::new(error.kind(), format!("{call}: {error}{hint}"))
 }

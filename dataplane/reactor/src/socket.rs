@@ -79,6 +79,10 @@ pub(crate) enum Output {
     Finished(Gather, io::Result<()>),
 }
 
+/// A socket that once did not take a send at once is slow until it took this many at once: a peer
+/// that reads in fits must not hold up the others time and again.
+const SLOW_SENDS: u8 = 16;
+
 pub(crate) struct Socket {
     pub(crate) stream: TcpStream,
     pub(crate) connecting: bool,
@@ -86,8 +90,8 @@ pub(crate) struct Socket {
     pub(crate) ready: bool,
     /// An end or an error follows what can be received.
     pub(crate) hangup: bool,
-    /// Its last ring send did not complete at once: the peer reads slowly.
-    pub(crate) slow: bool,
+    /// Sends that must complete at once before the peer is trusted to read quickly again.
+    slow_sends: u8,
     pub(crate) output: Output,
 }
 
@@ -98,9 +102,23 @@ impl Socket {
             connecting,
             ready: false,
             hangup: false,
-            slow: false,
+            slow_sends: 0,
             output: Output::None,
         }
+    }
+
+    /// A send ended; `slow`: the socket did not take it at once.
+    pub(crate) const fn note_sent(&mut self, slow: bool) {
+        self.slow_sends = if slow {
+            SLOW_SENDS
+        } else {
+            self.slow_sends.saturating_sub(1)
+        };
+    }
+
+    /// Whether the peer reads slowly: nobody should wait for its sends.
+    pub(crate) const fn is_slow(&self) -> bool {
+        self.slow_sends > 0
     }
 }
 
@@ -110,4 +128,26 @@ pub(crate) struct Listener {
     pub(crate) ready: bool,
     /// Accepting pauses until then: no descriptor or memory was left.
     pub(crate) paused_until: Option<Nanos>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_peer_is_trusted_again_only_after_many_prompt_sends() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut socket = Socket::new(stream, false);
+        assert!(!socket.is_slow());
+        for _ in 0..2 {
+            socket.note_sent(true);
+            for _ in 1..SLOW_SENDS {
+                socket.note_sent(false);
+                assert!(socket.is_slow());
+            }
+        }
+        socket.note_sent(false);
+        assert!(!socket.is_slow());
+    }
 }

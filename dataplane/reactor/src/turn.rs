@@ -44,6 +44,9 @@ impl Reactor {
         self.burst = false;
         self.received_from = None;
         self.received_from_many = false;
+        // Lowered before looking, at the stop flag as at the mailbox, so that what is sent from
+        // now on raises it again.
+        self.waker.take_signal();
         self.note_events();
         if self.waker.take_stop() {
             service.stopping(self, now);
@@ -79,7 +82,7 @@ impl Reactor {
             .idle_since
             .take()
             .map_or(Nanos::ZERO, |at| self.now.saturating_sub(at));
-        self.idle.burst_after(gap);
+        self.idle.burst_after(gap, self.slept);
         if self.received_from.is_some() {
             self.hot_socket = if self.received_from_many {
                 None
@@ -212,7 +215,7 @@ impl Reactor {
         let Some(socket) = self.sockets.get_mut(done.socket) else {
             return;
         };
-        socket.slow = done.slow;
+        socket.note_sent(done.slow);
         let mut gather = done.gather;
         let id = SocketId(done.socket);
         match usize::try_from(result) {
@@ -250,8 +253,6 @@ impl Reactor {
         service: &mut S,
         inbox: &Receiver<S::Message>,
     ) -> bool {
-        // Lowered before looking, so that what is sent from now on raises it again.
-        self.waker.take_signal();
         let now = self.now;
         for _ in 0..MESSAGES_PER_TURN {
             let Ok(message) = inbox.try_recv() else {
@@ -390,7 +391,7 @@ impl Reactor {
         let Some(socket) = self.sockets.get_mut(id.0) else {
             return;
         };
-        let prompt = !socket.slow && gather.unsent() <= PROMPT_BYTES_MAX;
+        let prompt = !socket.is_slow() && gather.unsent() <= PROMPT_BYTES_MAX;
         self.counters.sends_ring += 1;
         let send = ring.send(socket.stream.as_raw_fd(), id.0, gather, prompt);
         socket.output = Output::Ring(send);
@@ -425,7 +426,7 @@ impl Reactor {
     fn block(&mut self, id: SocketId, gather: Gather) {
         if matches!(self.driver, Driver::Uring(_)) {
             if let Some(socket) = self.sockets.get_mut(id.0) {
-                socket.slow = true;
+                socket.note_sent(true);
             }
             return self.send_by_ring(id, gather);
         }
@@ -494,4 +495,76 @@ fn is_of_the_connection(error: &io::Error) -> bool {
                 | libc::EHOSTUNREACH
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpStream};
+
+    use bowline_block::{ClassConfig, PoolConfig};
+
+    use super::*;
+    use crate::clock::monotonic_now;
+    use crate::config::{Config, IoBackend, PollMode};
+    use crate::socket::SocketId;
+    use crate::spawn::LocalReactor;
+
+    /// Is asked to stop again while it handles the first request, as by another thread.
+    #[derive(Default)]
+    struct AskedTwice {
+        asked: usize,
+    }
+
+    impl Service for AskedTwice {
+        type Message = ();
+        fn message(&mut self, _: &mut Reactor, _: Nanos, (): ()) {}
+        fn accepted(
+            &mut self,
+            _: &mut Reactor,
+            _: Nanos,
+            _: ListenerId,
+            _: TcpStream,
+            _: SocketAddr,
+        ) {
+        }
+        fn readable(&mut self, _: &mut Reactor, _: Nanos, _: SocketId) {}
+        fn sent(&mut self, _: &mut Reactor, _: Nanos, _: SocketId, _: Gather, _: io::Result<()>) {}
+        fn turn(&mut self, _: &mut Reactor, _: Nanos) {}
+        fn poll_timeout(&self) -> Option<Nanos> {
+            None
+        }
+        fn stopping(&mut self, cx: &mut Reactor, _: Nanos) {
+            self.asked += 1;
+            if self.asked == 1 {
+                cx.waker().request_stop();
+            }
+        }
+        fn is_stopped(&self) -> bool {
+            self.asked == 2
+        }
+    }
+
+    #[test]
+    fn stop_requested_after_the_stop_flag_was_read_is_not_forgotten() {
+        for io in [IoBackend::Epoll, IoBackend::Auto] {
+            let config = Config {
+                io,
+                poll: PollMode::Never,
+                core: None,
+                name: "test".to_owned(),
+                mailbox_depth: 4,
+                pool: PoolConfig {
+                    classes: vec![ClassConfig {
+                        bytes: 4096,
+                        count: 1,
+                    }],
+                },
+            };
+            let made = LocalReactor::new(&config, |_, _| Ok(AskedTwice::default()));
+            let mut local = made.unwrap();
+            local.stop();
+            let deadline = monotonic_now().after(Nanos::from_secs(10));
+            assert!(local.run_until(deadline) && monotonic_now() < deadline);
+        }
+    }
 }

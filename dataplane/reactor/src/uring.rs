@@ -24,22 +24,22 @@ use crate::driver::{Event, Wait};
 use crate::gather::Gather;
 use crate::slab::{Key, Kind, Slab, Token};
 
-/// Submissions that fit between two system calls; more cost one more call.
-const SQ_ENTRIES: u32 = 512;
+mod setup;
 
-/// Completions that fit between two turns; the kernel keeps more until there is room.
-const CQ_ENTRIES: u32 = 4096;
+pub(crate) use setup::Refusal;
+use setup::{
+    FLAGS, SQ_ENTRIES, build, feature_names, is_transient, register_ring, unregister_ring,
+};
 
 /// Waiting for a send's completion along with the next event is limited to this long, in case the
-/// socket takes the bytes later than expected.
-const SEND_WAIT: Nanos = Nanos::from_millis(2);
+/// socket takes the bytes later than expected: other sockets' events wait too.
+const SEND_WAIT: Nanos = Nanos::from_micros(200);
 
 /// A reactor that is dropped waits this long for what the kernel holds.
 const DROP_WAIT: Nanos = Nanos::from_secs(5);
 
-/// `IORING_ENTER_REGISTERED_RING`, `IORING_REGISTER_RING_FDS`: not exported by the crate.
+/// `IORING_ENTER_REGISTERED_RING`: not exported by the crate.
 const ENTER_REGISTERED_RING: u32 = 1 << 4;
-const REGISTER_RING_FDS: libc::c_uint = 20;
 
 /// `struct io_uring_getevents_arg`.
 #[repr(C)]
@@ -57,37 +57,6 @@ struct KernelTimespec {
     secs: i64,
     nanos: i64,
 }
-
-/// `struct io_uring_rsrc_update`.
-#[repr(C)]
-struct RingRegistration {
-    offset: u32,
-    reserved: u32,
-    data: u64,
-}
-
-/// Set-up flags that older kernels lack, newest first: the order in which they are given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flag {
-    /// Linux 6.6.
-    NoSqArray,
-    /// Linux 6.1; replaced by `COOP_TASKRUN` (5.19).
-    DeferTaskrun,
-    /// Linux 6.0.
-    SingleIssuer,
-    /// Linux 5.19.
-    CoopTaskrun,
-    /// Linux 5.18.
-    SubmitAll,
-}
-
-const FLAGS: [Flag; 5] = [
-    Flag::NoSqArray,
-    Flag::DeferTaskrun,
-    Flag::SingleIssuer,
-    Flag::CoopTaskrun,
-    Flag::SubmitAll,
-];
 
 /// A change of what is watched, not yet told to the kernel.
 enum PollChange {
@@ -139,33 +108,13 @@ pub(crate) struct Uring {
 
 impl Uring {
     /// Opens a ring for the calling thread, with what the kernel offers.
-    pub(crate) fn open(disk: DiskQueue) -> io::Result<Self> {
+    pub(crate) fn open(disk: DiskQueue) -> Result<Self, Refusal> {
         Self::open_without(0, disk)
     }
 
     /// As [`Uring::open`], giving up the first `given_up` flags from the start.
-    fn open_without(mut given_up: usize, disk: DiskQueue) -> io::Result<Self> {
-        let ring = loop {
-            match build(&FLAGS[given_up..]) {
-                Err(error)
-                    if error.raw_os_error() == Some(libc::EINVAL) && given_up < FLAGS.len() =>
-                {
-                    given_up += 1;
-                }
-                other => break other?,
-            }
-        };
-        let params = ring.params();
-        // Multishot poll has no feature bit; resource tagging came in the same version, 5.13.
-        if !(params.is_feature_nodrop()
-            && params.is_feature_ext_arg()
-            && params.is_feature_resource_tagging())
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the kernel's io_uring is older than Linux 5.13",
-            ));
-        }
+    fn open_without(mut given_up: usize, disk: DiskQueue) -> Result<Self, Refusal> {
+        let ring = build(&mut given_up)?;
         let registered = register_ring(&ring);
         let mut features = feature_names(&FLAGS[given_up..]);
         if registered.is_some() {
@@ -407,7 +356,11 @@ impl Uring {
         self.prompt_sends = 0;
         match u64::try_from(result) {
             Ok(submitted) => counters.sqes += submitted,
-            Err(_) => tolerate(&io::Error::last_os_error()),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                // Whether the call is permitted at all was tried when the ring was opened.
+                assert!(is_transient(&error), "io_uring_enter: {error}");
+            }
         }
     }
 
@@ -464,6 +417,10 @@ impl Uring {
 impl Drop for Uring {
     fn drop(&mut self) {
         self.recall();
+        // Otherwise the thread would keep the ring, and one of its few places, until it ends.
+        if let Some(index) = self.registered.take() {
+            unregister_ring(&self.ring, index);
+        }
         let held = self.held();
         if held > 0 {
             tracing::error!(held, "the kernel kept requests, their memory is not freed");
@@ -495,78 +452,11 @@ fn poll_entry(change: &PollChange) -> squeue::Entry {
     }
 }
 
-fn build(flags: &[Flag]) -> io::Result<IoUring> {
-    let mut builder = IoUring::builder();
-    builder.dontfork().setup_clamp().setup_cqsize(CQ_ENTRIES);
-    let has = |flag| flags.contains(&flag);
-    if has(Flag::NoSqArray) {
-        builder.setup_no_sqarray();
-    }
-    if has(Flag::SingleIssuer) {
-        builder.setup_single_issuer();
-    }
-    if has(Flag::DeferTaskrun) {
-        builder.setup_defer_taskrun().setup_taskrun_flag();
-    } else if has(Flag::CoopTaskrun) {
-        builder.setup_coop_taskrun().setup_taskrun_flag();
-    }
-    if has(Flag::SubmitAll) {
-        builder.setup_submit_all();
-    }
-    builder.build(SQ_ENTRIES)
-}
-
-fn feature_names(flags: &[Flag]) -> Vec<&'static str> {
-    let defers = flags.contains(&Flag::DeferTaskrun);
-    let in_use = flags
-        .iter()
-        .filter(|flag| !(defers && **flag == Flag::CoopTaskrun));
-    in_use
-        .map(|flag| match flag {
-            Flag::NoSqArray => "no_sqarray",
-            Flag::DeferTaskrun => "defer_taskrun",
-            Flag::SingleIssuer => "single_issuer",
-            Flag::CoopTaskrun => "coop_taskrun",
-            Flag::SubmitAll => "submit_all",
-        })
-        .collect()
-}
-
-/// Registers the ring's descriptor for the calling thread; `None` before Linux 5.18.
-fn register_ring(ring: &IoUring) -> Option<u32> {
-    let data = u64::try_from(ring.as_raw_fd()).ok()?;
-    let mut registration = RingRegistration {
-        offset: u32::MAX,
-        reserved: 0,
-        data,
-    };
-    // SAFETY: the arguments are those of io_uring_register with one entry, which the kernel reads
-    // and writes during the call only.
-    let registered = unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_register,
-            i64::from(ring.as_raw_fd()),
-            REGISTER_RING_FDS,
-            &raw mut registration,
-            1,
-        )
-    };
-    (registered == 1).then_some(registration.offset)
-}
-
 fn kernel_timespec(span: Nanos) -> KernelTimespec {
     const NANOS_PER_SEC: u64 = 1_000_000_000;
     KernelTimespec {
         secs: i64::try_from(span.0 / NANOS_PER_SEC).unwrap_or(i64::MAX),
         nanos: i64::try_from(span.0 % NANOS_PER_SEC).unwrap_or(0),
-    }
-}
-
-/// Errors of `io_uring_enter` that only mean "later". Any other is a bug of this module.
-fn tolerate(error: &io::Error) {
-    match error.raw_os_error() {
-        Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {}
-        _ => panic!("io_uring_enter: {error}"),
     }
 }
 
@@ -598,6 +488,22 @@ mod tests {
             ring.enter(Wait::Forever, &mut events, &mut counters);
             assert_eq!(events[0].token, Token::WAKE, "{:?}", ring.features());
             assert!(events[0].more);
+        }
+    }
+
+    #[test]
+    fn dropped_ring_gives_its_place_on_the_thread_back() {
+        // The kernel has 16 places per thread.
+        for number in 0..40 {
+            let waker = Waker::new().unwrap();
+            let disk = DiskQueue::new(Backend::Uring, waker);
+            let Ok(ring) = Uring::open(disk) else {
+                return; // Not permitted here; the reactor's own tests say so.
+            };
+            if number == 0 && ring.registered.is_none() {
+                return; // Before Linux 5.18.
+            }
+            assert!(ring.registered.is_some(), "ring {number}");
         }
     }
 }

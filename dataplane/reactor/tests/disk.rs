@@ -244,6 +244,34 @@ fn full_queue_hands_the_request_back() {
 }
 
 #[test]
+fn client_refused_for_want_of_room_gets_a_turn_when_another_makes_room() {
+    let Some((mut local, queue, greedy)) = ring() else {
+        return;
+    };
+    let refused = queue.register();
+    let file = file(&[1; 4096]);
+    let kind = DiskOpKind::Fsync { data_only: true };
+    let flush = || op(&file, kind, 0, Segments::new(), 0);
+    for _ in 0..DISK_OPS_MAX {
+        queue.try_submit(greedy, flush()).unwrap();
+    }
+    assert!(queue.try_submit(refused, flush()).is_err());
+    let counters = local.reactor().counters();
+    assert_eq!(counters.disk_dones, 0);
+    run(&mut local, |_, cx| {
+        cx.counters().disk_dones == DISK_OPS_MAX as u64
+    });
+    // All have completed, so nothing but room can cause a turn.
+    assert!(!local.turn(monotonic_now()).more);
+    assert!(queue.try_submit(refused, flush()).is_err());
+    assert!(!local.turn(monotonic_now()).more, "full is no busy loop");
+    assert!(queue.poll(greedy).is_some());
+    assert!(local.turn(monotonic_now()).more, "there is room");
+    assert!(!local.turn(monotonic_now()).more, "said once");
+    queue.try_submit(refused, flush()).unwrap();
+}
+
+#[test]
 fn clients_only_see_their_own_completions() {
     let Some((mut local, queue, first)) = ring() else {
         return;

@@ -542,7 +542,7 @@ impl HostController {
         }
         match completion.token {
             token::BRING_UP => self.on_bring_up(now, completion),
-            token::KEEP_ALIVE => self.keep_alive.sent_at = None,
+            token::KEEP_ALIVE => self.keep_alive.answered(now),
             token::ASYNC_EVENT => self.on_async_event(now, completion),
             token::TASK => self.on_task(now, completion),
             token::SHUTDOWN => self.on_shutdown(now, completion),

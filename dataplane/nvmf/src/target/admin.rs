@@ -11,7 +11,6 @@ use super::controller::Kind;
 use super::feature::{self, Surroundings};
 use super::identify::View;
 use super::log_page::{self, LogContext};
-use super::namespace::Namespaces;
 use super::output::{ConnId, SlotId};
 use super::table::Key;
 
@@ -107,7 +106,7 @@ impl Target {
 
     fn get_features(&self, now: Nanos, key: Key, sqe: &Sqe) -> Result<Plan, Status> {
         let controller = self.controllers.get(key).ok_or(Status::INTERNAL)?;
-        let result = controller.get_features(self.surroundings(now, key), sqe, &mut [])?;
+        let result = controller.get_features(self.surroundings(now), sqe, &mut [])?;
         Ok(Plan::Respond(Status::SUCCESS, u64::from(result)))
     }
 
@@ -118,7 +117,7 @@ impl Target {
         sqe: &Sqe,
         data: &[u8],
     ) -> Result<u32, Status> {
-        let around = self.surroundings(now, key);
+        let around = self.surroundings(now);
         let controller = self.controllers.get_mut(key).ok_or(Status::INTERNAL)?;
         let result = controller.set_features(around, sqe, data)?;
         self.arm_controller(key);
@@ -155,7 +154,7 @@ impl Target {
         sqe: &Sqe,
         data: &mut [u8],
     ) -> Result<u32, Status> {
-        let around = self.surroundings(now, key);
+        let around = self.surroundings(now);
         match sqe.opcode() {
             admin::IDENTIFY => self.identify(key, sqe, data).map(|()| 0),
             admin::GET_FEATURES => {
@@ -217,15 +216,9 @@ impl Target {
         controller.get_log_page(&context, sqe, data)
     }
 
-    fn surroundings(&self, now: Nanos, key: Key) -> Surroundings {
-        let volatile_cache = self
-            .controllers
-            .get(key)
-            .and_then(|controller| self.subsystems.get(controller.subsystem?)?.as_ref())
-            .is_some_and(|subsystem| Namespaces::any_volatile_cache(&subsystem.namespaces));
+    fn surroundings(&self, now: Nanos) -> Surroundings {
         Surroundings {
             now,
-            volatile_cache,
             io_queues_max: self.config.io_queues_max,
         }
     }

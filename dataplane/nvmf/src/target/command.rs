@@ -8,8 +8,8 @@ use bowline_nvme::{Fuse, NamespaceId, Nanos, QueueId, Sqe, Status};
 use super::Target;
 use super::connection::{Pending, State, is_connect};
 use super::controller::Phase;
-use super::io::{self, IoPlan, Refusal};
-use super::output::{ConnId, IoCommand, IoOp, SlotId};
+use super::io::{self, IoPlan, NSID_AT, Refusal, Terms};
+use super::output::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
 use super::property::Change;
 use super::slot::Stage;
 use super::table::Key;
@@ -50,8 +50,10 @@ impl Target {
             return Plan::refuse(Status::INTERNAL);
         };
         let (state, queue) = (connection.state, connection.queue);
-        // PRPs do not exist on Fabrics, and no fused pair is supported. [BASE-2.0 §3.3.3.1]
-        if !matches!(sqe.psdt(), 1 | 2) || sqe.fuse() != Fuse::Normal {
+        // PRPs do not exist on Fabrics, and no fused pair is supported. In Fabrics commands the
+        // byte is reserved, so it is not looked at. [BASE-2.0 §3.3.3.1]
+        let is_fabrics = sqe.opcode() == opcode::admin::FABRICS;
+        if !is_fabrics && (!matches!(sqe.psdt(), 1 | 2) || sqe.fuse() != Fuse::Normal) {
             self.note_position(id, slot, PSDT_AT);
             return Plan::refuse(Status::INVALID_FIELD.dnr());
         }
@@ -66,7 +68,8 @@ impl Target {
         }
         match self.plan_io(queue.controller, sqe) {
             Ok(IoPlan::Execute(command)) => Plan::Execute(command),
-            Ok(IoPlan::FromHost(_) | IoPlan::Ranges | IoPlan::Advice) => {
+            Ok(plan) => {
+                self.note_namespace(id, slot, plan.namespace());
                 Plan::FromHost(sqe.sgl1().length)
             }
             Err((status, at)) => {
@@ -85,8 +88,12 @@ impl Target {
         let subsystem = controller
             .subsystem
             .and_then(|at| self.subsystems.get(at)?.as_ref());
-        let subsystem = subsystem.ok_or((Status::INVALID_NAMESPACE.dnr(), 4))?;
-        io::plan(sqe, &subsystem.namespaces, self.config.mdts_bytes)
+        let subsystem = subsystem.ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
+        let terms = Terms {
+            mdts_bytes: self.config.mdts_bytes,
+            host_flushes: controller.volatile_cache,
+        };
+        io::plan(sqe, &subsystem.namespaces, terms)
     }
 
     /// Only Connect, and only one at a time. [FABRICS-1.1 §3.3]
@@ -177,8 +184,14 @@ impl Target {
             connection.push(Pending::Inspect(slot));
             return;
         };
-        // Again, for the namespace may have gone while the data came.
-        let plan = self.plan_io(queue.controller, &sqe);
+        // Again, for the namespace may have gone while the data came, and its NSID to another.
+        let accepted_for = command.command.namespace;
+        let plan = match self.plan_io(queue.controller, &sqe) {
+            Ok(plan) if plan.namespace() != accepted_for => {
+                Err((Status::INVALID_NAMESPACE.dnr(), NSID_AT))
+            }
+            plan => plan,
+        };
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
@@ -191,11 +204,11 @@ impl Target {
                 command.enter(now, Stage::Queued);
                 connection.push(Pending::Execute(slot));
             }
-            Ok(IoPlan::Ranges) => {
+            Ok(IoPlan::Ranges(_)) => {
                 command.enter(now, Stage::Inspect);
                 connection.push(Pending::Inspect(slot));
             }
-            Ok(IoPlan::Advice) => self.respond(now, id, slot, Status::SUCCESS, 0),
+            Ok(IoPlan::Advice(_)) => self.respond(now, id, slot, Status::SUCCESS, 0),
             Err((status, at)) => {
                 command.error_at = at;
                 self.respond(now, id, slot, status, 0);
@@ -212,41 +225,48 @@ impl Target {
         let Some(command) = connection.slots.at_stage(slot, Stage::Inspect) else {
             return;
         };
-        let sqe = command.sqe;
+        let (sqe, namespace) = (command.sqe, command.command.namespace);
         command.enter(now, Stage::Held);
         match connection.queue {
             None => self.connect_data(now, id, slot, data),
             Some(queue) if queue.qid == 0 => self.admin_data(now, id, queue.controller, slot, data),
-            Some(queue) => self.deallocate(now, id, queue.controller, slot, &sqe, data),
+            Some(queue) => {
+                let ranges = self.ranges(queue.controller, &sqe, namespace, data);
+                self.deallocate(now, id, slot, ranges);
+            }
         }
         self.touch(id);
+    }
+
+    fn ranges(
+        &self,
+        key: Key,
+        sqe: &Sqe,
+        accepted_for: NamespaceHandle,
+        data: &[u8],
+    ) -> Result<Option<IoCommand>, Refusal> {
+        let subsystem = self
+            .controllers
+            .get(key)
+            .and_then(|controller| self.subsystems.get(controller.subsystem?)?.as_ref())
+            .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
+        io::deallocate(sqe, &subsystem.namespaces, accepted_for, data)
     }
 
     fn deallocate(
         &mut self,
         now: Nanos,
         id: ConnId,
-        key: Key,
         slot: SlotId,
-        sqe: &Sqe,
-        data: &[u8],
+        ranges: Result<Option<IoCommand>, Refusal>,
     ) {
-        let namespaces = self
-            .controllers
-            .get(key)
-            .and_then(|controller| self.subsystems.get(controller.subsystem?)?.as_ref())
-            .map(|subsystem| &subsystem.namespaces);
-        let command = match namespaces {
-            Some(namespaces) => io::deallocate(sqe, namespaces, data),
-            None => Err((Status::INVALID_NAMESPACE.dnr(), 4)),
-        };
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
         let Some(held) = connection.slots.get_mut(slot) else {
             return;
         };
-        match command {
+        match ranges {
             Ok(Some(io)) => {
                 held.command = io;
                 held.enter(now, Stage::Queued);
@@ -261,20 +281,19 @@ impl Target {
     }
 
     /// Writes the data of a command to the host: all of `data`, whose length
-    /// [`Output::Fill`](super::Output::Fill) announced.
-    pub fn fill(&mut self, now: Nanos, id: ConnId, slot: SlotId, data: &mut [u8]) {
+    /// [`Output::Fill`](super::Output::Fill) announced. `false`: the command has gone meanwhile,
+    /// and nothing will release the buffer but the one who bound it.
+    pub fn fill(&mut self, now: Nanos, id: ConnId, slot: SlotId, data: &mut [u8]) -> bool {
         let Some(connection) = self.connections.get_mut(id) else {
-            return;
+            return false;
         };
-        let Some(command) = connection.slots.at_stage(slot, Stage::Fill) else {
-            return;
+        let (local, queue) = (connection.path.local, connection.queue);
+        let command = connection.slots.at_stage(slot, Stage::Fill);
+        let (Some(command), Some(queue)) = (command, queue) else {
+            return false;
         };
         let sqe = command.sqe;
         command.enter(now, Stage::Held);
-        let local = connection.path.local;
-        let Some(queue) = connection.queue else {
-            return;
-        };
         match self.fill_admin(now, queue.controller, local, &sqe, data) {
             Ok(result) => {
                 if let Some(connection) = self.connections.get_mut(id) {
@@ -284,6 +303,7 @@ impl Target {
             Err(status) => self.respond(now, id, slot, status, 0),
         }
         self.touch(id);
+        true
     }
 
     /// The device is done with a command. Also for connections that are gone: the end of their
@@ -411,6 +431,16 @@ impl Target {
             .and_then(|it| it.slot_mut(slot));
         if let Some(slot) = slot {
             slot.error_at = at;
+        }
+    }
+
+    fn note_namespace(&mut self, id: ConnId, slot: SlotId, namespace: NamespaceHandle) {
+        let slot = self
+            .connections
+            .get_mut(id)
+            .and_then(|it| it.slot_mut(slot));
+        if let Some(slot) = slot {
+            slot.command.namespace = namespace;
         }
     }
 

@@ -40,7 +40,7 @@ pub struct TargetConfig {
 pub struct Deadlines {
     /// From accept to a complete ICReq.
     pub icreq: Nanos,
-    /// From ICResp to a complete Connect.
+    /// From ICResp to a complete Connect, however often one is refused.
     pub connect: Nanos,
     /// Without one byte of progress on a PDU or on an R2T.
     pub transfer: Nanos,
@@ -289,9 +289,9 @@ impl NsGeometry {
 /// A namespace to add to a subsystem.
 #[derive(Clone, Copy, Debug)]
 pub struct NamespaceConfig {
-    /// The namespace id wanted, or the lowest that is free.
+    /// The namespace id wanted, or the next that is free: one just removed is not used again soon.
     pub nsid: Option<u32>,
-    /// The glue's index of the device.
+    /// The glue's name of the device; no other namespace ever had it.
     pub handle: NamespaceHandle,
     /// Layout and promises.
     pub geometry: NsGeometry,

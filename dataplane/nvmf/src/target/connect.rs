@@ -1,8 +1,8 @@
 //! Connect: from a request to a queue pair, or the exact reason why not. [FABRICS-1.1 §3.3]
 //!
 //! DNR is policy: Linux gives a controller up for good when Connect fails with it. It is set only
-//! where a retry cannot do better, which an unknown subsystem or controller can: after a restart
-//! both appear a moment later.
+//! where a retry cannot do better, which an unknown subsystem, controller, or host can: after a
+//! restart they appear a moment later.
 
 use bowline_nvme::fabrics::{Connect, ConnectData, ConnectInvalid, ConnectResult};
 use bowline_nvme::nqn;
@@ -25,6 +25,8 @@ pub(super) struct ConnectRequest {
     data: ConnectData,
     /// For the owner, who decides where the subsystem lives.
     pub(super) subnqn: String,
+    /// From here until the answer the host's time to connect stands still.
+    arrived: Nanos,
 }
 
 enum Verdict {
@@ -66,6 +68,7 @@ impl Target {
                     command,
                     data,
                     subnqn,
+                    arrived: now,
                 }));
                 connection.state = State::Routing;
                 connection.push(Pending::Route);
@@ -91,7 +94,7 @@ impl Target {
             Verdict::Accept(controller) => self.connected(now, id, &request, controller),
             Verdict::Refuse(status, invalid) => {
                 let result = invalid.map_or(0, |invalid| invalid.encode());
-                self.refused(now, id, request.slot, status, result);
+                self.refused(now, id, &request, status, result);
             }
             Verdict::Hold(until, status) => self.hold(now, id, request, until, status),
         }
@@ -114,7 +117,7 @@ impl Target {
             _ => until,
         };
         if until <= now {
-            return self.refused(now, id, request.slot, status, 0);
+            return self.refused(now, id, &request, status, 0);
         }
         connection.state = State::HeldConnect;
         connection.deadline = Some(until);
@@ -139,16 +142,24 @@ impl Target {
         }
     }
 
-    fn refused(&mut self, now: Nanos, id: Key, slot: SlotId, status: Status, result: u64) {
-        let connect_by = now.after(self.config.deadlines.connect);
+    /// The host may try again for as long as it had left: refusals win no time.
+    fn refused(
+        &mut self,
+        now: Nanos,
+        id: Key,
+        request: &ConnectRequest,
+        status: Status,
+        result: u64,
+    ) {
         let stopping = self.stopping.is_some();
         self.counters.connects_refused += 1;
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
         connection.state = State::AwaitConnect;
-        connection.deadline = Some(connect_by);
-        connection.respond(now, slot, status, result);
+        connection.connect_by = connection.connect_by.after(now - request.arrived);
+        connection.deadline = Some(connection.connect_by);
+        connection.respond(now, request.slot, status, result);
         if stopping {
             connection.drain();
         }
@@ -175,7 +186,7 @@ impl Target {
             .and_then(|at| self.subsystems.get(at)?.as_ref())
             .is_none_or(|subsystem| subsystem.allows(data.hostnqn.as_str(), path.listener));
         if !allowed {
-            return refuse(Status::CONNECT_INVALID_HOST.dnr(), ConnectInvalid::HOSTNQN);
+            return refuse(Status::CONNECT_INVALID_HOST, ConnectInvalid::HOSTNQN);
         }
         // Only the dynamic controller model: a host cannot choose. [FABRICS-1.1 §4.1]
         if data.cntlid != ControllerId::DYNAMIC {
@@ -207,6 +218,9 @@ impl Target {
         } else {
             Kind::Discovery
         };
+        let volatile_cache = subsystem
+            .and_then(|at| self.subsystems.get(at)?.as_ref())
+            .is_some_and(|subsystem| subsystem.namespaces.any_volatile_cache());
         let new = NewController {
             cntlid,
             kind,
@@ -217,6 +231,7 @@ impl Target {
             admin,
             kato: kato(request.command.kato_ms),
             io_queues: self.config.io_queues_max,
+            volatile_cache,
         };
         let association_by = now.after(self.config.deadlines.association);
         let discovery = (kind == Kind::Discovery).then(|| Snapshot::new(&self.discovery));

@@ -122,6 +122,8 @@ pub(super) struct Connection {
     pub(super) executing: u16,
     /// When the state must have been left: ICReq, Connect, Linger, a held Connect.
     pub(super) deadline: Option<Nanos>,
+    /// When the host must have connected, however often it tries.
+    pub(super) connect_by: Nanos,
     pub(super) armed: Armed,
     /// Last byte received.
     pub(super) last_rx: Nanos,
@@ -150,6 +152,7 @@ impl Connection {
             term: None,
             executing: 0,
             deadline: Some(icreq_by),
+            connect_by: icreq_by,
             armed: Armed::default(),
             last_rx: now,
             last_command: now,

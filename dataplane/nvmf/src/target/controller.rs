@@ -84,6 +84,9 @@ pub(super) struct Controller {
     pub(super) health: Health,
     pub(super) errors: ErrorLog,
     pub(super) discovery: Option<Snapshot>,
+    /// What VWC says, for the whole association: hosts ask once. Without it a host never flushes,
+    /// so its writes to a volatile namespace that came later must be durable by themselves.
+    pub(super) volatile_cache: bool,
     pub(super) created: Nanos,
     armed: Armed,
 }
@@ -99,6 +102,7 @@ pub(super) struct NewController {
     pub(super) admin: Key,
     pub(super) kato: Nanos,
     pub(super) io_queues: u16,
+    pub(super) volatile_cache: bool,
 }
 
 impl Controller {
@@ -126,6 +130,7 @@ impl Controller {
             health: Health::default(),
             errors: ErrorLog::default(),
             discovery: None,
+            volatile_cache: new.volatile_cache,
             created: now,
             armed: Armed::default(),
         }
@@ -250,6 +255,8 @@ impl Target {
             controller.shutdown = Shutdown::Draining;
             controller.association_by = Some(now.after(association));
         }
+        // No Flush of ours covers what reaches its device only after it.
+        self.fail_queued(now, key, Status::COMMAND_SEQUENCE_ERROR, |_| true);
         self.advance(now, key);
         self.arm_controller(key);
     }
@@ -266,12 +273,14 @@ impl Target {
         let mut queues: Vec<Key> = controller.queues.iter().map(|&(_, queue)| queue).collect();
         queues.push(controller.admin);
         for queue in queues {
-            // A stopping target lets its queues finish by themselves.
-            if self
-                .connections
-                .get(queue)
-                .is_some_and(|queue| queue.state != State::Drain)
-            {
+            // A stopping target lets its queues finish by themselves. Otherwise nothing of a queue
+            // that drains may reach its device after the next association has begun.
+            let finishes = self.stopping.is_some()
+                && self
+                    .connections
+                    .get(queue)
+                    .is_some_and(|queue| queue.state == State::Drain);
+            if !finishes {
                 self.close_connection(now, queue, true);
             }
         }
@@ -286,16 +295,20 @@ impl Target {
         if controller.health.executing > 0 {
             return;
         }
-        match (controller.phase, controller.shutdown) {
-            (Phase::Ended, _) => self.forget_controller(now, key),
-            (Phase::Resetting, _) => {
+        let shutdown = controller.shutdown;
+        match controller.phase {
+            Phase::Ended => return self.forget_controller(now, key),
+            Phase::Resetting => {
                 controller.phase = Phase::Disabled;
                 if controller.cc.en() {
                     self.enable(now, key);
                 }
             }
-            (_, Shutdown::Draining) => self.flush_after(now, key, 0),
-            (Phase::Disabled | Phase::Ready, _) => {}
+            Phase::Disabled | Phase::Ready => {}
+        }
+        // The shutdown may have been asked for during the reset.
+        if shutdown == Shutdown::Draining {
+            self.flush_after(now, key, 0);
         }
     }
 

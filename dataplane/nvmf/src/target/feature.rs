@@ -23,8 +23,6 @@ pub(super) const CCTEMP: u16 = 0x175;
 /// Values that hosts can set, and which a controller reset takes back.
 #[derive(Debug)]
 pub(super) struct Features {
-    over_temperature: u16,
-    under_temperature: u16,
     write_atomicity: u32,
     timestamp: Timestamp,
     host_behavior: HostBehavior,
@@ -43,8 +41,6 @@ struct Timestamp {
 impl Features {
     pub(super) fn new(io_queues: u16) -> Self {
         Self {
-            over_temperature: WCTEMP,
-            under_temperature: 0,
             write_atomicity: 0,
             timestamp: Timestamp::default(),
             host_behavior: HostBehavior::default(),
@@ -57,8 +53,6 @@ impl Features {
 #[derive(Clone, Copy)]
 pub(super) struct Surroundings {
     pub(super) now: Nanos,
-    /// A namespace has a volatile write cache.
-    pub(super) volatile_cache: bool,
     pub(super) io_queues_max: u16,
 }
 
@@ -92,14 +86,14 @@ pub(super) fn abilities(kind: Kind, volatile_cache: bool, fid: u8) -> Option<u32
         (
             Kind::Io,
             id::POWER_MANAGEMENT
-            | id::TEMPERATURE_THRESHOLD
             | id::NUMBER_OF_QUEUES
             | id::WRITE_ATOMICITY
             | id::TIMESTAMP
             | id::HOST_BEHAVIOR,
         ) => Some(changeable),
         (Kind::Io, id::ERROR_RECOVERY) => Some(capabilities::NAMESPACE_SPECIFIC),
-        (Kind::Io, id::ARBITRATION | id::HOST_IDENTIFIER) => Some(0),
+        // There is no sensor that could exceed another threshold than the default.
+        (Kind::Io, id::ARBITRATION | id::TEMPERATURE_THRESHOLD | id::HOST_IDENTIFIER) => Some(0),
         (Kind::Io, id::VOLATILE_WRITE_CACHE) => volatile_cache.then_some(0),
         (Kind::Io, _) => None,
     }
@@ -114,7 +108,7 @@ impl Controller {
         data: &mut [u8],
     ) -> Result<u32, Status> {
         let get = GetFeatures::decode(sqe);
-        let abilities = abilities(self.kind, around.volatile_cache, get.fid)
+        let abilities = abilities(self.kind, self.volatile_cache, get.fid)
             .ok_or(Status::INVALID_FIELD.dnr())?;
         let current = match get.select {
             Select::Current => true,
@@ -127,7 +121,7 @@ impl Controller {
         let features = if current { &self.features } else { &defaults };
         match get.fid {
             id::ARBITRATION => Ok(ARBITRATION_UNLIMITED),
-            id::TEMPERATURE_THRESHOLD => features.temperature(get.cdw11),
+            id::TEMPERATURE_THRESHOLD => temperature(get.cdw11, 0),
             id::ERROR_RECOVERY if sqe.nsid() == NamespaceId::NONE => {
                 Err(Status::INVALID_NAMESPACE.dnr())
             }
@@ -163,7 +157,7 @@ impl Controller {
         data: &[u8],
     ) -> Result<u32, Status> {
         let set = SetFeatures::decode(sqe);
-        let abilities = abilities(self.kind, around.volatile_cache, set.fid)
+        let abilities = abilities(self.kind, self.volatile_cache, set.fid)
             .ok_or(Status::INVALID_FIELD.dnr())?;
         if set.save {
             return Err(Status::FEATURE_NOT_SAVEABLE.dnr());
@@ -177,7 +171,10 @@ impl Controller {
             id::ARBITRATION => unchangeable(value & 7 == ARBITRATION_UNLIMITED),
             id::POWER_MANAGEMENT if value & 0x1F == 0 => Ok(0),
             id::POWER_MANAGEMENT => Err(Status::INVALID_FIELD.dnr()),
-            id::TEMPERATURE_THRESHOLD => self.features.set_temperature(value),
+            id::TEMPERATURE_THRESHOLD => {
+                let threshold = temperature(value, ALL_SENSORS)?;
+                unchangeable(value & 0xFFFF == threshold).map(|_| 0)
+            }
             id::ERROR_RECOVERY => unchangeable(value == 0),
             id::VOLATILE_WRITE_CACHE => unchangeable(value & 1 == 1),
             id::NUMBER_OF_QUEUES => self.set_number_of_queues(around, value),
@@ -248,6 +245,20 @@ fn kato_ms(kato: Nanos) -> u32 {
     u32::try_from(kato.as_millis()).unwrap_or(u32::MAX)
 }
 
+/// TMPSEL of Set Features: every sensor there is.
+const ALL_SENSORS: u32 = 0xF;
+
+/// Temperature Threshold, of the composite temperature only: TMPSEL 19:16 is 0 or `all`, and THSEL
+/// 21:20 is 0 (over) or 1 (under). [BASE-2.0 §5.27.1.3]
+fn temperature(cdw11: u32, all: u32) -> Result<u32, Status> {
+    let sensor = cdw11 >> 16 & 0xF;
+    match cdw11 >> 20 & 3 {
+        0 if sensor == 0 || sensor == all => Ok(u32::from(WCTEMP)),
+        1 if sensor == 0 || sensor == all => Ok(0),
+        _ => Err(Status::INVALID_FIELD.dnr()),
+    }
+}
+
 fn put(to: &mut [u8], from: &[u8]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = *from;
@@ -255,27 +266,6 @@ fn put(to: &mut [u8], from: &[u8]) {
 }
 
 impl Features {
-    /// Temperature Threshold, of the composite temperature only: TMPSEL 19:16 is 0, and THSEL
-    /// 21:20 is 0 (over) or 1 (under). [BASE-2.0 §5.27.1.3]
-    fn temperature(&self, cdw11: u32) -> Result<u32, Status> {
-        match (cdw11 >> 16 & 0xF, cdw11 >> 20 & 3) {
-            (0, 0) => Ok(u32::from(self.over_temperature)),
-            (0, 1) => Ok(u32::from(self.under_temperature)),
-            _ => Err(Status::INVALID_FIELD.dnr()),
-        }
-    }
-
-    fn set_temperature(&mut self, cdw11: u32) -> Result<u32, Status> {
-        let [low, high, ..] = cdw11.to_le_bytes();
-        let threshold = u16::from_le_bytes([low, high]);
-        match (cdw11 >> 16 & 0xF, cdw11 >> 20 & 3) {
-            (0 | 0xF, 0) => self.over_temperature = threshold,
-            (0 | 0xF, 1) => self.under_temperature = threshold,
-            _ => return Err(Status::INVALID_FIELD.dnr()),
-        }
-        Ok(0)
-    }
-
     fn set_timestamp(&mut self, now: Nanos, data: &[u8]) -> Result<u32, Status> {
         let Some(bytes) = data.first_chunk::<8>() else {
             return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());

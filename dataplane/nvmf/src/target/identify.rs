@@ -145,7 +145,6 @@ impl View<'_> {
         if namespaces.all_write_zeroes() {
             oncs |= IdentifyController::ONCS_WRITE_ZEROES;
         }
-        let volatile = namespaces.any_volatile_cache();
         IdentifyController {
             sn: subsystem.config.serial,
             rab: 6,
@@ -169,7 +168,7 @@ impl View<'_> {
             nn: namespaces.max(),
             mnan: namespaces.max(),
             oncs,
-            vwc: if volatile {
+            vwc: if self.controller.volatile_cache {
                 IdentifyController::VWC_PRESENT
             } else {
                 0

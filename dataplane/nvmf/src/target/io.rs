@@ -6,7 +6,7 @@ use bowline_nvme::{Sgl, Sqe, Status};
 
 use super::config::Deallocate;
 use super::namespace::{Namespace, Namespaces};
-use super::output::{IoCommand, IoOp};
+use super::output::{IoCommand, IoOp, NamespaceHandle};
 
 /// How a command goes on once it has been accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,15 +16,40 @@ pub(super) enum IoPlan {
     /// Fetch its data, then run it.
     FromHost(IoCommand),
     /// Fetch its data, then look at the ranges in it.
-    Ranges,
+    Ranges(NamespaceHandle),
     /// Fetch its data and succeed: it only gave advice that is not taken.
-    Advice,
+    Advice(NamespaceHandle),
+}
+
+impl IoPlan {
+    /// The device the command was meant for when it was accepted.
+    pub(super) fn namespace(&self) -> NamespaceHandle {
+        match self {
+            Self::Execute(command) | Self::FromHost(command) => command.namespace,
+            Self::Ranges(handle) | Self::Advice(handle) => *handle,
+        }
+    }
+}
+
+/// What holds for every command of a controller.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) mdts_bytes: u32,
+    /// The host knows of a volatile write cache, and when to flush it.
+    pub(super) host_flushes: bool,
+}
+
+impl Terms {
+    /// Whether the command's end promises that its data is durable.
+    fn fua(self, sqe: &Sqe, namespace: &Namespace) -> bool {
+        sqe.fua() || (namespace.geometry.volatile_cache && !self.host_flushes)
+    }
 }
 
 /// Why a command was refused, and the SQE byte that was at fault. [BASE-2.0 §5.16.1.2]
 pub(super) type Refusal = (Status, u16);
 
-const NSID_AT: u16 = 4;
+pub(super) const NSID_AT: u16 = 4;
 const SGL_LENGTH_AT: u16 = 32;
 const SGL_KIND_AT: u16 = 39;
 const SLBA_AT: u16 = 40;
@@ -32,8 +57,8 @@ const NLB_AT: u16 = 48;
 const CONTROL_AT: u16 = 50;
 
 /// Checks an I/O command against its namespace. Called again when its data has arrived, since the
-/// namespace may have gone meanwhile.
-pub(super) fn plan(sqe: &Sqe, namespaces: &Namespaces, mdts_bytes: u32) -> Result<IoPlan, Refusal> {
+/// namespace may have gone meanwhile, and its NSID to another one.
+pub(super) fn plan(sqe: &Sqe, namespaces: &Namespaces, terms: Terms) -> Result<IoPlan, Refusal> {
     if !is_supported(sqe.opcode()) {
         return Err((Status::INVALID_OPCODE.dnr(), 0));
     }
@@ -43,14 +68,14 @@ pub(super) fn plan(sqe: &Sqe, namespaces: &Namespaces, mdts_bytes: u32) -> Resul
         .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
     admit(sqe, namespace)?;
     match sqe.opcode() {
-        io::READ => read(sqe, namespace, mdts_bytes),
-        io::WRITE => write(sqe, namespace, mdts_bytes),
-        io::COMPARE => compare(sqe, namespace, mdts_bytes),
+        io::READ => read(sqe, namespace, terms.mdts_bytes),
+        io::WRITE => write(sqe, namespace, terms),
+        io::COMPARE => compare(sqe, namespace, terms.mdts_bytes),
         io::FLUSH => {
             no_data(sqe)?;
             Ok(IoPlan::Execute(command(namespace, IoOp::Flush, 0)))
         }
-        io::WRITE_ZEROES => write_zeroes(sqe, namespace),
+        io::WRITE_ZEROES => write_zeroes(sqe, namespace, terms),
         _ => dataset_management(sqe, namespace),
     }
 }
@@ -100,16 +125,16 @@ fn read(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, Ref
     Ok(IoPlan::Execute(command(namespace, op, bytes)))
 }
 
-fn write(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, Refusal> {
+fn write(sqe: &Sqe, namespace: &Namespace, terms: Terms) -> Result<IoPlan, Refusal> {
     // Directives are not supported. [BASE-2.0 §8.7]
     if sqe.dtype() != 0 {
         return Err((Status::INVALID_FIELD.dnr(), CONTROL_AT));
     }
-    let bytes = transfer(sqe, namespace, mdts_bytes)?;
+    let bytes = transfer(sqe, namespace, terms.mdts_bytes)?;
     let op = IoOp::Write {
         lba: sqe.slba(),
         blocks: sqe.blocks(),
-        fua: sqe.fua(),
+        fua: terms.fua(sqe, namespace),
     };
     Ok(IoPlan::FromHost(command(namespace, op, bytes)))
 }
@@ -123,7 +148,7 @@ fn compare(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, 
     Ok(IoPlan::FromHost(command(namespace, op, bytes)))
 }
 
-fn write_zeroes(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusal> {
+fn write_zeroes(sqe: &Sqe, namespace: &Namespace, terms: Terms) -> Result<IoPlan, Refusal> {
     if !namespace.geometry.write_zeroes {
         return Err((Status::INVALID_OPCODE.dnr(), 0));
     }
@@ -134,7 +159,7 @@ fn write_zeroes(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusal> {
         blocks: sqe.blocks(),
         // Deallocated blocks must read as zeroes, or the command would not do what it says.
         deallocate: sqe.deac() && namespace.geometry.deallocate == Deallocate::ReadsZero,
-        fua: sqe.fua(),
+        fua: terms.fua(sqe, namespace),
     };
     Ok(IoPlan::Execute(command(namespace, op, 0)))
 }
@@ -147,20 +172,23 @@ fn dataset_management(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusa
         return Err((Status::DATA_SGL_LENGTH_INVALID.dnr(), SGL_LENGTH_AT));
     }
     if sqe.deallocate() && namespace.geometry.deallocate != Deallocate::None {
-        Ok(IoPlan::Ranges)
+        Ok(IoPlan::Ranges(namespace.handle))
     } else {
-        Ok(IoPlan::Advice)
+        Ok(IoPlan::Advice(namespace.handle))
     }
 }
 
 /// Checks the ranges of Dataset Management and turns them into a command; no range, no command.
+/// `accepted_for` is the device that the ranges are meant for.
 pub(super) fn deallocate(
     sqe: &Sqe,
     namespaces: &Namespaces,
+    accepted_for: NamespaceHandle,
     data: &[u8],
 ) -> Result<Option<IoCommand>, Refusal> {
     let namespace = namespaces
         .get(sqe.nsid().0)
+        .filter(|namespace| namespace.handle == accepted_for)
         .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
     admit(sqe, namespace)?;
     let mut blocks = 0;
@@ -218,6 +246,10 @@ mod tests {
     use super::*;
 
     const MDTS: u32 = 64 << 10;
+    const TERMS: Terms = Terms {
+        mdts_bytes: MDTS,
+        host_flushes: true,
+    };
 
     fn namespaces(geometry: NsGeometry) -> Namespaces {
         let mut namespaces = Namespaces::new(4);
@@ -238,7 +270,7 @@ mod tests {
     }
 
     fn check(sqe: Sqe, expected: Result<(), Status>) {
-        let found = plan(&sqe, &namespaces(geometry()), MDTS);
+        let found = plan(&sqe, &namespaces(geometry()), TERMS);
         assert_eq!(
             found.map(|_| ()).map_err(|(status, _)| status),
             expected,
@@ -269,7 +301,14 @@ mod tests {
             blocks: 1 << 40,
             ..geometry()
         };
-        let huge = plan(&read(0, 0xFFFF, 0), &namespaces(huge), 1 << 24);
+        let huge = plan(
+            &read(0, 0xFFFF, 0),
+            &namespaces(huge),
+            Terms {
+                mdts_bytes: 1 << 24,
+                ..TERMS
+            },
+        );
         assert_eq!(huge, Err((Status::INVALID_FIELD.dnr(), NLB_AT)));
     }
 
@@ -304,7 +343,7 @@ mod tests {
         };
         let namespaces = namespaces(geometry);
         let status = |opcode, sgl| {
-            plan(&sqe(opcode, 0, 0, sgl), &namespaces, MDTS)
+            plan(&sqe(opcode, 0, 0, sgl), &namespaces, TERMS)
                 .err()
                 .map(|(status, _)| status)
         };
@@ -337,8 +376,8 @@ mod tests {
         check(dsm(0, Sgl::in_capsule(8192)), short);
         let hint = dsm(0, Sgl::in_capsule(16)).with_ranges(0, false);
         assert_eq!(
-            plan(&hint, &namespaces(geometry()), MDTS),
-            Ok(IoPlan::Advice)
+            plan(&hint, &namespaces(geometry()), TERMS),
+            Ok(IoPlan::Advice(NamespaceHandle(9)))
         );
     }
 
@@ -359,9 +398,14 @@ mod tests {
         let found = |nr, ranges: &[(u64, u32)]| {
             let data = list(ranges);
             let len = u32::try_from(data.len()).expect("short");
-            deallocate(&dsm(nr, Sgl::in_capsule(len)), &namespaces, &data)
-                .map(|command| command.map(|command| command.op))
-                .map_err(|(status, _)| status)
+            deallocate(
+                &dsm(nr, Sgl::in_capsule(len)),
+                &namespaces,
+                NamespaceHandle(9),
+                &data,
+            )
+            .map(|command| command.map(|command| command.op))
+            .map_err(|(status, _)| status)
         };
         let out = Err(Status::LBA_OUT_OF_RANGE.dnr());
         assert_eq!(
@@ -378,6 +422,21 @@ mod tests {
         );
     }
 
+    /// The ranges of a deallocation were applied to whatever namespace had the NSID by then. One
+    /// that was added meanwhile lost data that nobody had meant.
+    #[test]
+    fn ranges_are_not_for_another_namespace_of_the_same_nsid() {
+        let range = DsmRange {
+            attributes: 0,
+            blocks: 8,
+            slba: 0,
+        };
+        let command = dsm(0, Sgl::in_capsule(16));
+        let namespaces = namespaces(geometry());
+        let found = deallocate(&command, &namespaces, NamespaceHandle(8), &range.encode());
+        assert_eq!(found, Err((Status::INVALID_NAMESPACE.dnr(), NSID_AT)));
+    }
+
     #[test]
     fn write_zeroes_deallocates_only_where_that_reads_zeroes() {
         for (deallocate, expected) in [
@@ -390,7 +449,7 @@ mod tests {
                 ..geometry()
             });
             let sqe = sqe(io::WRITE_ZEROES, 3, 1, Sgl::transport(0)).with_deac(true);
-            let Ok(IoPlan::Execute(command)) = plan(&sqe, &namespaces, MDTS) else {
+            let Ok(IoPlan::Execute(command)) = plan(&sqe, &namespaces, TERMS) else {
                 panic!("refused")
             };
             let op = IoOp::WriteZeroes {

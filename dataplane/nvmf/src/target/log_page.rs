@@ -182,7 +182,7 @@ impl Controller {
             id::EFFECTS => window.put(0, &effects(context).to_bytes()),
             FEATURE_EFFECTS => {
                 for fid in 0..=u8::MAX {
-                    let effects = self.feature_effects(context, fid);
+                    let effects = self.feature_effects(fid);
                     window.put(u64::from(fid) * 4, &effects.to_le_bytes());
                 }
             }
@@ -241,11 +241,8 @@ impl Controller {
     }
 
     /// FSUPP bit 0, UDCC bit 1, and the scope: bit 20 namespace, bit 21 controller.
-    fn feature_effects(&self, context: &LogContext<'_>, fid: u8) -> u32 {
-        let volatile = context
-            .namespaces
-            .is_some_and(Namespaces::any_volatile_cache);
-        match super::feature::abilities(self.kind, volatile, fid) {
+    fn feature_effects(&self, fid: u8) -> u32 {
+        match super::feature::abilities(self.kind, self.volatile_cache, fid) {
             None => 0,
             Some(abilities) if abilities & feature::capabilities::NAMESPACE_SPECIFIC != 0 => {
                 1 | 1 << 20

@@ -48,7 +48,7 @@ mod timer;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bowline_nvme::Nanos;
+use bowline_nvme::{Nanos, Status};
 
 pub use config::{
     CNTLID_MAX, ConfigError, Deadlines, Deallocate, DiscoveryKind, DiscoveryRecord, DiscoveryTable,
@@ -236,7 +236,10 @@ impl Target {
             .namespaces
             .remove(nsid)
             .ok_or(ConfigError::NoNamespace)?;
-        self.fail_queued(now, at, namespace.handle);
+        let (gone, handle) = (Status::INVALID_NAMESPACE.dnr(), namespace.handle);
+        for key in self.controllers_of_subsystem(at) {
+            self.fail_queued(now, key, gone, |command| command.namespace == handle);
+        }
         self.namespace_changed(now, at, nsid);
         Ok(namespace.handle)
     }
@@ -357,29 +360,33 @@ impl Target {
             .unwrap_or_default()
     }
 
-    /// Fails the commands whose Execute has not been polled: their device is going.
-    fn fail_queued(&mut self, now: Nanos, at: usize, handle: NamespaceHandle) {
-        for key in self.controllers_of_subsystem(at) {
-            let Some(controller) = self.controllers.get(key) else {
+    /// Answers those commands of a controller's I/O queues whose Execute has not been polled, and
+    /// which therefore have not happened.
+    fn fail_queued(
+        &mut self,
+        now: Nanos,
+        key: Key,
+        status: Status,
+        concerns: impl Fn(&IoCommand) -> bool,
+    ) {
+        let Some(controller) = self.controllers.get(key) else {
+            return;
+        };
+        let queues: Vec<Key> = controller.queues.iter().map(|&(_, queue)| queue).collect();
+        for queue in queues {
+            let Some(connection) = self.connections.get(queue) else {
                 continue;
             };
-            let queues: Vec<Key> = controller.queues.iter().map(|&(_, queue)| queue).collect();
-            for queue in queues {
-                let Some(connection) = self.connections.get(queue) else {
-                    continue;
-                };
-                let queued: Vec<SlotId> = connection
-                    .slots
-                    .iter()
-                    .filter(|(_, it)| it.stage == Stage::Queued && it.command.namespace == handle)
-                    .map(|(slot, _)| slot)
-                    .collect();
-                for slot in queued {
-                    let status = bowline_nvme::Status::INVALID_NAMESPACE.dnr();
-                    self.respond(now, queue, slot, status, 0);
-                }
-                self.touch(queue);
+            let queued: Vec<SlotId> = connection
+                .slots
+                .iter()
+                .filter(|(_, it)| it.stage == Stage::Queued && concerns(&it.command))
+                .map(|(slot, _)| slot)
+                .collect();
+            for slot in queued {
+                self.respond(now, queue, slot, status, 0);
             }
+            self.touch(queue);
         }
     }
 

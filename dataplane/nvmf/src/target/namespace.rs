@@ -20,6 +20,9 @@ pub(super) struct Namespace {
 pub(super) struct Namespaces {
     by_nsid: Vec<Option<Box<Namespace>>>,
     max: u32,
+    /// Where the search for a free NSID begins, zero-based: going round keeps an NSID that was
+    /// just given up from meaning something else to hosts that still know it.
+    next: u32,
 }
 
 impl Namespaces {
@@ -27,6 +30,7 @@ impl Namespaces {
         Self {
             by_nsid: Vec::new(),
             max,
+            next: 0,
         }
     }
 
@@ -68,7 +72,7 @@ impl Namespaces {
         config.geometry.check()?;
         let nsid = match config.nsid {
             Some(nsid) => nsid,
-            None => self.lowest_free(),
+            None => self.next_free().ok_or(ConfigError::NamespaceId)?,
         };
         let at = position(nsid)
             .filter(|_| nsid <= self.max)
@@ -88,20 +92,26 @@ impl Namespaces {
             nguid: config.nguid,
             counters: IoCounters::default(),
         }));
+        if config.nsid.is_none() {
+            self.next = nsid;
+        }
         Ok(nsid)
     }
 
     pub(super) fn remove(&mut self, nsid: u32) -> Option<Box<Namespace>> {
-        self.by_nsid.get_mut(position(nsid)?)?.take()
+        let removed = self.by_nsid.get_mut(position(nsid)?)?.take();
+        if removed.is_some() {
+            self.next = self.next.max(nsid);
+        }
+        removed
     }
 
-    fn lowest_free(&self) -> u32 {
-        let free = self
-            .by_nsid
-            .iter()
-            .position(Option::is_none)
-            .unwrap_or(self.by_nsid.len());
-        u32::try_from(free).map_or(u32::MAX, |free| free.saturating_add(1))
+    fn next_free(&self) -> Option<u32> {
+        let start = self.next.min(self.max);
+        (start..self.max)
+            .chain(0..start)
+            .map(|at| at + 1)
+            .find(|&nsid| self.get(nsid).is_none())
     }
 }
 
@@ -155,7 +165,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn lowest_free_nsid_is_given_and_the_maximum_holds() {
+    fn free_nsids_are_given_and_the_maximum_holds() {
         let mut namespaces = Namespaces::new(3);
         assert_eq!(namespaces.add(config(Some(2))), Ok(2));
         assert_eq!(namespaces.add(config(None)), Ok(1));
@@ -173,6 +183,23 @@ pub(super) mod tests {
         assert_eq!(namespaces.after(1).map(|ns| ns.nsid), Some(3));
         assert!(namespaces.after(3).is_none() && namespaces.after(u32::MAX).is_none());
         assert_eq!(namespaces.iter().count(), 2);
+    }
+
+    /// The lowest free NSID was given out, and so the one removed a moment before. Commands and
+    /// hosts that still meant the old namespace met the new one.
+    #[test]
+    fn removed_nsid_is_not_given_out_again_soon() {
+        let mut namespaces = Namespaces::new(4);
+        assert_eq!(namespaces.add(config(None)), Ok(1));
+        assert_eq!(namespaces.add(config(None)), Ok(2));
+        assert!(namespaces.remove(2).is_some() && namespaces.remove(1).is_some());
+        assert_eq!(namespaces.add(config(None)), Ok(3));
+        assert_eq!(namespaces.add(config(Some(4))), Ok(4));
+        assert!(namespaces.remove(4).is_some());
+        assert_eq!(namespaces.add(config(None)), Ok(1));
+        assert_eq!(namespaces.add(config(None)), Ok(2));
+        assert_eq!(namespaces.add(config(None)), Ok(4));
+        assert_eq!(namespaces.add(config(None)), Err(ConfigError::NamespaceId));
     }
 
     #[test]

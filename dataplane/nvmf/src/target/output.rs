@@ -19,7 +19,8 @@ pub struct ConnId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotId(pub u16);
 
-/// The glue's own index of the device behind a namespace; the target only hands it back.
+/// The glue's own name of the device behind a namespace. Never the same twice in the life of a
+/// target: it tells a namespace from another that has got its NSID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NamespaceHandle(pub u32);
 

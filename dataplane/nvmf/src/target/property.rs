@@ -45,7 +45,7 @@ impl Controller {
                 Crto::default().with_crwmt(u16::from(READY_TIMEOUT)).0,
             )),
             // Without DNR: nvme-cli 2.3 walks all offsets, and takes only exactly this for "not
-            // there"; with DNR its show-regs and effects-log fail.
+            // there"; with DNR its show-regs fails.
             _ => Err(Status::INVALID_FIELD),
         }
     }

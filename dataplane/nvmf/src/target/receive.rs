@@ -132,6 +132,7 @@ impl Target {
         connection.hpda = icreq.hpda;
         connection.frame.set_digests(icreq.digests());
         connection.state = State::AwaitConnect;
+        connection.connect_by = connect_by;
         connection.deadline = Some(connect_by);
         connection.push(Pending::IcResp);
         self.arm_connection(id);
@@ -229,18 +230,29 @@ impl Target {
         }
     }
 
-    /// A buffer is bound: ask for the data.
-    pub fn handle_buffer(&mut self, now: Nanos, id: ConnId, slot: SlotId) {
+    /// A buffer is bound: ask for the data. `false`: the command has gone meanwhile, and nothing
+    /// will release the buffer but the one who bound it.
+    pub fn handle_buffer(&mut self, now: Nanos, id: ConnId, slot: SlotId) -> bool {
         let Some(connection) = self.connections.get_mut(id) else {
-            return;
+            return false;
         };
         let Some(command) = connection.slots.at_stage(slot, Stage::Buffer) else {
-            return;
+            return false;
         };
         command.enter(now, Stage::Transfer);
         connection.push(Pending::R2t(slot));
         self.arm_connection_at(id, now.after(self.config.deadlines.transfer));
         self.touch(id);
+        true
+    }
+
+    /// The owner could not take what has arrived, for want of a buffer of its own: the peer's
+    /// deadlines start again, since it is not the peer that is slow.
+    pub fn stalled(&mut self, now: Nanos, id: ConnId) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.last_rx = now;
+            connection.slots.restart_transfers(now);
+        }
     }
 
     /// One PDU's payload is complete.

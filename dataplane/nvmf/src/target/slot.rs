@@ -66,7 +66,8 @@ pub(super) struct Slot {
     pub(super) landed: u32,
     /// Where the outstanding R2T ends; equal to `landed` when none is.
     pub(super) r2t_end: u32,
-    /// What to run once `Queued`.
+    /// What to run once `Queued`. Until then only its namespace counts: the one the command was
+    /// accepted for.
     pub(super) command: IoCommand,
     pub(super) status: Status,
     next_free: u16,
@@ -209,6 +210,15 @@ impl Slots {
     pub(super) fn by_tag(&self, tag: u16) -> Option<SlotId> {
         let id = SlotId(tag & TAG_INDEX_MASK);
         self.get(id).filter(|_| self.tag(id) == tag).map(|_| id)
+    }
+
+    /// Starts the clocks of all transfers anew.
+    pub(super) fn restart_transfers(&mut self, now: Nanos) {
+        let transfers = self
+            .table
+            .iter_mut()
+            .filter(|slot| slot.stage == Stage::Transfer);
+        transfers.for_each(|slot| slot.since = now);
     }
 
     /// Busy slots, ascending.

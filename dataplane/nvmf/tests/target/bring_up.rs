@@ -254,7 +254,7 @@ fn smart_counts_what_was_done_and_the_error_log_what_failed() {
 }
 
 /// nvme-cli 2.3 reads every offset and takes only Invalid Field without DNR for "not there": with
-/// DNR its show-regs and effects-log failed.
+/// DNR its show-regs failed.
 #[test]
 fn absent_property_is_an_invalid_field_without_do_not_retry() {
     let mut glue = Glue::new();

@@ -65,7 +65,7 @@ fn subsystems_and_hosts_that_do_not_go_together_are_named() {
     let unknown = data("nqn.2026-11.io.bowline:none", HOSTNQN);
     let stranger = data(SUBNQN, "nqn.2026-11.io.bowline:stranger");
     let not_here = data(elsewhere, HOSTNQN);
-    let denied = Status::CONNECT_INVALID_HOST.dnr();
+    let denied = Status::CONNECT_INVALID_HOST;
     for case in [
         case("unknown subsystem", command, unknown, INVALID, in_data(256)),
         case("host not allowed", command, stranger, denied, in_data(512)),
@@ -369,4 +369,56 @@ fn keep_alive_works_on_a_queue_with_flow_control_and_reports_sq_head() {
         }
     ));
     assert_eq!(replies[1].cqe().sqhd, 0);
+}
+
+/// Connect Invalid Host carried DNR although the list of hosts is complete only a moment after a
+/// restart. Hosts that would have been allowed gave the controller up for good.
+#[test]
+fn host_that_is_allowed_a_moment_later_was_not_told_to_give_up() {
+    let mut glue = Glue::new();
+    let id = glue.initialized(Digests::NONE);
+    let late = "nqn.2026-11.io.bowline:late";
+    let data = Glue::connect_data(SUBNQN, late, 0xFFFF);
+    let command = Glue::connect_command(0, 31);
+    let refused = glue.connect(id, command, &data).status;
+    assert_eq!(refused, Status::CONNECT_INVALID_HOST);
+    glue.target.allow_host(SUBNQN, late).expect("valid");
+    assert_eq!(glue.connect(id, command, &data).status, Status::SUCCESS);
+}
+
+/// Every refused Connect gave its sender the full time to connect anew. A peer that repeated an
+/// invalid one kept its place among the unassociated connections for ever.
+#[test]
+fn refusals_do_not_prolong_the_time_to_connect() {
+    let mut glue = Glue::new();
+    let id = glue.initialized(Digests::NONE);
+    let wrong = Glue::connect_data("nqn.2026-11.io.bowline:none", HOSTNQN, 0xFFFF);
+    for _ in 0..3 {
+        let cqe = glue.connect(id, Glue::connect_command(0, 31), &wrong);
+        assert!(!cqe.status.is_success());
+        assert!(glue.is_open(id));
+        glue.advance(Nanos::from_secs(4));
+    }
+    assert!(!glue.is_open(id));
+}
+
+/// PSDT and FUSE were demanded of Fabrics commands too, in whose capsules that byte is partly
+/// reserved. A host that left or set those bits could not even connect.
+#[test]
+fn reserved_byte_of_a_fabrics_command_is_not_looked_at() {
+    let mut glue = Glue::new();
+    let (admin, _) = glue.admin();
+    for (byte, opcode_ok) in [(0x00, false), (0x03, false), (0xFF, false), (0x40, true)] {
+        let get = PropertyGet::dword(offset::CSTS).encode();
+        let keep_alive = Sqe::new(admin::KEEP_ALIVE);
+        for (sqe, accepted) in [(get, true), (keep_alive, opcode_ok)] {
+            let cid = glue.next_cid(admin);
+            let mut sqe = sqe.with_cid(cid).with_sgl1(Sgl::transport(0));
+            sqe.0[1] = byte;
+            let bytes = glue.capsule(admin, sqe, &[]);
+            glue.receive(admin, &bytes);
+            let status = glue.reply(admin).cqe().status;
+            assert_eq!(status.is_success(), accepted, "{byte:#x}");
+        }
+    }
 }

@@ -314,12 +314,12 @@ impl Glue {
                     self.wanted.push((id, slot));
                 } else {
                     assert!(conn.buffers.insert(slot, vec![0; len as usize]).is_none());
-                    self.target.handle_buffer(now, id, slot);
+                    assert!(self.target.handle_buffer(now, id, slot));
                 }
             }
             Output::Fill { slot, len } => {
                 let mut buffer = vec![0xEE; len as usize];
-                self.target.fill(now, id, slot, &mut buffer);
+                assert!(self.target.fill(now, id, slot, &mut buffer));
                 assert!(conn.buffers.insert(slot, buffer).is_none());
             }
             Output::Inspect { slot, len } => {

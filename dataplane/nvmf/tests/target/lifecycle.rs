@@ -5,7 +5,7 @@ use bowline_nvme::feature::{GetFeatures, SetFeatures, id as fid};
 use bowline_nvme::opcode::{admin, io as opcode};
 use bowline_nvme::pdu::{Digests, Direction, Fes, TermReq, Violation};
 use bowline_nvme::{Nanos, Sgl, Sqe, Status};
-use bowline_nvmf::target::{Path, TargetConfig};
+use bowline_nvmf::target::{ConnId, IoOp, Path, TargetConfig};
 
 use crate::glue::{BLOCK, CC_ENABLE, Glue, HOSTNQN, Reply, SUBNQN, geometry, io};
 
@@ -224,6 +224,8 @@ fn held_connect_is_told_to_come_again_rather_than_left_waiting() {
     glue.send_with_data(next, Glue::connect_command(0, 31).encode(), &data.encode());
     glue.advance(Nanos::from_secs(11));
     assert_eq!(glue.reply(next).cqe().status, Status::CONTROLLER_BUSY);
+    glue.advance(Nanos::from_secs(1));
+    assert!(glue.is_open(next), "the time it was held is not its own");
     glue.finish_held();
     assert!(
         glue.connect(next, Glue::connect_command(0, 31), &data)
@@ -441,4 +443,69 @@ fn keep_alive_of_connect_counts_only_once_ready() {
     assert!(glue.is_open(id));
     glue.advance(Nanos::from_millis(200));
     assert!(!glue.is_open(id));
+}
+
+/// A shutdown asked for while a reset drained was never begun. CSTS.SHST stayed "in progress",
+/// and the host waited until it gave up.
+#[test]
+fn shutdown_during_a_reset_completes_when_the_reset_has() {
+    let mut glue = Glue::new();
+    let (admin, queue) = glue.queues(Digests::NONE);
+    glue.hold_io = true;
+    glue.send_with_data(queue, io(opcode::WRITE, 0, 1), &[1; 512]);
+    glue.set_cc(admin, 0);
+    glue.set_cc(admin, SHN_NORMAL);
+    assert_eq!(glue.csts(admin), RDY | SHST_BUSY);
+    glue.hold_io = false;
+    glue.finish_held();
+    assert_eq!(glue.csts(admin), SHST_COMPLETE);
+    assert_eq!(glue.flushes, 1);
+}
+
+/// Commands whose Execute waited to be polled were not counted as accepted. The Flush of a
+/// shutdown could pass them, and the shutdown was complete with their data still volatile.
+#[test]
+fn nothing_accepted_reaches_its_device_beside_the_flush_of_a_shutdown() {
+    let mut glue = Glue::new();
+    let (admin, queue) = glue.queues(Digests::NONE);
+    glue.hold_io = true;
+    accept_write_zeroes(&mut glue, queue);
+    glue.set_cc(admin, CC_ENABLE | SHN_NORMAL);
+    let status = glue.reply(queue).cqe().status;
+    assert!(status.same_code(Status::COMMAND_SEQUENCE_ERROR));
+    assert_eq!(glue.held.len(), 1);
+    assert_eq!(glue.held[0].2.op, IoOp::Flush);
+    glue.hold_io = false;
+    glue.finish_held();
+    assert_eq!(glue.csts(admin), RDY | SHST_COMPLETE);
+}
+
+/// The end of an association passed over queues that drained after Disconnect. What they had
+/// accepted could reach its device after the writes of the next association.
+#[test]
+fn queue_that_drains_executes_nothing_after_its_association_has_ended() {
+    let mut glue = Glue::new();
+    let (admin, queue) = glue.queues(Digests::NONE);
+    glue.hold_io = true;
+    accept_write_zeroes(&mut glue, queue);
+    let cid = glue.next_cid(queue);
+    let disconnect = Disconnect::default().encode().with_cid(cid);
+    let bytes = glue.capsule(queue, disconnect.with_sgl1(Sgl::transport(0)), &[]);
+    assert_eq!(
+        glue.target.handle_bytes(glue.now, queue, &bytes),
+        bytes.len()
+    );
+    glue.drop_socket(admin);
+    assert!(glue.held.is_empty());
+    assert!(!glue.is_open(queue));
+    assert!(glue.target.subsystems()[0].controllers.is_empty());
+}
+
+/// A Write Zeroes arrives, and its Execute is not polled yet.
+fn accept_write_zeroes(glue: &mut Glue, queue: ConnId) {
+    let cid = glue.next_cid(queue);
+    let zeroes = io(opcode::WRITE_ZEROES, 0, 1).with_cid(cid);
+    let bytes = glue.capsule(queue, zeroes.with_sgl1(Sgl::transport(0)), &[]);
+    let used = glue.target.handle_bytes(glue.now, queue, &bytes);
+    assert_eq!(used, bytes.len());
 }

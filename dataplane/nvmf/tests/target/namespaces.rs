@@ -1,7 +1,7 @@
 //! Namespaces that come, grow, and go while hosts use them.
 
-use bowline_nvme::feature::{SetFeatures, id as fid};
-use bowline_nvme::identify::{IdentifyNamespace, cns, namespace_list};
+use bowline_nvme::feature::{GetFeatures, SetFeatures, id as fid};
+use bowline_nvme::identify::{IdentifyController, IdentifyNamespace, cns, namespace_list};
 use bowline_nvme::log::{GetLogPage, changed_namespaces, id as lid};
 use bowline_nvme::nvm::DsmRange;
 use bowline_nvme::opcode::{admin, io as opcode};
@@ -359,4 +359,81 @@ fn subsystems_do_not_see_each_other() {
         .identify(id, cns::ACTIVE_NAMESPACE_LIST, 0)
         .expect("mandatory");
     assert!(namespace_list(&list).eq([NamespaceId(2)]));
+}
+
+/// VWC followed the namespaces of the moment, but hosts read it once. One that connected when no
+/// namespace was volatile never flushed those added later, and lost what it had been told was
+/// written.
+#[test]
+fn host_that_was_told_of_no_cache_has_its_writes_made_durable() {
+    let mut glue = Glue::new();
+    glue.target
+        .remove_namespace(glue.now, SUBNQN, 1)
+        .expect("it is there");
+    let (early, early_queue) = glue.queues(Digests::NONE);
+    glue.add_namespace(1);
+    let (late, late_queue) = glue.queues(Digests::NONE);
+    for (admin, queue, announced) in [(early, early_queue, false), (late, late_queue, true)] {
+        let page = glue.identify(admin, cns::CONTROLLER, 0).expect("mandatory");
+        let vwc = IdentifyController::decode(&page).vwc;
+        assert_eq!(vwc & IdentifyController::VWC_PRESENT != 0, announced);
+        let get = GetFeatures::current(fid::VOLATILE_WRITE_CACHE).encode();
+        assert_eq!(glue.command(admin, get).status.is_success(), announced);
+
+        glue.hold_io = true;
+        glue.send_with_data(queue, io(opcode::WRITE, 0, 1), &[1; 512]);
+        let zeroes = io(opcode::WRITE_ZEROES, 0, 1).with_sgl1(Sgl::transport(0));
+        glue.send(queue, zeroes);
+        let durable = |op: IoOp| match op {
+            IoOp::Write { fua, .. } | IoOp::WriteZeroes { fua, .. } => fua,
+            other => panic!("{other:?}"),
+        };
+        let fua: Vec<bool> = glue.held.iter().map(|held| durable(held.2.op)).collect();
+        assert_eq!(fua, [!announced; 2]);
+        glue.finish_held();
+    }
+}
+
+/// A command was planned anew when its data had come, against whatever had its NSID by then. A
+/// write to a removed namespace ended up in the one added in its place.
+#[test]
+fn data_of_a_removed_namespace_does_not_reach_the_next_of_its_nsid() {
+    let mut glue = Glue::new();
+    let (_, queue) = glue.queues(Digests::NONE);
+    glue.send(queue, io(opcode::WRITE, 0, 64));
+    let Reply::R2t(write) = glue.reply(queue) else {
+        panic!("no R2T")
+    };
+    let dsm = Sqe::new(opcode::DATASET_MANAGEMENT).with_nsid(NamespaceId(1));
+    let dsm = dsm.with_ranges(0, true).with_sgl1(Sgl::transport(4096));
+    glue.send(queue, dsm);
+    let Reply::R2t(ranges) = glue.reply(queue) else {
+        panic!("no R2T")
+    };
+    glue.target
+        .remove_namespace(glue.now, SUBNQN, 1)
+        .expect("it is there");
+    let next = NamespaceConfig {
+        nsid: Some(1),
+        ..namespace(2)
+    };
+    let untouched = pattern(7, glue.disks[&1].len());
+    glue.disks.insert(2, untouched.clone());
+    glue.target
+        .add_namespace(glue.now, SUBNQN, next)
+        .expect("valid");
+    let list = DsmRange {
+        attributes: 0,
+        blocks: 4,
+        slba: 8,
+    };
+    let mut list = list.encode().to_vec();
+    list.resize(4096, 0);
+    for (r2t, data) in [(write, pattern(1, 64 * BLOCK as usize)), (ranges, list)] {
+        let bytes = glue.h2c(queue, crate::glue::h2c_data(&r2t), &data);
+        glue.receive(queue, &bytes);
+        let status = glue.reply(queue).cqe().status;
+        assert!(status.same_code(Status::INVALID_NAMESPACE) && status.is_dnr());
+    }
+    assert!(glue.disks[&2] == untouched);
 }

@@ -449,3 +449,45 @@ fn compare_finds_equality_and_difference() {
     let different = glue.write_by_r2t(queue, io(opcode::COMPARE, 0, 1), &[1; 512]);
     assert!(different.status.same_code(Status::COMPARE_FAILURE));
 }
+
+/// A buffer bound for a command that had just gone was taken in silence. Nobody released it, and
+/// the owner's memory was gone until the connection closed.
+#[test]
+fn buffer_nobody_waits_for_is_not_taken() {
+    let mut glue = Glue::new();
+    let (admin, queue) = glue.queues(Digests::NONE);
+    glue.no_buffers = true;
+    glue.send(queue, io(opcode::WRITE, 0, 64));
+    let (id, slot) = glue.wanted[0];
+    let mut data = [0; 4096];
+    assert!(!glue.target.fill(glue.now, id, slot, &mut data));
+    assert!(glue.target.handle_buffer(glue.now, id, slot));
+    assert!(!glue.target.handle_buffer(glue.now, id, slot));
+    glue.drop_socket(queue);
+    assert!(!glue.target.handle_buffer(glue.now, id, slot));
+    assert!(!glue.target.fill(glue.now, id, slot, &mut data));
+    assert!(!glue.target.fill(glue.now, admin, slot, &mut data));
+}
+
+/// The time a peer has for its data ran on while the owner had no buffer to take it with. Honest
+/// hosts lost their connections when the target was short of memory.
+#[test]
+fn peer_is_not_blamed_for_an_owner_that_stalls() {
+    let mut glue = Glue::new();
+    let (_, queue) = glue.queues(Digests::NONE);
+    glue.send(queue, io(opcode::WRITE, 0, 64));
+    assert!(matches!(glue.reply(queue), Reply::R2t(_)));
+    // The beginning of a PDU, too.
+    glue.receive(queue, &[6, 4, 24]);
+    let transfer = glue.target.config().deadlines.transfer;
+    let nearly = transfer - Nanos::from_secs(1);
+    for _ in 0..4 {
+        glue.advance(nearly);
+        assert!(glue.is_open(queue));
+        glue.target.stalled(glue.now, queue);
+    }
+    glue.advance(nearly);
+    assert!(glue.is_open(queue));
+    glue.advance(Nanos::from_secs(2));
+    assert!(!glue.is_open(queue));
+}

@@ -29,6 +29,20 @@ pub(super) struct KeepAlive {
     pub(super) sent_at: Option<Nanos>,
 }
 
+impl KeepAlive {
+    /// The next is due half a time-out after this one was sent, however late its answer came: the
+    /// controller has been counting since then.
+    pub(super) fn answered(&mut self, now: Nanos) {
+        if let Some(sent) = self.sent_at.take() {
+            self.due_at = Some(sent.after(self.half()).max(now));
+        }
+    }
+
+    fn half(&self) -> Nanos {
+        Nanos((self.timeout.0 / 2).max(1))
+    }
+}
+
 impl HostController {
     /// [BASE-2.0 §3.9]: one Keep Alive every half time-out leaves room for one lost half.
     pub(super) fn on_keep_alive(&mut self, now: Nanos) {
@@ -40,7 +54,7 @@ impl HostController {
             Some(sent) => self.keep_alive.due_at = Some(sent.after(timeout)),
             None => {
                 self.keep_alive.sent_at = Some(now);
-                self.keep_alive.due_at = Some(now.after(Nanos((timeout.0 / 2).max(1))));
+                self.keep_alive.due_at = Some(now.after(self.keep_alive.half()));
                 self.run(
                     now,
                     command::keep_alive(),

@@ -204,6 +204,27 @@ fn keep_alive_is_sent_every_half_and_its_absence_noticed() {
     );
 }
 
+/// After a slow answer the next Keep Alive was sent a whole time-out after the last. A controller
+/// that counts from the command it received had given the host up by then.
+#[test]
+fn late_answer_does_not_delay_the_next_keep_alive() {
+    let mut rig = Rig::connected(config());
+    let sent = |rig: &Rig| {
+        let seen = rig.script.seen.iter();
+        seen.filter(|sqe| sqe.opcode() == admin::KEEP_ALIVE).count()
+    };
+    rig.script.answers_keep_alive = false;
+    rig.run_for(Nanos::from_secs(6));
+    assert_eq!(sent(&rig), 1, "one at half the time-out, not answered yet");
+    let last = rig.script.seen.last().expect("it was sent").cid();
+    let answer = response(last, Status::SUCCESS, 0, rig.host.config().digests);
+    rig.deliver(0, &answer);
+    rig.script.answers_keep_alive = true;
+    rig.run_for(Nanos::from_millis(1));
+    assert_eq!(sent(&rig), 2);
+    assert_eq!(rig.take_events(), []);
+}
+
 #[test]
 fn controller_without_keep_alive_gets_none() {
     let mut rig = Rig::new(config());

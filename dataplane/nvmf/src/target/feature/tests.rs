@@ -6,7 +6,6 @@ use super::*;
 
 const AROUND: Surroundings = Surroundings {
     now: Nanos::from_secs(100),
-    volatile_cache: true,
     io_queues_max: 64,
 };
 
@@ -25,6 +24,7 @@ fn controller(kind: Kind) -> Controller {
         },
         kato: kato(5000),
         io_queues: 64,
+        volatile_cache: true,
     };
     Controller::new(Nanos::ZERO, new)
 }
@@ -47,8 +47,8 @@ fn each_feature_has_its_value_default_and_abilities() {
     for (fid, cdw11, value, abilities) in [
         (id::ARBITRATION, 0, 7, 0),
         (id::POWER_MANAGEMENT, 0, 0, changeable),
-        (id::TEMPERATURE_THRESHOLD, 0, 0x157, changeable),
-        (id::TEMPERATURE_THRESHOLD, 1 << 20, 0, changeable),
+        (id::TEMPERATURE_THRESHOLD, 0, 0x157, 0),
+        (id::TEMPERATURE_THRESHOLD, 1 << 20, 0, 0),
         (id::ERROR_RECOVERY, 0, 0, capabilities::NAMESPACE_SPECIFIC),
         (id::VOLATILE_WRITE_CACHE, 0, 1, 0),
         (id::NUMBER_OF_QUEUES, 0, 0x003F_003F, changeable),
@@ -83,7 +83,9 @@ fn values_that_would_not_be_honoured_are_not_changeable() {
         (id::ARBITRATION, 2, fixed),
         (id::POWER_MANAGEMENT, 0, Ok(0)),
         (id::POWER_MANAGEMENT, 1, invalid),
-        (id::TEMPERATURE_THRESHOLD, 300, Ok(0)),
+        (id::TEMPERATURE_THRESHOLD, 0x157, Ok(0)),
+        (id::TEMPERATURE_THRESHOLD, 0x000F_0157, Ok(0)),
+        (id::TEMPERATURE_THRESHOLD, 1 << 20, Ok(0)),
         (id::TEMPERATURE_THRESHOLD, 0x0003_0000, invalid),
         (id::ERROR_RECOVERY, 0, Ok(0)),
         (id::ERROR_RECOVERY, 5, fixed),
@@ -107,13 +109,23 @@ fn values_that_would_not_be_honoured_are_not_changeable() {
         );
     }
     assert_eq!(
-        get(&controller, id::TEMPERATURE_THRESHOLD, Select::Current, 0),
-        Ok(300)
-    );
-    assert_eq!(
         get(&controller, id::WRITE_ATOMICITY, Select::Current, 0),
         Ok(1)
     );
+}
+
+/// Temperature Threshold took any value although no sensor ever exceeds one. A host that set a
+/// threshold waited for a warning that could not come.
+#[test]
+fn temperature_threshold_stays_at_its_default() {
+    let mut controller = controller(Kind::Io);
+    let fixed = Err(Status::FEATURE_NOT_CHANGEABLE.dnr());
+    for value in [300, 0x000F_0000 | 300, 1 << 20 | 1] {
+        let found = set(&mut controller, id::TEMPERATURE_THRESHOLD, value);
+        assert_eq!(found, fixed, "{value:#x}");
+    }
+    let current = get(&controller, id::TEMPERATURE_THRESHOLD, Select::Current, 0);
+    assert_eq!(current, Ok(0x157));
 }
 
 #[test]
@@ -242,12 +254,9 @@ fn nothing_is_saved_and_nothing_belongs_to_a_namespace_but_error_recovery() {
 
 #[test]
 fn without_volatile_cache_there_is_no_cache_to_ask_about() {
-    let controller = controller(Kind::Io);
-    let around = Surroundings {
-        volatile_cache: false,
-        ..AROUND
-    };
+    let mut controller = controller(Kind::Io);
+    controller.volatile_cache = false;
     let sqe = GetFeatures::current(id::VOLATILE_WRITE_CACHE).encode();
-    let found = controller.get_features(around, &sqe, &mut []);
+    let found = controller.get_features(AROUND, &sqe, &mut []);
     assert_eq!(found, Err(Status::INVALID_FIELD.dnr()));
 }

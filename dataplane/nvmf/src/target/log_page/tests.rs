@@ -21,6 +21,7 @@ fn controller() -> Controller {
         },
         kato: Nanos::ZERO,
         io_queues: 4,
+        volatile_cache: true,
     };
     Controller::new(Nanos::ZERO, new)
 }

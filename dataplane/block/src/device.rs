@@ -16,16 +16,20 @@ pub enum DeviceEvent {
     /// The device is gone; every request from now on ends in
     /// [`IoError::Vanished`](crate::IoError::Vanished).
     Vanished,
-    /// The medium returned an error it should not have; reported once per burst, not per request.
+    /// The medium returned an error it should not have; told at most once per
+    /// [`MEDIA_WARNING_INTERVAL`], however many requests fail.
     MediaWarning,
 }
+
+/// The shortest time between two [`DeviceEvent::MediaWarning`]s of a device.
+pub const MEDIA_WARNING_INTERVAL: Nanos = Nanos::from_secs(10);
 
 /// One queue to one backing store, owned by one reactor. It never blocks.
 ///
 /// Requests complete in any order; a request that must follow another is submitted after the
 /// other's completion. Every accepted request completes exactly once.
 pub trait Device {
-    /// What the device is now.
+    /// What the device is now. Its size only ever grows.
     fn geometry(&self) -> Geometry;
 
     /// The largest number of requests the device holds at once.
@@ -53,6 +57,11 @@ pub trait Device {
     fn poll_event(&mut self) -> Option<DeviceEvent>;
 
     /// Reads the backing's size again, for the management path; blocks for a system call or two.
+    /// Returns the geometry with that size.
+    ///
+    /// A larger size is taken over. A smaller one is only returned: hosts rely on the size they
+    /// were told, so [`geometry`](Self::geometry) stays, no event follows, and requests that the
+    /// backing no longer reaches fail on their own until it is as large again.
     ///
     /// # Errors
     /// When the backing cannot be asked.

@@ -9,7 +9,7 @@ use std::io;
 use bowline_nvme::Nanos;
 
 use crate::buf::{BufPool, PoolConfig};
-use crate::device::{Completions, Device, DeviceEvent};
+use crate::device::{Completions, Device, DeviceEvent, MEDIA_WARNING_INTERVAL};
 use crate::geometry::Geometry;
 use crate::io::{Completion, Io, IoError, Op};
 use crate::segments::Segments;
@@ -49,6 +49,8 @@ pub struct FaultDevice<D> {
     done: VecDeque<Completion>,
     scratch: Completions,
     events: VecDeque<DeviceEvent>,
+    // When the next media warning may be told.
+    next_warning_at: Nanos,
     has_vanished: bool,
 }
 
@@ -99,6 +101,7 @@ impl<D: Device> FaultDevice<D> {
             done: VecDeque::new(),
             scratch: Completions::with_capacity(depth),
             events: VecDeque::new(),
+            next_warning_at: Nanos::ZERO,
             has_vanished: false,
         })
     }
@@ -242,7 +245,7 @@ impl<D: Device> FaultDevice<D> {
                 break;
             }
             let request = entry.remove();
-            if let Err(request) = self.start(request) {
+            if let Err(request) = self.start(request, now) {
                 self.delayed.insert(due, request);
                 self.is_blocked = true;
                 break;
@@ -254,7 +257,7 @@ impl<D: Device> FaultDevice<D> {
 
     /// Ends the request or hands it on; gives it back when the device below takes no more.
     #[expect(clippy::result_large_err, reason = "the request itself comes back")]
-    fn start(&mut self, request: Request) -> Result<(), Request> {
+    fn start(&mut self, request: Request, now: Nanos) -> Result<(), Request> {
         let fault = request.fault.filter(|_| !self.has_vanished);
         let fault = if self.has_vanished {
             Some(IoError::Vanished)
@@ -262,7 +265,8 @@ impl<D: Device> FaultDevice<D> {
             fault
         };
         if let Some(error) = fault {
-            if error != IoError::Vanished && self.events.is_empty() {
+            if error != IoError::Vanished && self.next_warning_at <= now {
+                self.next_warning_at = now.after(MEDIA_WARNING_INTERVAL);
                 self.events.push_back(DeviceEvent::MediaWarning);
             }
             self.finish(request.io.complete(Err(error)));
@@ -535,7 +539,11 @@ impl<D: Device> Device for FaultDevice<D> {
     }
 
     fn refresh(&mut self) -> io::Result<Geometry> {
-        self.inner.refresh()?;
-        Ok(self.geometry())
+        // The size is the backing's, which may be less than what stays in use.
+        let Geometry { blocks, .. } = self.inner.refresh()?;
+        Ok(Geometry {
+            blocks,
+            ..self.geometry()
+        })
     }
 }

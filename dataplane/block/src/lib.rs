@@ -23,7 +23,7 @@ mod segments;
 pub use buf::{
     BUFFER_ALIGN, BufPool, ClassConfig, ClassStats, IoBuf, PoolConfig, PoolStats, Region,
 };
-pub use device::{Completions, Device, DeviceEvent};
+pub use device::{Completions, Device, DeviceEvent, MEDIA_WARNING_INTERVAL};
 pub use fault::{CachePlan, CrashReport, ErrorRates, FaultDevice, FaultPlan, Latency};
 pub use geometry::{ByteRange, Deallocate, Geometry};
 pub use io::{Completion, Io, IoError, Op};

@@ -1,4 +1,5 @@
-//! Who makes the system calls: the reactor's ring, or threads.
+//! Who makes the system calls: the reactor's ring, threads, or the ring and one thread for what the
+//! ring's kernel cannot do.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,8 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bowline_block::Segments;
-use bowline_reactor::{Backend as ReactorBackend, DiskClientId, DiskOp, DiskQueue};
+use bowline_reactor::{Backend as ReactorBackend, DiskClientId, DiskOp, DiskOpKind, DiskQueue};
 
+use crate::errno;
 use crate::slot::Command;
 use crate::threads::ThreadPool;
 
@@ -42,6 +44,10 @@ impl Backend {
                     disk,
                     client,
                     file: Rc::new(file),
+                    helper: None,
+                    depth,
+                    #[cfg(test)]
+                    refuses_discard: false,
                 }))
             }
             ReactorBackend::Epoll => {
@@ -81,11 +87,20 @@ pub(crate) struct Ring {
     disk: DiskQueue,
     client: DiskClientId,
     file: Rc<OwnedFd>,
+    // Discards, from the first that the ring did not know (before Linux 6.12) on. One thread: a
+    // device that is told of many ranges at once is no faster for it.
+    helper: Option<ThreadPool>,
+    depth: usize,
+    #[cfg(test)]
+    refuses_discard: bool,
 }
 
 impl Ring {
     #[expect(clippy::result_large_err, reason = "the command itself comes back")]
-    fn submit(&self, slot: u32, command: Command) -> Result<(), Command> {
+    fn submit(&mut self, slot: u32, command: Command) -> Result<(), Command> {
+        if let (Some(helper), DiskOpKind::Discard { .. }) = (&mut self.helper, command.kind) {
+            return helper.submit(slot, command);
+        }
         let Command { kind, offset, data } = command;
         let file = Rc::clone(&self.file);
         let op = DiskOp {
@@ -102,15 +117,83 @@ impl Ring {
         )
     }
 
-    fn poll(&self) -> Option<Answer> {
-        let done = self.disk.poll(self.client)?;
-        // Always ours: the number was a slot's when it was submitted.
-        let slot = u32::try_from(done.user).unwrap_or(u32::MAX);
-        Some(Answer {
-            slot,
-            result: done.result,
-            data: done.op.data,
-        })
+    fn poll(&mut self) -> Option<Answer> {
+        while let Some(done) = self.disk.poll(self.client) {
+            // Always ours: the number was a slot's when it was submitted.
+            let slot = u32::try_from(done.user).unwrap_or(u32::MAX);
+            let (result, op) = (done.result, done.op);
+            let answer = if self.is_unknown(op.kind, result) {
+                let DiskOp {
+                    kind, offset, data, ..
+                } = op;
+                self.help(slot, Command { kind, offset, data })
+            } else {
+                let data = op.data;
+                Some(Answer { slot, result, data })
+            };
+            if answer.is_some() {
+                return answer;
+            }
+        }
+        self.helper.as_mut()?.poll()
+    }
+
+    /// Whether the ring refused the command because it does not know it. A device that does not
+    /// discard is refused likewise, and says so once more to the helper.
+    fn is_unknown(&self, kind: DiskOpKind, result: i32) -> bool {
+        let errno = result.saturating_neg();
+        #[cfg(test)]
+        let errno = if self.refuses_discard {
+            libc::EOPNOTSUPP
+        } else {
+            errno
+        };
+        // A ring that knows no device's commands at all says "invalid".
+        matches!(kind, DiskOpKind::Discard { .. })
+            && (errno::is_unsupported(errno) || errno == libc::EINVAL)
+    }
+
+    /// Hands a command to the helper, and from now on all of its kind. Where none can be had,
+    /// returns what to answer, and the next command tries again.
+    fn help(&mut self, slot: u32, command: Command) -> Option<Answer> {
+        let refused = |errno: i32, data| {
+            Some(Answer {
+                slot,
+                result: -errno,
+                data,
+            })
+        };
+        if self.helper.is_none() {
+            match self.new_helper() {
+                Ok(helper) => self.helper = Some(helper),
+                Err(error) => {
+                    return refused(error.raw_os_error().unwrap_or(libc::EAGAIN), command.data);
+                }
+            }
+        }
+        match self.helper.as_mut()?.submit(slot, command) {
+            Ok(()) => None,
+            // Cannot be: it has room for every slot.
+            Err(command) => refused(libc::EAGAIN, command.data),
+        }
+    }
+
+    fn new_helper(&self) -> io::Result<ThreadPool> {
+        // The ring's own handle cannot cross to a thread. The lock belongs to both, and the helper
+        // ends with the device.
+        let file = Arc::new(self.file.try_clone()?);
+        ThreadPool::new(&file, 1, self.depth, &self.disk.waker())
+    }
+
+    /// Behaves as on a kernel whose ring does not know how to discard.
+    #[cfg(test)]
+    pub(crate) fn refuse_discard(&mut self) {
+        self.refuses_discard = true;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_helper(&self) -> bool {
+        self.helper.is_some()
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 
 use bowline_block::{
     BufPool, ClassConfig, Completion, Completions, Deallocate, Device, DeviceEvent, Geometry, Io,
-    IoBuf, IoError, Op, PoolConfig,
+    IoBuf, IoError, MEDIA_WARNING_INTERVAL, Op, PoolConfig,
 };
 use bowline_nvme::Nanos;
 use bowline_reactor::DiskQueue;
@@ -25,7 +25,8 @@ const SCRATCH_BYTES: usize = 128 << 10;
 /// which pool buffers cut at blocks are; others end in [`IoError::Internal`].
 ///
 /// Drop it when nothing is in flight: with threads, dropping waits for what they are executing;
-/// with the ring, the reactor keeps file, lock and buffers until the kernel is done.
+/// with the ring, the reactor keeps file, lock and buffers until the kernel is done, and dropping
+/// waits only for discards of a kernel before Linux 6.12, which has to be told of them by a thread.
 ///
 /// Compare-and-write (up to 128 KiB, else [`IoError::Unsupported`]) reads, compares and writes:
 /// atomic with regard to every request of this handle, because modifying requests of an
@@ -48,6 +49,8 @@ pub struct KernelDevice {
     compares: usize,
     done: VecDeque<Completion>,
     sequence: u64,
+    // Time of the last poll.
+    now: Nanos,
     events: Events,
     zeroes: IoBuf,
     scratch: Option<IoBuf>,
@@ -86,7 +89,6 @@ impl KernelDevice {
                 deallocate: geometry.deallocate,
                 punch: true,
                 zero_range: true,
-                discard: true,
                 block_bytes: geometry.block_bytes,
             },
             info,
@@ -98,6 +100,7 @@ impl KernelDevice {
             compares: 0,
             done: VecDeque::with_capacity(depth),
             sequence: 0,
+            now: Nanos::ZERO,
             events: Events::default(),
             zeroes,
             scratch: None,
@@ -115,6 +118,11 @@ impl KernelDevice {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn backend(&mut self) -> &mut Backend {
+        &mut self.backend
     }
 
     /// What can be said about a request without asking the kernel.
@@ -241,7 +249,7 @@ impl KernelDevice {
                     self.events.vanish();
                     return IoError::Vanished;
                 }
-                self.events.warn();
+                self.events.warn(self.now);
             }
             IoError::Unsupported if op == Op::Deallocate => {
                 // Was claimed from what the kernel told; it turned out to be wrong.
@@ -311,7 +319,8 @@ impl Device for KernelDevice {
         Ok(())
     }
 
-    fn poll(&mut self, _now: Nanos, out: &mut Completions) {
+    fn poll(&mut self, now: Nanos, out: &mut Completions) {
+        self.now = now;
         self.hand_out(out);
         while !out.is_full() {
             let Some(answer) = self.backend.poll() else {
@@ -327,7 +336,7 @@ impl Device for KernelDevice {
     }
 
     fn poll_timeout(&self) -> Option<Nanos> {
-        (!self.done.is_empty() || self.is_backend_full || self.has_more).then_some(Nanos::ZERO)
+        (!self.done.is_empty() || self.has_more).then_some(Nanos::ZERO)
     }
 
     fn poll_event(&mut self) -> Option<DeviceEvent> {
@@ -340,14 +349,21 @@ impl Device for KernelDevice {
         let block_bytes = u64::from(self.geometry.block_bytes);
         if is_block_device && bytes == 0 {
             self.events.vanish();
-            return Ok(self.geometry);
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the device is gone",
+            ));
         }
-        self.info.unused_bytes = bytes % block_bytes;
-        if self.geometry.blocks != bytes / block_bytes {
-            self.geometry.blocks = bytes / block_bytes;
-            self.events.geometry_changed = true;
+        let blocks = bytes / block_bytes;
+        if blocks >= self.geometry.blocks {
+            self.info.unused_bytes = bytes % block_bytes;
+            self.events.geometry_changed |= blocks > self.geometry.blocks;
+            self.geometry.blocks = blocks;
         }
-        Ok(self.geometry)
+        Ok(Geometry {
+            blocks,
+            ..self.geometry
+        })
     }
 }
 
@@ -358,6 +374,8 @@ struct Events {
     vanish_untold: bool,
     geometry_changed: bool,
     warning: bool,
+    // When the next warning may be told.
+    next_warning_at: Nanos,
 }
 
 impl Events {
@@ -366,8 +384,11 @@ impl Events {
         self.vanished = true;
     }
 
-    fn warn(&mut self) {
-        self.warning = true;
+    fn warn(&mut self, now: Nanos) {
+        if self.next_warning_at <= now {
+            self.next_warning_at = now.after(MEDIA_WARNING_INTERVAL);
+            self.warning = true;
+        }
     }
 
     fn next(&mut self) -> Option<DeviceEvent> {
@@ -380,5 +401,26 @@ impl Events {
         } else {
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn media_warning_is_told_once_per_interval() {
+        let mut events = Events::default();
+        let first = Nanos::from_secs(100);
+        let told = |events: &mut Events, at| {
+            events.warn(at);
+            events.next()
+        };
+        assert_eq!(told(&mut events, first), Some(DeviceEvent::MediaWarning));
+        assert_eq!(told(&mut events, first), None);
+        let next = first.after(MEDIA_WARNING_INTERVAL);
+        assert_eq!(told(&mut events, Nanos(next.0 - 1)), None);
+        assert_eq!(told(&mut events, next), Some(DeviceEvent::MediaWarning));
+        assert_eq!(told(&mut events, next), None);
     }
 }

@@ -23,6 +23,16 @@ pub(crate) fn io_error(errno: i32, op: Op) -> IoError {
     }
 }
 
+/// The meaning of `errno` for a sync. What was lost is reported by one sync only, whichever number
+/// it chooses: the next would succeed without the data. So none is to be repeated, neither here nor
+/// by the host, as if nothing had happened.
+pub(crate) fn sync_error(errno: i32) -> IoError {
+    if is_transient(errno) || errno == libc::ECANCELED {
+        return IoError::MediaWrite;
+    }
+    io_error(errno, Op::Flush)
+}
+
 /// Whether the kernel says that it does not know how, so that another way may work.
 pub(crate) const fn is_unsupported(errno: i32) -> bool {
     matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY)
@@ -59,5 +69,14 @@ mod tests {
                 assert_eq!(io_error(errno, op), writing, "errno {errno}");
             }
         }
+    }
+
+    #[test]
+    fn no_error_of_a_sync_reads_as_a_request_that_may_be_repeated() {
+        for errno in [libc::EINTR, libc::EAGAIN, libc::ENOMEM, libc::ECANCELED] {
+            assert_eq!(sync_error(errno), IoError::MediaWrite, "errno {errno}");
+        }
+        assert_eq!(sync_error(libc::ENOSPC), IoError::NoSpace);
+        assert_eq!(sync_error(libc::ENODEV), IoError::Vanished);
     }
 }

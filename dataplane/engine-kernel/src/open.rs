@@ -25,7 +25,8 @@ pub struct OpenOptions {
     /// A block device or a regular file.
     pub path: PathBuf,
     /// Logical block size in bytes, 512 or 4096. `None`: a block device's own; for a file 4096, or
-    /// 512 when its size is no multiple of that.
+    /// 512 when it holds less than that. It does not depend on a file's size otherwise: hosts keep
+    /// block numbers, and the file may grow.
     pub block_bytes: Option<u32>,
     /// Open for reading only, and refuse every modifying request.
     pub read_only: bool,
@@ -77,11 +78,21 @@ pub struct BackingInfo {
     pub buffered: Option<Buffered>,
     /// Bytes at the end that make no whole block and are not used.
     pub unused_bytes: u64,
-    /// Sector size of the medium in bytes, as far as the kernel knows. A logical block larger than
-    /// that may be torn by a power cut, unless the drive does better than it says.
-    pub physical_block_bytes: u32,
-    /// Largest write in bytes that the drive promises to be all or nothing; 0 when unknown.
-    pub atomic_write_bytes: u32,
+    /// Logical block size in bytes.
+    pub block_bytes: u32,
+    /// Sector size in bytes of the medium, for a file of the device that its file system is on;
+    /// `None` when the kernel does not tell.
+    pub physical_block_bytes: Option<u32>,
+}
+
+impl BackingInfo {
+    /// Whether a power cut may leave a logical block half written, old and new: it is larger than
+    /// what the medium is known to write at once. Hosts count on whole blocks.
+    #[must_use]
+    pub fn may_tear(&self) -> bool {
+        self.physical_block_bytes
+            .is_some_and(|bytes| self.block_bytes > bytes)
+    }
 }
 
 /// An open and locked backing, not yet attached to a reactor. May be sent to one.
@@ -154,8 +165,8 @@ impl Backing {
             kind,
             buffered,
             unused_bytes: limits.bytes % u64::from(block_bytes),
+            block_bytes,
             physical_block_bytes: limits.physical_block_bytes,
-            atomic_write_bytes: limits.atomic_write_bytes,
         };
         Ok(Self {
             file,
@@ -314,7 +325,7 @@ fn choose_block(
     let granularity_bytes = limits.granularity_bytes.unwrap_or(1);
     let natural = match kind {
         BackingKind::BlockDevice if granularity_bytes <= 512 => 512,
-        BackingKind::File if !limits.bytes.is_multiple_of(4096) && granularity_bytes <= 512 => 512,
+        BackingKind::File if limits.bytes < 4096 && granularity_bytes <= 512 => 512,
         BackingKind::BlockDevice | BackingKind::File => 4096,
     };
     let block_bytes = options.block_bytes.unwrap_or(natural);
@@ -345,7 +356,10 @@ fn geometry(limits: &Limits, block_bytes: u32, read_only: bool) -> Geometry {
         // A larger unit would have to hold at every offset, which a sector size does not promise,
         // and for writes the block layer is free to split.
         atomic_write_blocks: 1,
-        optimal_io_blocks: limits.optimal_io_bytes.max(limits.physical_block_bytes) / block_bytes,
+        optimal_io_blocks: limits
+            .optimal_io_bytes
+            .max(limits.physical_block_bytes.unwrap_or(0))
+            / block_bytes,
         deallocate: limits.deallocate,
         deallocate_granularity_blocks: limits.deallocate_granularity_bytes / block_bytes,
         write_zeroes: limits.write_zeroes,

@@ -17,8 +17,8 @@ pub(crate) struct Limits {
     pub(crate) bytes: u64,
     /// Smallest piece direct I/O moves, in bytes; `None` where direct I/O does not work.
     pub(crate) granularity_bytes: Option<u32>,
-    /// Sector size of the medium in bytes, as far as it is known.
-    pub(crate) physical_block_bytes: u32,
+    /// Sector size of the medium in bytes, where it is known.
+    pub(crate) physical_block_bytes: Option<u32>,
     /// Preferred request size in bytes, 0 when there is none.
     pub(crate) optimal_io_bytes: u32,
     /// Whether completed writes may be lost without a flush.
@@ -31,8 +31,6 @@ pub(crate) struct Limits {
     pub(crate) write_zeroes: bool,
     /// Whether blocks are backed only once written.
     pub(crate) thin: bool,
-    /// Bytes a write can have to be all or nothing, when asked for with `RWF_ATOMIC`; 0: unknown.
-    pub(crate) atomic_write_bytes: u32,
 }
 
 /// Asks about a block device.
@@ -48,7 +46,7 @@ pub(crate) fn block_device(fd: BorrowedFd<'_>, sysfs: &SysfsQueue) -> io::Result
     Ok(Limits {
         bytes: sys::device_bytes(fd)?,
         granularity_bytes: Some(logical_block_bytes),
-        physical_block_bytes: sys::physical_block_bytes(fd).unwrap_or(logical_block_bytes),
+        physical_block_bytes: sys::physical_block_bytes(fd).ok(),
         optimal_io_bytes: sys::optimal_io_bytes(fd).unwrap_or(0),
         // Unless the device says that it has no cache, it has one: a needless flush is cheap, a
         // missing one loses data.
@@ -57,10 +55,6 @@ pub(crate) fn block_device(fd: BorrowedFd<'_>, sysfs: &SysfsQueue) -> io::Result
         deallocate_granularity_bytes: u32::try_from(granularity).unwrap_or(0),
         write_zeroes: sysfs.number("write_zeroes_max_bytes").unwrap_or(0) > 0,
         thin: false,
-        atomic_write_bytes: sysfs
-            .number("atomic_write_unit_max_bytes")
-            .and_then(|bytes| u32::try_from(bytes).ok())
-            .unwrap_or(0),
     })
 }
 
@@ -86,7 +80,10 @@ pub(crate) fn regular_file(
     Ok(Limits {
         bytes: stat.stx_size,
         granularity_bytes,
-        physical_block_bytes: granularity_bytes.unwrap_or(512),
+        // Unknown where files are on no device, or on several.
+        physical_block_bytes: SysfsQueue::new(stat.stx_dev_major, stat.stx_dev_minor)
+            .number("physical_block_size")
+            .and_then(|bytes| u32::try_from(bytes).ok()),
         optimal_io_bytes: stat.stx_blksize,
         // Direct writes still leave the file system's own metadata and the drive's cache behind.
         volatile_cache: true,
@@ -99,7 +96,6 @@ pub(crate) fn regular_file(
         write_zeroes: punches,
         // A hole, there now or punched later, has to find its space when it is written.
         thin: punches || stat.stx_blocks.saturating_mul(512) < stat.stx_size,
-        atomic_write_bytes: 0,
     })
 }
 

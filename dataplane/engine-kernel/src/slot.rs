@@ -3,9 +3,10 @@
 //! ```text
 //! Transfer --moved all--> finished          Transfer --short--> Transfer
 //! Punch --unsupported--> ZeroRange          ZeroRange --unsupported--> ZeroWrite
-//! Discard --unsupported--> DiscardRange     CompareRead --equal--> CompareWrite
-//! Punch, ZeroRange, Discard, DiscardRange --done, FUA--> Sync --> finished
+//! CompareRead --equal--> CompareWrite       Punch, ZeroRange, Discard --done, FUA--> Sync
 //! ```
+//!
+//! A call that the kernel asks to repeat is repeated, except a sync: see [`errno::sync_error`].
 
 use bowline_block::{
     BufPool, ByteRange, Completion, Deallocate, Io, IoBuf, IoError, Op, SEGMENTS_MAX, Segments,
@@ -18,10 +19,6 @@ use crate::open::BackingKind;
 /// How often a call is repeated that the kernel asks to repeat.
 const RETRIES_MAX: u8 = 16;
 
-/// `FALLOC_FL_NO_HIDE_STALE`: with a hole punched in a block device, a plain discard. Kernels that
-/// have the ring's discard command have dropped it.
-const NO_HIDE_STALE: i32 = 0x04;
-
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
@@ -32,7 +29,6 @@ pub(crate) struct Abilities {
     pub(crate) deallocate: Deallocate,
     pub(crate) punch: bool,
     pub(crate) zero_range: bool,
-    pub(crate) discard: bool,
     pub(crate) block_bytes: u32,
 }
 
@@ -70,7 +66,6 @@ enum Stage {
     ZeroRange,
     ZeroWrite,
     Discard,
-    DiscardRange,
     Sync,
     CompareRead,
     CompareWrite,
@@ -106,8 +101,7 @@ impl Slot {
             Op::WriteZeroes { .. } => Stage::ZeroWrite,
             Op::Deallocate => match abilities.kind {
                 BackingKind::File => Stage::Punch,
-                BackingKind::BlockDevice if abilities.discard => Stage::Discard,
-                BackingKind::BlockDevice => Stage::DiscardRange,
+                BackingKind::BlockDevice => Stage::Discard,
             },
             Op::CompareAndWrite => Stage::CompareRead,
         };
@@ -161,10 +155,6 @@ impl Slot {
                 len: rest,
             }),
             Stage::Discard => whole(DiskOpKind::Discard { len: rest }),
-            Stage::DiscardRange => whole(DiskOpKind::Fallocate {
-                mode: PUNCH | NO_HIDE_STALE,
-                len: rest,
-            }),
             Stage::Sync => whole(DiskOpKind::Fsync { data_only: true }),
             Stage::ZeroWrite => (
                 DiskOpKind::Write { dsync: self.fua },
@@ -256,26 +246,20 @@ impl Slot {
                     DONE
                 }
             }
-            Stage::Punch | Stage::ZeroRange | Stage::Discard | Stage::DiscardRange if self.fua => {
-                self.enter(Stage::Sync)
-            }
-            Stage::Punch
-            | Stage::ZeroRange
-            | Stage::Discard
-            | Stage::DiscardRange
-            | Stage::Sync => DONE,
+            Stage::Punch | Stage::ZeroRange | Stage::Discard if self.fua => self.enter(Stage::Sync),
+            Stage::Punch | Stage::ZeroRange | Stage::Discard | Stage::Sync => DONE,
         }
     }
 
     fn failed(&mut self, errno: i32, abilities: &mut Abilities) -> Next {
+        if self.stage == Stage::Sync {
+            return Next::Finish(Err(errno::sync_error(errno)));
+        }
         if errno::is_transient(errno) && self.retries < RETRIES_MAX {
             self.retries += 1;
             return Next::Continue;
         }
-        // The ring's commands say "invalid" for a command they do not know.
-        let unsupported =
-            errno::is_unsupported(errno) || (self.stage == Stage::Discard && errno == libc::EINVAL);
-        if unsupported {
+        if errno::is_unsupported(errno) {
             match self.stage {
                 Stage::Punch if matches!(self.op, Op::WriteZeroes { .. }) => {
                     abilities.punch = false;
@@ -284,10 +268,6 @@ impl Slot {
                 Stage::ZeroRange => {
                     abilities.zero_range = false;
                     return self.enter(Stage::ZeroWrite);
-                }
-                Stage::Discard => {
-                    abilities.discard = false;
-                    return self.enter(Stage::DiscardRange);
                 }
                 _ => {}
             }

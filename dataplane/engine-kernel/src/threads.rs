@@ -1,4 +1,5 @@
-//! A few threads that execute requests, for where `io_uring` is not permitted.
+//! A few threads that execute requests, for where `io_uring` is not permitted, or does not know a
+//! request.
 //!
 //! Buffers are not `Send`; what crosses is their addresses. The pool keeps a job's [`Segments`]
 //! parked from submission until the worker's answer has been taken, and dropping the pool waits
@@ -13,6 +14,8 @@ use std::thread::{self, JoinHandle};
 use bowline_block::{SEGMENTS_MAX, Segments};
 use bowline_reactor::{DiskOpKind, Waker};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use rustix::process::getpid;
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
 use crate::backend::Answer;
 use crate::slot::Command;
@@ -170,6 +173,7 @@ struct Worker {
 
 impl Worker {
     fn run(self) {
+        leave_core();
         for job in &self.jobs {
             if self.stop.load(Ordering::Relaxed) {
                 return;
@@ -184,5 +188,14 @@ impl Worker {
             }
             self.waker.wake();
         }
+    }
+}
+
+/// Lets this thread run wherever the process may. It was started by a reactor's thread, and with
+/// that inherited its one core, which the reactor means to keep busy itself.
+fn leave_core() {
+    // The main thread's cores: nobody pins that one. Where this fails the core is shared.
+    if let Ok(cores) = sched_getaffinity(Some(getpid())) {
+        let _ = sched_setaffinity(None, &cores);
     }
 }

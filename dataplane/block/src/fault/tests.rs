@@ -191,6 +191,76 @@ fn failed_requests_have_the_error_of_their_kind_and_change_nothing() {
 }
 
 #[test]
+fn media_warning_is_told_once_per_interval() {
+    let errors = ErrorRates {
+        flush_per_million: 1_000_000,
+        ..ErrorRates::default()
+    };
+    let mut bench = Bench::new(FaultPlan {
+        errors,
+        ..FaultPlan::default()
+    });
+    let warns_at = |bench: &mut Bench, now: Nanos| {
+        bench.submit(Op::Flush, 0, 0, 0, false);
+        assert_eq!(bench.poll(now)[0].result, Err(IoError::MediaWrite));
+        let event = bench.device.poll_event();
+        assert!(matches!(event, None | Some(DeviceEvent::MediaWarning)));
+        event.is_some()
+    };
+    let first = Nanos::from_secs(1);
+    let next = first.after(MEDIA_WARNING_INTERVAL);
+    assert!(warns_at(&mut bench, first));
+    assert!(!warns_at(&mut bench, first));
+    assert!(!warns_at(&mut bench, Nanos(next.0 - 1)));
+    assert!(warns_at(&mut bench, next));
+}
+
+/// A device whose backing has become smaller.
+struct Shrunk(MemDevice);
+
+impl Device for Shrunk {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn depth_max(&self) -> usize {
+        self.0.depth_max()
+    }
+
+    fn try_submit(&mut self, io: Io) -> Result<(), Io> {
+        self.0.try_submit(io)
+    }
+
+    fn poll(&mut self, now: Nanos, out: &mut Completions) {
+        self.0.poll(now, out);
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        self.0.poll_timeout()
+    }
+
+    fn poll_event(&mut self) -> Option<DeviceEvent> {
+        self.0.poll_event()
+    }
+
+    fn refresh(&mut self) -> io::Result<Geometry> {
+        let blocks = self.0.geometry().blocks - 1;
+        Ok(Geometry {
+            blocks,
+            ..self.0.geometry()
+        })
+    }
+}
+
+#[test]
+fn refresh_tells_the_smaller_size_of_the_device_below_and_keeps_its_own() {
+    let inner = Shrunk(MemDevice::new(64 * 512, 512).unwrap());
+    let mut device = FaultDevice::new(inner, FaultPlan::default()).unwrap();
+    assert_eq!(device.refresh().unwrap().blocks, 63);
+    assert_eq!(device.geometry().blocks, 64);
+}
+
+#[test]
 fn crash_loses_what_was_not_flushed_and_nothing_else() {
     let mut bench = Bench::new(FaultPlan {
         cache: Some(LOSE_ALL),

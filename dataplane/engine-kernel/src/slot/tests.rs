@@ -14,6 +14,7 @@ struct Kernel {
     calls: usize,
     refuses: Refuses,
     synced_at: usize,
+    sync_failed: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +28,6 @@ enum Whim {
 struct Refuses {
     punch: bool,
     zero_range: bool,
-    discard: bool,
 }
 
 impl Kernel {
@@ -35,6 +35,7 @@ impl Kernel {
         let whim = self.whims.get(self.calls).copied().unwrap_or(Whim::Obey);
         self.calls += 1;
         if matches!(whim, Whim::Interrupt) {
+            self.sync_failed |= matches!(command.kind, DiskOpKind::Fsync { .. });
             return -libc::EINTR;
         }
         let at = clamp(command.offset);
@@ -70,17 +71,18 @@ impl Kernel {
                 let refused = match mode {
                     PUNCH => self.refuses.punch,
                     ZERO => self.refuses.zero_range,
-                    _ => false,
+                    // No kernel takes another mode for every kind of backing.
+                    _ => true,
                 };
-                self.zero(at, len, refused, libc::EOPNOTSUPP)
+                self.zero(at, len, refused)
             }
-            DiskOpKind::Discard { len } => self.zero(at, len, self.refuses.discard, libc::EINVAL),
+            DiskOpKind::Discard { len } => self.zero(at, len, false),
         }
     }
 
-    fn zero(&mut self, at: usize, len: u64, refused: bool, errno: i32) -> i32 {
+    fn zero(&mut self, at: usize, len: u64, refused: bool) -> i32 {
         if refused {
-            return -errno;
+            return -libc::EOPNOTSUPP;
         }
         self.medium[at..at + clamp(len)].fill(0);
         0
@@ -107,7 +109,6 @@ fn run(kernel: &mut Kernel, io: Io, kind: BackingKind, calls_max: usize) -> Comp
         deallocate: Deallocate::ReadsZero,
         punch: true,
         zero_range: true,
-        discard: true,
         block_bytes: 512,
     };
     let range = ByteRange {
@@ -178,13 +179,13 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     /// Short answers, interruptions and refusals in any order: the medium and the payload end as
     /// if the kernel had done everything at once, FUA is the last thing that happens, and the
-    /// segments come back as they went in.
+    /// segments come back as they went in. An interrupted sync is an error.
     #[test]
     fn request_ends_as_if_the_kernel_had_obeyed_at_once(
         op in op(), fua in any::<bool>(), lba in 0_usize..DEVICE_BLOCKS, blocks in 1_usize..40,
         cuts in prop::collection::vec(1_usize..40, 0..3), matches in any::<bool>(),
         whims in whims(), is_file in any::<bool>(),
-        (punch, zero_range, discard) in any::<(bool, bool, bool)>(),
+        (punch, zero_range) in any::<(bool, bool)>(),
     ) {
         let blocks = blocks.min(DEVICE_BLOCKS - lba);
         let (from, len) = (lba * BLOCK, blocks * BLOCK);
@@ -205,12 +206,19 @@ proptest! {
         // A file punches to deallocate; were that refused, deallocation would not be offered.
         let kind = if is_file { BackingKind::File } else { BackingKind::BlockDevice };
         let punch = punch && !(is_file && op == Op::Deallocate);
-        let refuses = Refuses { punch, zero_range, discard };
-        let mut kernel = Kernel { medium: medium.clone(), whims, calls: 0, refuses, synced_at: 0 };
+        let refuses = Refuses { punch, zero_range };
+        let mut kernel = Kernel {
+            medium: medium.clone(), whims, calls: 0, refuses, synced_at: 0, sync_failed: false,
+        };
         let done = run(&mut kernel, io, kind, 200);
 
         let fails = op == Op::CompareAndWrite && !matches;
-        prop_assert_eq!(done.result, if fails { Err(IoError::CompareMismatch) } else { Ok(()) });
+        let result = match (fails, kernel.sync_failed) {
+            (true, _) => Err(IoError::CompareMismatch),
+            (false, true) => Err(IoError::MediaWrite),
+            (false, false) => Ok(()),
+        };
+        prop_assert_eq!(done.result, result);
         let mut expected = medium.clone();
         match op {
             Op::Write => expected[from..from + len].copy_from_slice(&new),
@@ -224,7 +232,7 @@ proptest! {
         prop_assert_eq!(payload, kept);
         prop_assert_eq!(done.data.iter().map(IoBuf::len).collect::<Vec<_>>(), lengths);
         prop_assert!(done.data.is_unique(), "no view of the payload is left behind");
-        if !fails && (op == Op::Flush || fua && op.is_modifying()) {
+        if result.is_ok() && (op == Op::Flush || fua && op.is_modifying()) {
             prop_assert_eq!(kernel.synced_at, kernel.calls);
         }
     }
@@ -239,7 +247,6 @@ fn scripted(op: Op, results: &[i32]) -> Result<(), IoError> {
         deallocate: Deallocate::ReadsZero,
         punch: true,
         zero_range: true,
-        discard: true,
         block_bytes: 512,
     };
     let data = match op {
@@ -292,8 +299,24 @@ fn backing_that_ends_early_is_a_media_error() {
 #[test]
 fn kernel_that_only_ever_interrupts_ends_in_an_error() {
     assert_eq!(
-        scripted(Op::Flush, &[-libc::EINTR; 17]),
+        scripted(Op::Write, &[-libc::EINTR; 17]),
         Err(IoError::Aborted)
+    );
+}
+
+/// The kernel reports a lost write to one sync; the next succeeds without the data.
+#[test]
+fn sync_that_failed_is_never_made_again() {
+    for errno in [libc::EINTR, libc::EAGAIN, libc::ENOMEM, libc::ECANCELED] {
+        assert_eq!(
+            scripted(Op::Flush, &[-errno, 0]),
+            Err(IoError::MediaWrite),
+            "errno {errno}"
+        );
+    }
+    assert_eq!(
+        scripted(Op::Flush, &[-libc::EIO, 0]),
+        Err(IoError::MediaWrite)
     );
 }
 

@@ -3,12 +3,15 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
+use std::thread;
 
 use bowline_block::{Deallocate, Device, DeviceEvent, Io, IoError, Op, Segments};
 use bowline_reactor::IoBackend;
+use rustix::process::{Pid, getpid};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 
-use super::bench::{Bench, alone, on_both_backends};
+use super::bench::{Bench, alone, on_both_backends, skip};
 use crate::probe::SysfsQueue;
 use crate::{Backing, OpenOptions};
 
@@ -293,14 +296,13 @@ fn read_only_backing_refuses_to_change_and_serves_reads() {
 }
 
 #[test]
-fn file_that_shrinks_gives_media_errors_one_warning_and_its_new_size() {
+fn file_that_shrinks_gives_media_errors_and_one_warning_until_it_is_restored() {
     on_both(16 * 4096, |bench, path| {
-        fs::File::options()
-            .write(true)
-            .open(path)
-            .unwrap()
-            .set_len(4 * 4096)
-            .unwrap();
+        let resize = |blocks: u64| {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_len(blocks * 4096).unwrap();
+        };
+        resize(4);
         let read_all = |bench: &mut Bench| {
             let data = bench.filled(8, 0).into();
             bench.run_op(Op::Read, 0, 8, data).result
@@ -309,13 +311,17 @@ fn file_that_shrinks_gives_media_errors_one_warning_and_its_new_size() {
         assert_eq!(read_all(bench), Err(IoError::MediaRead));
         assert_eq!(bench.device().poll_event(), Some(DeviceEvent::MediaWarning));
         assert_eq!(bench.device().poll_event(), None);
-        assert_eq!(bench.device().refresh().unwrap().blocks, 4);
-        assert_eq!(
-            bench.device().poll_event(),
-            Some(DeviceEvent::GeometryChanged)
-        );
-        assert_eq!(read_all(bench), Err(IoError::OutOfRange));
+        for _ in 0..2 {
+            assert_eq!(bench.device().refresh().unwrap().blocks, 4);
+            assert_eq!(bench.device().geometry().blocks, 16, "hosts rely on it");
+            assert_eq!(bench.device().poll_event(), None);
+        }
+        assert_eq!(read_all(bench), Err(IoError::MediaRead));
         assert_eq!(bench.read(0, 4), [0; 4]);
+        resize(16);
+        assert_eq!(bench.device().refresh().unwrap().blocks, 16);
+        assert_eq!(bench.device().poll_event(), None, "nothing has changed");
+        assert_eq!(read_all(bench), Ok(()));
     });
 }
 
@@ -408,6 +414,47 @@ fn dropped_device_gives_every_buffer_back_and_the_lock() {
         drop(bench);
         Bench::open(backend, &OpenOptions::new(&path)).unwrap();
     });
+}
+
+/// The thread of a reactor is pinned before its devices exist, and threads inherit that.
+#[test]
+fn disk_threads_run_wherever_the_process_may() {
+    let cores_of = |thread| sched_getaffinity(Some(thread)).unwrap();
+    let all = cores_of(getpid());
+    if all.count() < 2 {
+        return skip("one core only");
+    }
+    let pinned = thread::spawn(move || {
+        let mut one = CpuSet::new();
+        one.set((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).unwrap());
+        sched_setaffinity(None, &one).unwrap();
+        let (_dir, path) = file(1 << 20);
+        // No other test has so many that one gets this name.
+        let options = OpenOptions {
+            threads: 64,
+            ..OpenOptions::new(path)
+        };
+        let _bench = Bench::open(IoBackend::Epoll, &options).unwrap();
+        let deadline = bowline_reactor::monotonic_now() + bowline_nvme::Nanos::from_secs(30);
+        while disk_thread("bowline-disk63").is_none_or(|thread| cores_of(thread) != all) {
+            assert!(
+                bowline_reactor::monotonic_now() < deadline,
+                "the thread is still on its maker's core"
+            );
+            thread::yield_now();
+        }
+        assert_eq!(sched_getaffinity(None).unwrap(), one, "the reactor stays");
+    });
+    pinned.join().unwrap();
+}
+
+fn disk_thread(name: &str) -> Option<Pid> {
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    let found = threads.flatten().find(|thread| {
+        let found = fs::read_to_string(thread.path().join("comm"));
+        found.is_ok_and(|found| found.trim() == name)
+    })?;
+    Pid::from_raw(found.file_name().to_str()?.parse().ok()?)
 }
 
 #[test]

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::bench::{Bench, alone_as_root, on_both_backends};
 use super::files::file;
+use crate::backend::Backend;
 use crate::{Backing, BackingKind, Buffered, OpenError, OpenOptions};
 
 fn command(program: &str, arguments: &[&str]) -> String {
@@ -89,13 +90,18 @@ impl Drop for Partition<'_> {
     }
 }
 
-/// A file system in memory, unmounted when dropped.
+/// A file system, unmounted when dropped.
 struct Mount {
     dir: TempDir,
 }
 
 impl Mount {
+    /// A new one in memory.
     fn new(kind: &str, options: &str) -> Self {
+        Self::of("none", kind, options)
+    }
+
+    fn of(source: &str, kind: &str, options: &str) -> Self {
         let dir = TempDir::new().unwrap();
         command(
             "mount",
@@ -104,7 +110,7 @@ impl Mount {
                 kind,
                 "-o",
                 options,
-                "none",
+                source,
                 dir.path().to_str().unwrap(),
             ],
         );
@@ -250,6 +256,85 @@ fn media_errors_of_a_device_are_errors_and_not_its_end() {
     });
 }
 
+/// Every kernel before 6.12.
+#[test]
+fn ring_that_cannot_discard_leaves_it_to_a_thread() {
+    let Some(_alone) = alone_as_root() else {
+        return;
+    };
+    on_both_backends(|io| {
+        let device = Loop::new(8 << 20, &[]);
+        let mut bench = Bench::attach(io, device.open().unwrap());
+        let Backend::Ring(ring) = bench.device().backend() else {
+            return;
+        };
+        ring.refuse_discard();
+        assert!(!ring.has_helper(), "not before it is needed");
+        // The first ones find out, together; those after go to the thread only.
+        for round in 1..4 {
+            assert_eq!(bench.write(0, 512, round).result, Ok(()));
+            for token in 0..4 {
+                let lba = 64 * (token + 1);
+                assert!(bench.submit(Op::Deallocate, lba, 32, Segments::new(), token));
+            }
+            let done = bench.wait(4);
+            assert!(done.iter().all(|done| done.result == Ok(())), "{done:?}");
+            for part in 1..5 {
+                let expected = [vec![round], vec![0; 32], vec![round]].concat();
+                assert_eq!(bench.read(64 * part - 1, 34), expected);
+            }
+        }
+        assert!(matches!(bench.device().backend(), Backend::Ring(ring) if ring.has_helper()));
+        assert_eq!(
+            bench.device().geometry().deallocate,
+            Deallocate::Undefined,
+            "as it was announced"
+        );
+        let io = Io {
+            op: Op::Deallocate,
+            lba: 0,
+            blocks: 8,
+            fua: true,
+            data: Segments::new(),
+            token: 0,
+        };
+        assert_eq!(bench.run(io).result, Ok(()));
+        assert_eq!(bench.read(0, 9), [vec![0; 8], vec![3]].concat());
+        // The thread ends with the device, whatever it is doing, and its handle with it.
+        assert!(bench.submit(Op::Deallocate, 0, 512, Segments::new(), 0));
+        drop(bench);
+        device.open().unwrap();
+    });
+}
+
+#[test]
+fn device_and_file_on_it_know_what_the_medium_writes_at_once() {
+    let Some(_alone) = alone_as_root() else {
+        return;
+    };
+    let disk = Loop::new(32 << 20, &[]);
+    let sector: u32 = sysfs(&disk.device, "physical_block_size").parse().unwrap();
+    let options = OpenOptions {
+        block_bytes: Some(4096),
+        ..OpenOptions::new(&disk.device)
+    };
+    let backing = Backing::open(&options).unwrap();
+    assert_eq!(backing.info().physical_block_bytes, Some(sector));
+    assert_eq!(backing.info().may_tear(), sector < 4096);
+    drop(backing);
+    command("mkfs.ext4", &["-q", disk.device.to_str().unwrap()]);
+    let mount = Mount::of(disk.device.to_str().unwrap(), "ext4", "rw");
+    let backing = Backing::open(&OpenOptions::new(mount.file(1 << 20))).unwrap();
+    assert_eq!(backing.info().physical_block_bytes, Some(sector));
+    assert_eq!(backing.info().may_tear(), sector < 4096);
+    drop(backing);
+    drop(mount);
+    let mount = Mount::new("tmpfs", "size=2m");
+    let backing = Backing::open(&OpenOptions::new(mount.file(1 << 20))).unwrap();
+    assert_eq!(backing.info().physical_block_bytes, None, "on no device");
+    assert!(!backing.info().may_tear());
+}
+
 #[test]
 fn block_device_in_use_is_refused() {
     let Some(_alone) = alone_as_root() else {
@@ -337,6 +422,27 @@ fn device_that_grows_is_larger_after_a_refresh() {
             Some(DeviceEvent::GeometryChanged)
         );
         assert_eq!(bench.write((11 << 20) / 512, 8, 1).result, Ok(()));
+    });
+}
+
+#[test]
+fn device_that_was_emptied_is_gone_and_a_refresh_says_so() {
+    let Some(_alone) = alone_as_root() else {
+        return;
+    };
+    on_both_backends(|backend| {
+        let device = Loop::new(8 << 20, &[]);
+        let mut bench = Bench::attach(backend, device.open().unwrap());
+        let file = File::options().write(true).open(&device.file).unwrap();
+        file.set_len(0).unwrap();
+        command(
+            "losetup",
+            &["--set-capacity", device.device.to_str().unwrap()],
+        );
+        let error = bench.device().refresh().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+        assert_eq!(bench.device().poll_event(), Some(DeviceEvent::Vanished));
+        assert_eq!(bench.device().geometry().bytes(), 8 << 20);
     });
 }
 

@@ -100,9 +100,11 @@ fn block_size_is_chosen_or_asked_for_and_nothing_else_is_served() {
     for (bytes, asked, block_bytes, unused) in [
         (1 << 20, None, 4096, 0),
         (1 << 20, Some(512), 512, 0),
-        ((1 << 20) + 512, None, 512, 0),
-        ((1 << 20) + 700, None, 512, 188),
+        ((1 << 20) + 512, None, 4096, 512),
+        ((1 << 20) + 700, Some(512), 512, 188),
         ((1 << 20) + 700, Some(4096), 4096, 700),
+        (4096, None, 4096, 0),
+        (4095, None, 512, 511),
     ] {
         let (_dir, path) = file(bytes);
         let options = OpenOptions {
@@ -125,6 +127,37 @@ fn block_size_is_chosen_or_asked_for_and_nothing_else_is_served() {
         };
         let found = Backing::open(&options).unwrap_err();
         assert!(matches!(found, OpenError::BlockSize { block_bytes } if block_bytes == asked));
+    }
+}
+
+#[test]
+fn block_size_stays_the_same_however_far_a_file_grows() {
+    let _alone = alone();
+    let (_dir, path) = file(1 << 20);
+    for more in [0, 512, 700, 4095, 4096] {
+        let grown = File::options().write(true).open(&path).unwrap();
+        grown.set_len((1 << 20) + more).unwrap();
+        let backing = open(&path).unwrap();
+        assert_eq!(backing.geometry().block_bytes, 4096, "{more} bytes more");
+        assert_eq!(backing.info().unused_bytes, more % 4096);
+    }
+}
+
+#[test]
+fn block_may_tear_only_on_a_medium_known_to_write_less_at_once() {
+    let _alone = alone();
+    let (_dir, path) = file(1 << 20);
+    let mut info = open(&path).unwrap().info().clone();
+    for (block_bytes, physical_block_bytes, may_tear) in [
+        (4096, None, false),
+        (4096, Some(512), true),
+        (4096, Some(4096), false),
+        (512, Some(512), false),
+        (512, Some(4096), false),
+    ] {
+        info.block_bytes = block_bytes;
+        info.physical_block_bytes = physical_block_bytes;
+        assert_eq!(info.may_tear(), may_tear, "{info:?}");
     }
 }
 

@@ -287,69 +287,37 @@ fn commands_that_make_no_sense_come_back_unchanged() {
         buf.truncate(len);
         Segments::from(buf)
     };
-    let command = |op, blocks, data| HostCommand {
-        op,
-        nsid: NSID,
-        lba: 0,
-        blocks,
-        data,
-        token: 5,
-    };
+    let none = Segments::new;
     let shared = buffer(&host, 4096);
     let copy = shared.clone();
     let raw = HostOp::Raw {
         sqe: Sqe::new(0x18),
         direction: Direction::None,
     };
+    let shape = RejectReason::Shape;
+    let length = RejectReason::Queue(SubmitError::Length);
+    let not_ready = RejectReason::Queue(SubmitError::NotReady);
     let cases = [
-        (
-            1,
-            command(HostOp::Read, 8, Segments::new()),
-            RejectReason::Shape,
-        ),
-        (
-            1,
-            command(HostOp::Read, 0, buffer(&host, 512)),
-            RejectReason::Shape,
-        ),
-        (
-            1,
-            command(HostOp::Read, 65_537, buffer(&host, 512)),
-            RejectReason::Shape,
-        ),
-        (
-            1,
-            command(HostOp::Flush, 0, buffer(&host, 512)),
-            RejectReason::Shape,
-        ),
-        (
-            1,
-            command(HostOp::Deallocate, 1, buffer(&host, 512)),
-            RejectReason::Shape,
-        ),
-        (
-            0,
-            command(HostOp::Flush, 0, Segments::new()),
-            RejectReason::Shape,
-        ),
-        (
-            1,
-            command(HostOp::Read, 8, shared),
-            RejectReason::SharedBuffer,
-        ),
-        (
-            1,
-            command(HostOp::Read, 1, buffer(&host, 511)),
-            RejectReason::Queue(SubmitError::Length),
-        ),
-        (
-            9,
-            command(raw, 0, Segments::new()),
-            RejectReason::Queue(SubmitError::NotReady),
-        ),
+        (1, HostOp::Read, 8, none(), shape),
+        (1, HostOp::Read, 0, buffer(&host, 512), shape),
+        (1, HostOp::Read, 65_537, buffer(&host, 512), shape),
+        (1, HostOp::Flush, 0, buffer(&host, 512), shape),
+        (1, HostOp::Deallocate, 1, buffer(&host, 512), shape),
+        (0, HostOp::Flush, 0, none(), shape),
+        (1, HostOp::Read, 8, shared, RejectReason::SharedBuffer),
+        (1, HostOp::Read, 1, buffer(&host, 511), length),
+        (9, raw, 0, none(), not_ready),
     ];
-    for (queue, command, reason) in cases {
-        let bytes = command.data.len_bytes();
+    for (queue, op, blocks, data, reason) in cases {
+        let bytes = data.len_bytes();
+        let command = HostCommand {
+            op,
+            nsid: NSID,
+            lba: 0,
+            blocks,
+            data,
+            token: 5,
+        };
         let rejected = host.submit_on(path, queue, command).expect_err("refused");
         assert_eq!(rejected.reason, reason);
         assert_eq!(

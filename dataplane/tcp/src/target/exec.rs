@@ -19,6 +19,10 @@ use crate::status::io_status;
 /// Device completions taken per call of a device's `poll`.
 const COMPLETIONS_PER_POLL: usize = 256;
 
+/// Lower bits of a namespace handle: the device's place.
+const PLACE_BITS: u32 = 20;
+const PLACE_MAX: u32 = (1 << PLACE_BITS) - 1;
+
 /// A command that has run: whose it was, how it ended, and its buffer.
 pub(super) struct Finished {
     pub(super) conn: ConnId,
@@ -56,6 +60,59 @@ enum Outcome {
     Ended(Option<Finished>),
 }
 
+/// How a command begins.
+struct First {
+    /// The first device operation, still without a token; none where `step` says what comes first.
+    io: Option<Io>,
+    step: Step,
+}
+
+impl First {
+    /// `None` when the host's data, which the command is about, is missing.
+    fn of(
+        op: IoOp,
+        block_bytes: u32,
+        payload: Option<IoBuf>,
+        scratch: Option<IoBuf>,
+    ) -> Option<Self> {
+        let mut step = Step::Last;
+        let (op, lba, blocks, fua, data) = match op {
+            IoOp::Read { lba, blocks } => (Op::Read, lba, blocks, false, scratch),
+            IoOp::Write { lba, blocks, fua } => {
+                let bytes = blocks as usize * block_bytes as usize;
+                let data = payload.map(|buf| buf.slice(0..bytes.min(buf.len())));
+                (Op::Write, lba, blocks, fua, data)
+            }
+            IoOp::Compare { lba, blocks } => {
+                let expected = payload?;
+                step = Step::Compare { expected };
+                (Op::Read, lba, blocks, false, scratch)
+            }
+            IoOp::Flush => (Op::Flush, 0, 0, false, None),
+            IoOp::WriteZeroes {
+                lba,
+                blocks,
+                deallocate,
+                fua,
+            } => (Op::WriteZeroes { deallocate }, lba, blocks, fua, None),
+            IoOp::Deallocate { ranges: count } => {
+                let (list, next) = (payload?, 0);
+                let step = Step::Deallocate { list, next, count };
+                return Some(Self { io: None, step });
+            }
+        };
+        let io = Io {
+            op,
+            lba,
+            blocks,
+            fua,
+            data: data.map_or_else(Segments::new, Segments::from),
+            token: 0,
+        };
+        Some(Self { io: Some(io), step })
+    }
+}
+
 struct Running {
     conn: ConnId,
     slot: SlotId,
@@ -66,22 +123,30 @@ struct Running {
 /// All devices of a reactor and the commands running on them.
 pub(super) struct Executor<D> {
     units: Vec<Option<Unit<D>>>,
+    /// How often each place was used: the upper bits of the handle, so that a command which waited
+    /// while its namespace went away never runs on the device that came after.
+    uses: Vec<u32>,
     running: Vec<Option<Running>>,
     free: Vec<usize>,
     completions: Completions,
+    /// Devices that the last flush failed on.
+    unflushed: Vec<(NamespaceHandle, IoError)>,
 }
 
 impl<D: Device> Executor<D> {
     pub(super) fn new() -> Self {
         Self {
             units: Vec::new(),
+            uses: Vec::new(),
             running: Vec::new(),
             free: Vec::new(),
             completions: Completions::with_capacity(COMPLETIONS_PER_POLL),
+            unflushed: Vec::new(),
         }
     }
 
-    pub(super) fn add(&mut self, device: D) -> NamespaceHandle {
+    /// `None` when there is no place left for a further device.
+    pub(super) fn add(&mut self, device: D) -> Option<NamespaceHandle> {
         let unit = Unit {
             block_bytes: device.geometry().block_bytes,
             device,
@@ -89,21 +154,38 @@ impl<D: Device> Executor<D> {
             commands: 0,
             retiring: false,
         };
-        let index = match self.units.iter().position(Option::is_none) {
-            Some(index) => index,
-            None => {
-                self.units.push(None);
-                self.units.len() - 1
-            }
-        };
+        let free = self.units.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.units.len());
+        if index > PLACE_MAX as usize {
+            return None;
+        }
+        if free.is_none() {
+            self.units.push(None);
+            self.uses.push(0);
+        }
         self.units[index] = Some(unit);
-        NamespaceHandle(u32::try_from(index).expect("namespaces are bounded far below 2^32"))
+        self.uses[index] = self.uses[index].wrapping_add(1);
+        Some(self.handle(index))
+    }
+
+    fn handle(&self, index: usize) -> NamespaceHandle {
+        // Places are at most PLACE_MAX.
+        let place = u32::try_from(index).unwrap_or(PLACE_MAX);
+        NamespaceHandle(self.uses[index] << PLACE_BITS | place)
+    }
+
+    /// Where the device is, if the handle is still that of the device there.
+    fn place(&self, handle: NamespaceHandle) -> Option<usize> {
+        let index = (handle.0 & PLACE_MAX) as usize;
+        (index < self.units.len() && self.handle(index) == handle).then_some(index)
     }
 
     /// Gives the device up as soon as its last operation has ended.
     pub(super) fn retire(&mut self, handle: NamespaceHandle) {
-        let index = handle.0 as usize;
-        if let Some(Some(unit)) = self.units.get_mut(index) {
+        let Some(index) = self.place(handle) else {
+            return;
+        };
+        if let Some(unit) = &mut self.units[index] {
             unit.retiring = true;
             if unit.commands == 0 {
                 self.units[index] = None;
@@ -112,18 +194,13 @@ impl<D: Device> Executor<D> {
     }
 
     pub(super) fn device_mut(&mut self, handle: NamespaceHandle) -> Option<&mut D> {
-        let unit = self.units.get_mut(handle.0 as usize)?.as_mut()?;
+        let index = self.place(handle)?;
+        let unit = self.units[index].as_mut()?;
         (!unit.retiring).then_some(&mut unit.device)
     }
 
     pub(super) fn geometry(&self, handle: NamespaceHandle) -> Option<Geometry> {
-        Some(
-            self.units
-                .get(handle.0 as usize)?
-                .as_ref()?
-                .device
-                .geometry(),
-        )
+        Some(self.units[self.place(handle)?].as_ref()?.device.geometry())
     }
 
     /// Operations that a device has not ended yet.
@@ -133,9 +210,10 @@ impl<D: Device> Executor<D> {
 
     /// Bytes of buffer a command needs before it can start, beyond what its host sent.
     pub(super) fn read_bytes(&self, command: &IoCommand) -> usize {
-        let Some(Some(unit)) = self.units.get(command.namespace.0 as usize) else {
-            return 0;
-        };
+        let unit = self
+            .place(command.namespace)
+            .and_then(|index| self.units[index].as_ref());
+        let Some(unit) = unit else { return 0 };
         match command.op {
             IoOp::Read { blocks, .. } | IoOp::Compare { blocks, .. } => {
                 blocks as usize * unit.block_bytes as usize
@@ -153,111 +231,47 @@ impl<D: Device> Executor<D> {
         payload: Option<IoBuf>,
         scratch: Option<IoBuf>,
     ) -> Option<Finished> {
-        let index = command.namespace.0 as usize;
-        let Some(Some(unit)) = self.units.get_mut(index) else {
-            let status = Status::INTERNAL;
-            return Some(Finished {
+        let failed = |status, buffer| {
+            Some(Finished {
                 conn,
                 slot,
                 status,
-                buffer: payload,
-            });
+                buffer,
+            })
         };
-        let block_bytes = unit.block_bytes as usize;
-        let (op, lba, blocks, fua, data, step) = match command.op {
-            IoOp::Read { lba, blocks } => (Op::Read, lba, blocks, false, scratch, Step::Last),
-            IoOp::Write { lba, blocks, fua } => {
-                let bytes = blocks as usize * block_bytes;
-                let data = payload.map(|buf| buf.slice(0..bytes.min(buf.len())));
-                (Op::Write, lba, blocks, fua, data, Step::Last)
-            }
-            IoOp::Compare { lba, blocks } => match payload {
-                Some(expected) => (
-                    Op::Read,
-                    lba,
-                    blocks,
-                    false,
-                    scratch,
-                    Step::Compare { expected },
-                ),
-                None => {
-                    let status = Status::INTERNAL;
-                    return Some(Finished {
-                        conn,
-                        slot,
-                        status,
-                        buffer: None,
-                    });
-                }
-            },
-            IoOp::Flush => (Op::Flush, 0, 0, false, None, Step::Last),
-            IoOp::WriteZeroes {
-                lba,
-                blocks,
-                deallocate,
-                fua,
-            } => (
-                Op::WriteZeroes { deallocate },
-                lba,
-                blocks,
-                fua,
-                None,
-                Step::Last,
-            ),
-            IoOp::Deallocate { ranges } => {
-                let Some(list) = payload else {
-                    let status = Status::INTERNAL;
-                    return Some(Finished {
-                        conn,
-                        slot,
-                        status,
-                        buffer: None,
-                    });
-                };
-                let step = Step::Deallocate {
-                    list,
-                    next: 0,
-                    count: ranges,
-                };
-                unit.commands += 1;
-                let finished = self.next_range(
-                    Running {
-                        conn,
-                        slot,
-                        unit: index,
-                        step,
-                    },
-                    Ok(()),
-                );
-                if finished.is_some() {
-                    self.end_command(index);
-                }
-                return finished;
-            }
+        // A namespace that went away while the command waited for its buffer.
+        let gone = Status::INVALID_NAMESPACE.dnr();
+        let Some(index) = self.place(command.namespace) else {
+            return failed(gone, payload);
+        };
+        let Some(unit) = self.units[index].as_mut().filter(|unit| !unit.retiring) else {
+            return failed(gone, payload);
+        };
+        let Some(First { io, step }) = First::of(command.op, unit.block_bytes, payload, scratch)
+        else {
+            return failed(Status::INTERNAL, None);
         };
         unit.commands += 1;
-        let data = data.map_or_else(Segments::new, Segments::from);
-        let token = self.park(Running {
+        let running = Running {
             conn,
             slot,
             unit: index,
             step,
-        });
-        self.submit(
-            index,
-            Io {
-                op,
-                lba,
-                blocks,
-                fua,
-                data,
-                token,
-            },
-        );
+        };
+        let Some(mut io) = io else {
+            let finished = self.next_range(running, Ok(()));
+            if finished.is_some() {
+                self.end_command(index);
+            }
+            return finished;
+        };
+        io.token = self.park(running);
+        self.submit(index, io);
         None
     }
 
-    /// Starts a flush of every device; `in_flight` falls to 0 when the last has ended.
+    /// Starts a flush of every device; `in_flight` falls to 0 when the last has ended, and
+    /// [`poll_unflushed`](Self::poll_unflushed) knows those that failed.
     pub(super) fn flush_all(&mut self) {
         for index in 0..self.units.len() {
             let Some(unit) = self.units[index].as_mut() else {
@@ -321,13 +335,20 @@ impl<D: Device> Executor<D> {
 
     /// The next event of any device.
     pub(super) fn poll_event(&mut self) -> Option<(NamespaceHandle, DeviceEvent)> {
-        for (index, unit) in self.units.iter_mut().enumerate() {
-            let Some(unit) = unit else { continue };
+        for index in 0..self.units.len() {
+            let Some(unit) = &mut self.units[index] else {
+                continue;
+            };
             if let Some(event) = unit.device.poll_event() {
-                return Some((NamespaceHandle(u32::try_from(index).ok()?), event));
+                return Some((self.handle(index), event));
             }
         }
         None
+    }
+
+    /// A device that [`flush_all`](Self::flush_all) could not flush, and why.
+    pub(super) fn poll_unflushed(&mut self) -> Option<(NamespaceHandle, IoError)> {
+        self.unflushed.pop()
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Nanos> {
@@ -395,7 +416,8 @@ impl<D: Device> Executor<D> {
             }
             Step::FinalFlush => {
                 if let Err(error) = result {
-                    tracing::error!(%error, "device not flushed at stop");
+                    let handle = self.handle(running.unit);
+                    self.unflushed.push((handle, error));
                 }
                 return Outcome::Ended(None);
             }
@@ -490,5 +512,40 @@ impl<D: Device> Executor<D> {
             }
         };
         position as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bowline_block::MemDevice;
+
+    use super::*;
+
+    /// A read that waited for a buffer while its namespace was replaced ran on the new device.
+    /// Handles name a device, not the place where one was.
+    #[test]
+    fn command_for_a_removed_namespace_never_runs_on_the_next_device_there() {
+        let mut executor = Executor::new();
+        let device = || MemDevice::new(1 << 20, 512).expect("memory");
+        let old = executor.add(device()).expect("a place");
+        executor.retire(old);
+        let new = executor.add(device()).expect("a place");
+        assert_ne!(old, new);
+        let op = IoOp::Read { lba: 0, blocks: 8 };
+        let command = |namespace| IoCommand {
+            namespace,
+            op,
+            bytes: 4096,
+        };
+        assert_eq!(executor.read_bytes(&command(old)), 0);
+        assert_eq!(executor.read_bytes(&command(new)), 4096);
+        let conn = ConnId {
+            index: 0,
+            generation: 0,
+        };
+        let finished = executor.start(conn, SlotId(0), &command(old), None, None);
+        let status = finished.expect("nothing to run on").status;
+        assert!(status.same_code(Status::INVALID_NAMESPACE));
+        assert_eq!(executor.in_flight(), 0);
     }
 }

@@ -64,6 +64,11 @@ impl Links {
         }
     }
 
+    /// The links that wait for a slot or a buffer.
+    pub(super) fn stalled(&self) -> impl Iterator<Item = ConnId> + '_ {
+        self.stalled.iter().copied()
+    }
+
     pub(super) fn stalled_count(&self) -> usize {
         self.stalled.len()
     }

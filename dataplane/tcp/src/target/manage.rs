@@ -1,6 +1,8 @@
 //! What the owner of a [`TargetService`] changes while it runs, and how it stops.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fmt, io};
 
 use bowline_block::{Deallocate, Device, DeviceEvent, Geometry};
@@ -132,7 +134,7 @@ impl<D: Device> TargetService<D> {
         device: D,
     ) -> Result<NamespaceId, ConfigError> {
         let geometry = ns_geometry(&device.geometry());
-        let handle = self.executor.add(device);
+        let handle = self.executor.add(device).ok_or(ConfigError::NamespaceId)?;
         let NamespaceSpec { nsid, uuid, nguid } = spec;
         let config = NamespaceConfig {
             nsid,
@@ -202,24 +204,31 @@ impl<D: Device> TargetService<D> {
         let Some(handle) = self.names.handle(nqn, nsid) else {
             return Err(missing);
         };
-        let Some(before) = self.executor.geometry(handle) else {
+        let Some(blocks) = self.namespace_blocks(nqn, nsid) else {
             return Err(missing);
         };
         let Some(device) = self.executor.device_mut(handle) else {
             return Err(missing);
         };
         let after = device.refresh().map_err(RefreshError::Device)?;
-        if after.blocks < before.blocks {
-            let (blocks, backing_blocks) = (before.blocks, after.blocks);
+        if after.blocks < blocks {
             return Err(RefreshError::Shrunk {
                 blocks,
-                backing_blocks,
+                backing_blocks: after.blocks,
             });
         }
         self.target
             .update_namespace(now, nqn, nsid.0, ns_geometry(&after))
             .map_err(RefreshError::Config)?;
         Ok(after)
+    }
+
+    /// The size that hosts know of.
+    fn namespace_blocks(&self, nqn: &str, nsid: NamespaceId) -> Option<u64> {
+        let subsystems = self.target.subsystems();
+        let subsystem = subsystems.iter().find(|it| it.nqn == nqn)?;
+        let namespace = subsystem.namespaces.iter().find(|it| it.nsid == nsid.0)?;
+        Some(namespace.geometry.blocks)
     }
 
     /// The number of connections served or on their way out.
@@ -235,12 +244,41 @@ impl<D: Device> TargetService<D> {
             for (listener, _) in self.listeners.drain(..) {
                 cx.unlisten(listener);
             }
+            // Their new reactor may have ended already; their hosts come back elsewhere.
+            self.departures.clear();
             self.target.stop(now);
             self.stop = Stop::Draining;
         }
     }
 
+    /// Counts failed flushes in `count`, which can be read when the reactor's thread has ended.
+    #[must_use]
+    pub fn with_flush_failures(mut self, count: Arc<AtomicUsize>) -> Self {
+        self.flush_failures = count;
+        self
+    }
+
+    /// The number of devices that could not be flushed at the stop: writes that their hosts know
+    /// as completed may be lost.
+    #[must_use]
+    pub fn flush_failures(&self) -> usize {
+        self.flush_failures.load(Ordering::Acquire)
+    }
+
+    fn tell_unflushed(&mut self) {
+        while let Some((handle, error)) = self.executor.poll_unflushed() {
+            self.flush_failures.fetch_add(1, Ordering::AcqRel);
+            match self.names.0.get(&handle.0) {
+                Some((nqn, nsid)) => {
+                    tracing::error!(%nqn, %nsid, %error, "device not flushed at stop");
+                }
+                None => tracing::error!(%error, "device not flushed at stop"),
+            }
+        }
+    }
+
     pub(super) fn advance_stop(&mut self) {
+        self.tell_unflushed();
         if self.stop == Stop::Draining
             && self.links.len() == 0
             && self.departures.is_empty()

@@ -16,6 +16,8 @@ mod tx;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use bowline_block::{Device, IoBuf};
 use bowline_nvme::{Nanos, Status};
@@ -89,6 +91,7 @@ pub struct TargetService<D: Device> {
     listeners: Vec<(ListenerId, u16)>,
     names: manage::Names,
     stop: Stop,
+    flush_failures: Arc<AtomicUsize>,
 }
 
 impl<D: Device> TargetService<D> {
@@ -114,6 +117,7 @@ impl<D: Device> TargetService<D> {
             listeners: Vec::new(),
             names: manage::Names::default(),
             stop: Stop::default(),
+            flush_failures: Arc::default(),
         }
     }
 
@@ -178,10 +182,17 @@ impl<D: Device> TargetService<D> {
     fn link_gone(&mut self, now: Nanos, mut link: Link) {
         let conn = link.conn;
         self.target.closed(now, conn);
-        for waiting in link.deferred_mut().drain(..) {
-            if let Need::Execute(_) = waiting.need {
+        // Its buffers come back to the pool: somebody may have waited for them.
+        self.unfinished |= !self.waiting.is_empty() || self.links.stalled_count() > 0;
+        self.end_deferred(now, conn, std::mem::take(link.deferred_mut()));
+    }
+
+    /// Ends commands that were handed out but never started, so that nobody waits for them.
+    fn end_deferred(&mut self, now: Nanos, conn: ConnId, deferred: VecDeque<Waiting>) {
+        for Waiting { slot, need, .. } in deferred {
+            if let Need::Execute(_) = need {
                 self.target
-                    .complete(now, conn, waiting.slot, Status::ABORTED_SQ_DELETION);
+                    .complete(now, conn, slot, Status::ABORTED_SQ_DELETION);
             }
         }
     }
@@ -212,11 +223,14 @@ impl<D: Device> TargetService<D> {
         let Some(link) = self.links.get_mut(conn) else {
             return;
         };
-        link.flush(cx, now);
-        if !link.is_flushed(cx) {
-            let limit = self.target.config().deadlines.transfer;
-            self.send_check_at.get_or_insert(now.after(limit));
-            return;
+        // A connection that ends in anger does not wait for a peer that may never read.
+        if link.closing != Some(Closing::Abort) {
+            link.flush(cx, now);
+            if !link.is_flushed(cx) {
+                let limit = self.target.config().deadlines.transfer;
+                self.send_check_at.get_or_insert(now.after(limit));
+                return;
+            }
         }
         if let Some(closing) = link.closing {
             let socket = link.socket;
@@ -381,11 +395,13 @@ impl<D: Device + 'static> Service for TargetService<D> {
     }
 
     fn turn(&mut self, cx: &mut Reactor, now: Nanos) {
-        if self
-            .target
-            .poll_timeout()
-            .is_some_and(|at| self.grace.is_due(at, now))
+        if let Some(at) = self.target.poll_timeout()
+            && self.grace.is_due(at, now)
         {
+            // Who waits for our buffers is not late.
+            for conn in self.links.stalled() {
+                self.target.stalled(now, conn);
+            }
             self.target.handle_timeout(now);
         }
         if self.send_check_at.is_some_and(|at| at <= now) {

@@ -2,7 +2,7 @@
 
 use bowline_block::{Device, IoBuf};
 use bowline_nvme::{Nanos, Status};
-use bowline_nvmf::target::{ConnId, IoCommand, IoOp, Output, SlotId, TxPdu};
+use bowline_nvmf::target::{ConnId, IoCommand, IoOp, Output, Rx, SlotId, TxPdu};
 use bowline_reactor::Reactor;
 
 use super::TargetService;
@@ -42,7 +42,9 @@ impl<D: Device> TargetService<D> {
         loop {
             if let Some(link) = self.links.get(conn) {
                 // Back-pressure: a host that does not read gets no more work done.
-                if !link.has_room() || link.closing.is_some() || link.leaving_to.is_some() {
+                // But one that is ending has only that left to say.
+                let has_room = link.has_room() || self.target.rx(conn) == Rx::Closed;
+                if !has_room || link.closing.is_some() || link.leaving_to.is_some() {
                     return;
                 }
             }
@@ -118,6 +120,9 @@ impl<D: Device> TargetService<D> {
                     } else {
                         Closing::Abort
                     });
+                    // They keep the association from ending, and their host from coming back.
+                    let deferred = std::mem::take(link.deferred_mut());
+                    self.end_deferred(now, conn, deferred);
                 }
             }
         }
@@ -224,23 +229,25 @@ impl<D: Device> TargetService<D> {
             return true;
         };
         match need {
+            // A command that was given up meanwhile wants no buffer any more: it goes back at once.
             Need::Transfer { len } => {
                 let Some(buffer) = cx.pool().alloc(len as usize) else {
                     return false;
                 };
-                link.charge(slot, len as usize);
-                link.bind(slot, buffer);
-                self.target.handle_buffer(now, conn, slot);
+                if self.target.handle_buffer(now, conn, slot) {
+                    link.charge(slot, len as usize);
+                    link.bind(slot, buffer);
+                }
             }
             Need::Fill { len } => {
                 let Some(mut buffer) = cx.pool().alloc(len as usize) else {
                     return false;
                 };
-                if let Some(bytes) = buffer.as_mut() {
-                    self.target.fill(now, conn, slot, bytes);
+                let bytes = buffer.as_mut().unwrap_or_default();
+                if self.target.fill(now, conn, slot, bytes) {
+                    link.charge(slot, len as usize);
+                    link.bind(slot, buffer);
                 }
-                link.charge(slot, len as usize);
-                link.bind(slot, buffer);
             }
             Need::Execute(command) => {
                 let bytes = self.executor.read_bytes(&command);

@@ -92,8 +92,9 @@ impl<D: Device> Device for Shaped<D> {
     }
 
     fn refresh(&mut self) -> io::Result<Geometry> {
-        self.inner.refresh()?;
-        Ok(self.geometry())
+        let mut geometry = self.inner.refresh()?;
+        (self.shape)(&mut geometry);
+        Ok(geometry)
     }
 }
 
@@ -144,8 +145,12 @@ impl Device for Growing {
     }
 
     fn refresh(&mut self) -> io::Result<Geometry> {
-        self.blocks = self.backing_blocks.load(Ordering::SeqCst);
-        Ok(self.geometry())
+        let blocks = self.backing_blocks.load(Ordering::SeqCst);
+        self.blocks = self.blocks.max(blocks);
+        Ok(Geometry {
+            blocks,
+            ..self.inner.geometry()
+        })
     }
 }
 

@@ -1,7 +1,8 @@
 //! A target on a reactor thread, and questions to it.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 
 use bowline_block::PoolStats;
 use bowline_nvme::{NamespaceId, Nanos};
@@ -30,6 +31,7 @@ pub(crate) struct Rig {
     handle: Option<Handle<TargetMessage<TestDevice>>>,
     mailbox: Mailbox<TargetMessage<TestDevice>>,
     pub(crate) address: SocketAddr,
+    flush_failures: Arc<AtomicUsize>,
 }
 
 impl Rig {
@@ -53,8 +55,10 @@ impl Rig {
     fn listening(address: SocketAddr, reactor: Config, config: TargetConfig) -> Self {
         let listener = TcpListener::bind(address).expect("a port");
         let address = listener.local_addr().expect("bound");
+        let flush_failures = Arc::default();
+        let counted = Arc::clone(&flush_failures);
         let handle = spawn(reactor, move |cx, _| {
-            let mut target = TargetService::new(config);
+            let mut target = TargetService::new(config).with_flush_failures(counted);
             target.listen(cx, listener, 1)?;
             Ok(target)
         })
@@ -64,6 +68,7 @@ impl Rig {
             handle: Some(handle),
             mailbox,
             address,
+            flush_failures,
         }
     }
 
@@ -223,10 +228,12 @@ impl Rig {
         self.call(|target, cx, now| target.begin_stop(cx, now));
     }
 
-    /// Waits for the end of a reactor that is stopping.
-    pub(crate) fn join(mut self) {
+    /// Waits for the end of a reactor that is stopping, and gives the number of devices that it
+    /// could not flush.
+    pub(crate) fn join(mut self) -> usize {
         let handle = self.handle.take().expect("joined once");
         handle.join().expect("the reactor ends well");
+        self.flush_failures.load(Ordering::SeqCst)
     }
 }
 

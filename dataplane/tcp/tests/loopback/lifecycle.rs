@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 
+use bowline_block::{ErrorRates, FaultDevice, FaultPlan};
 use bowline_nvme::pdu::{Digests, H2CData};
 use bowline_nvme::{ControllerId, NamespaceId, Sgl, Status};
 use bowline_nvmf::host::{Reconnect, command};
@@ -12,7 +13,7 @@ use bowline_tcp::host::{HostOp, PathEvent};
 use crate::common::device::{Gate, Gated, TestDevice, memory};
 use crate::common::initiator::{Bystander, Disk, Options};
 use crate::common::raw::Raw;
-use crate::common::rig::{BLOCK, DISK_BYTES, Rig};
+use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
 use crate::common::{on_both_backends, pattern, until};
 
 on_both_backends!(
@@ -21,6 +22,7 @@ on_both_backends!(
     old_commands_of_a_dead_host_hold_its_next_connect,
     graceful_stop_under_load_fails_no_command_for_good,
     graceful_stop_flushes_the_device,
+    devices_not_flushed_at_the_stop_are_counted,
     host_reconnects_to_a_restarted_target,
     orderly_disconnect_ends_every_connection,
 );
@@ -156,8 +158,29 @@ fn graceful_stop_flushes_the_device(io: IoBackend) {
     let mut disk = Disk::connect(rig.address, io);
     disk.write(NSID, 0, &[1; 512]);
     rig.begin_stop();
-    rig.join();
+    assert_eq!(rig.join(), 0, "devices not flushed");
     assert_eq!(gate.flushes(), 1);
+}
+
+fn devices_not_flushed_at_the_stop_are_counted(io: IoBackend) {
+    let rig = Rig::new(io);
+    for _ in 0..2 {
+        rig.add_namespace(NQN, || {
+            let errors = ErrorRates {
+                flush_per_million: 1_000_000,
+                ..ErrorRates::default()
+            };
+            let plan = FaultPlan {
+                errors,
+                ..FaultPlan::default()
+            };
+            let device = FaultDevice::new(memory(DISK_BYTES, BLOCK), plan);
+            TestDevice::new(device.expect("memory for its buffers"))
+        });
+    }
+    assert_eq!(rig.call(|target, _, _| target.flush_failures()), 0);
+    rig.begin_stop();
+    assert_eq!(rig.join(), 2);
 }
 
 fn host_reconnects_to_a_restarted_target(io: IoBackend) {

@@ -19,7 +19,7 @@ on_both_backends!(
     added_namespace_is_announced_and_usable,
     removed_namespace_is_announced_and_gone,
     grown_namespace_is_announced_and_usable_to_its_end,
-    namespace_never_shrinks,
+    refused_shrink_changes_nothing_and_a_restored_backing_heals,
 );
 
 fn namespaces_of_one_subsystem_are_apart(io: IoBackend) {
@@ -99,7 +99,7 @@ fn grown_namespace_is_announced_and_usable_to_its_end(io: IoBackend) {
     assert!(disk.read(nsid, 4992, 4096) == data);
 }
 
-fn namespace_never_shrinks(io: IoBackend) {
+fn refused_shrink_changes_nothing_and_a_restored_backing_heals(io: IoBackend) {
     let (tell, told) = mpsc::channel();
     let rig = Rig::with_device(io, move || {
         let device = Growing::new(memory(DISK_BYTES, BLOCK), 1000);
@@ -108,21 +108,35 @@ fn namespace_never_shrinks(io: IoBackend) {
         TestDevice::new(device)
     });
     let nsid = NamespaceId(1);
-    told.recv().expect("made").store(999, Ordering::SeqCst);
-    let refused =
-        rig.call(move |target, _, now| target.refresh_namespace(now, NQN, nsid).map(|_| ()));
-    let shrunk = matches!(
-        refused,
-        Err(RefreshError::Shrunk {
-            blocks: 1000,
-            backing_blocks: 999
-        })
-    );
-    assert!(shrunk, "{refused:?}");
-    let disk = Disk::connect(rig.address, io);
+    let backing_blocks = told.recv().expect("made");
+    let refresh =
+        || rig.call(move |target, _, now| target.refresh_namespace(now, NQN, nsid).map(|_| ()));
+    let mut disk = Disk::connect(rig.address, io);
+    backing_blocks.store(500, Ordering::SeqCst);
+    for _ in 0..2 {
+        let refused = refresh();
+        let shrunk = matches!(
+            refused,
+            Err(RefreshError::Shrunk {
+                blocks: 1000,
+                backing_blocks: 500
+            })
+        );
+        assert!(shrunk, "{refused:?}");
+    }
+    let data = pattern(4, 4096);
+    disk.write(nsid, 992, &data);
+    assert!(disk.read(nsid, 992, 4096) == data);
+    let other = Disk::connect(rig.address, io);
     assert_eq!(
-        disk.namespace(nsid).blocks,
+        other.namespace(nsid).blocks,
         1000,
         "hosts still see what they rely on"
     );
+    backing_blocks.store(1000, Ordering::SeqCst);
+    refresh().expect("the size is right again");
+    backing_blocks.store(2000, Ordering::SeqCst);
+    refresh().expect("it grows");
+    disk.await_event(PathEvent::NamespacesChanged);
+    assert_eq!(disk.namespace(nsid).blocks, 2000);
 }

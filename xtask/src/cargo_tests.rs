@@ -15,6 +15,14 @@ pub(crate) fn workspace_tests(workspace: &Workspace, tally: &mut Tally) {
     count("cargo test", &mut command, tally);
 }
 
+/// The tests that assert figures, once more with the optimiser: what is claimed of the product is
+/// claimed of its release build.
+pub(crate) fn release_figures(workspace: &Workspace, tally: &mut Tally) {
+    let mut command = workspace.cargo(&["test", "--release", "--no-fail-fast", "--locked"]);
+    command.args(["--package", "bowline-tcp", "--test", "steady_state", "--test", "syscalls"]);
+    count("cargo test --release", &mut command, tally);
+}
+
 pub(crate) fn address_sanitizer(workspace: &Workspace, tally: &mut Tally) {
     if cfg!(all(
         target_arch = "x86_64",

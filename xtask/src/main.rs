@@ -31,7 +31,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything: lint, all tests, the sanitizer, then a real Linux host.
+    /// Everything: lint, all tests, figures, the sanitizer, then a real Linux host.
     Test,
     /// Formatting, clippy, dependency rule, cargo-deny and tidy rules.
     Lint,
@@ -79,11 +79,15 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
         Command::Test => {
             lint::run(workspace, tally);
             cargo_tests::workspace_tests(workspace, tally);
+            cargo_tests::release_figures(workspace, tally);
             cargo_tests::address_sanitizer(workspace, tally);
             e2e::kernel(workspace, tally, None, false);
         }
         Command::Lint => lint::run(workspace, tally),
-        Command::Unit => cargo_tests::workspace_tests(workspace, tally),
+        Command::Unit => {
+            cargo_tests::workspace_tests(workspace, tally);
+            cargo_tests::release_figures(workspace, tally);
+        }
         Command::Asan => cargo_tests::address_sanitizer(workspace, tally),
         Command::E2e {
             peer: Peer::Kernel { kernel, keep },

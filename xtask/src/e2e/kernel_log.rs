@@ -58,8 +58,8 @@ const EXPECTED_LOSS: &[&str] = &[
 const EXPECTED_REFUSAL: &[&str] = &[
     "Connect for subsystem",
     "Connect command failed",
-    // Status 1/84, Connect Invalid Host, with DNR. [FABRICS-1.1 §3.3]
-    "failed to connect queue: 0 ret=16772",
+    // Status 1/84, Connect Invalid Host, without DNR. [FABRICS-1.1 §3.3]
+    "failed to connect queue: 0 ret=388",
 ];
 
 /// What was done to the controller since the last look.

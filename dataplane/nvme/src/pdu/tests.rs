@@ -261,6 +261,7 @@ fn data_offset_inside_the_header_digest_is_refused() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn pdu_length_has_a_lower_bound() {
     let cases = [
         (

@@ -19,7 +19,14 @@ pub(crate) fn workspace_tests(workspace: &Workspace, tally: &mut Tally) {
 /// claimed of its release build.
 pub(crate) fn release_figures(workspace: &Workspace, tally: &mut Tally) {
     let mut command = workspace.cargo(&["test", "--release", "--no-fail-fast", "--locked"]);
-    command.args(["--package", "bowline-tcp", "--test", "steady_state", "--test", "syscalls"]);
+    command.args([
+        "--package",
+        "bowline-tcp",
+        "--test",
+        "steady_state",
+        "--test",
+        "syscalls",
+    ]);
     count("cargo test --release", &mut command, tally);
 }
 

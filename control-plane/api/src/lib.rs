@@ -13,6 +13,7 @@ pub mod dataplane {
         missing_docs,
         clippy::all,
         clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
         reason = "generated; documented in the protos"
     )]
     pub mod v1 {

@@ -59,7 +59,11 @@ impl CliError {
 
     /// An error a server answered with; `what` says what was not done.
     pub(crate) fn from_status(what: &str, status: &Status) -> Self {
-        let error = Self::failed(format!("{what}: {}", status.message()));
+        let message = match says_the_same(what, status.message()) {
+            true => what.to_owned(),
+            false => format!("{what}: {}", status.message()),
+        };
+        let error = Self::failed(message);
         match Failure::explain(status) {
             Some((reason, cause, hint)) => {
                 let mut error = error.cause(cause).hint(hint);
@@ -76,6 +80,15 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.exit)
     }
+}
+
+/// True if the server only names the resource in its own way: both end in "not resized".
+fn says_the_same(what: &str, message: &str) -> bool {
+    let undone = |text: &str| {
+        text.rsplit_once(" not ")
+            .map(|(_, undone)| undone.to_owned())
+    };
+    undone(what).is_some_and(|what| Some(what) == undone(message))
 }
 
 impl fmt::Display for CliError {
@@ -112,5 +125,26 @@ impl From<RunError> for CliError {
                 .cause(error.cause())
                 .hint(error.hint()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_and_verb_do_not_say_the_same_twice() {
+        let said = |message: &str| {
+            let what = "namespace 2 of X not resized";
+            CliError::from_status(what, &Status::new(Code::Internal, message)).message
+        };
+        assert_eq!(
+            said("subsystems/X/namespaces/2 not resized"),
+            "namespace 2 of X not resized"
+        );
+        assert_eq!(
+            said("subsystems/X/namespaces/2 does not exist"),
+            "namespace 2 of X not resized: subsystems/X/namespaces/2 does not exist"
+        );
     }
 }

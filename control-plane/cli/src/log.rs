@@ -1,12 +1,18 @@
 //! Log lines: for people on a terminal, JSON for machines, always on stderr.
 
-use std::io::{self, IsTerminal};
+mod writer;
+
+use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::error::CliError;
+pub(crate) use writer::Guard;
+
+/// Lines that wait to be written at most; more are dropped and counted.
+const LINES_MAX: usize = 4096;
 
 /// What is logged when nobody says.
 const LEVEL_DEFAULT: &str = "info";
@@ -34,11 +40,23 @@ pub(crate) fn filter(level: Option<&str>) -> Result<EnvFilter, CliError> {
     })
 }
 
-/// Starts logging for the life of the process.
-pub(crate) fn start(format: LogFormat, filter: EnvFilter) {
+/// Prints the error that a process ends with. One that nobody reads does not keep it.
+pub(crate) fn last_words(text: &str) {
+    if let Ok((mut lossy, guard)) = writer::start(io::stderr(), 1, |_| {}) {
+        // Never fails, and finds room: it is the only line.
+        let _taken = lossy.write_all(format!("{text}\n").as_bytes());
+        drop(guard);
+    }
+}
+
+/// Starts logging; what is said until the guard is dropped is written.
+#[must_use]
+pub(crate) fn start(format: LogFormat, filter: EnvFilter) -> Option<Guard> {
+    let lost = |lines| tracing::warn!(lines, "log lines were dropped: stderr was not read");
+    let (lossy, guard) = writer::start(io::stderr(), LINES_MAX, lost).ok()?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr);
+        .with_writer(move || lossy.clone());
     // Only fails when a subscriber is set already, and this is the only place that sets one.
     let _set_once = match format {
         LogFormat::Text => {
@@ -51,4 +69,5 @@ pub(crate) fn start(format: LogFormat, filter: EnvFilter) {
             .with_target(true)
             .try_init(),
     };
+    Some(guard)
 }

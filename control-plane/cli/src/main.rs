@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     match run(cli.command, &matches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            log::last_words(&error.to_string());
             error.exit_code()
         }
     }

@@ -10,7 +10,7 @@ use bowline_api::{Failure, Reason};
 use crate::error::StartError;
 
 /// The list given at start, without symbolic links.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct AllowList {
     roots: Vec<PathBuf>,
 }
@@ -34,12 +34,11 @@ impl AllowList {
         &self.roots
     }
 
-    /// The real path behind an allowed one; it is what must be opened.
-    pub(crate) fn resolve(&self, text: &str) -> Result<PathBuf, Failure> {
-        let path = Path::new(text);
+    /// The real path behind an allowed one; it is what must be opened. May block.
+    pub(crate) fn resolve(&self, path: &Path) -> Result<PathBuf, Failure> {
         // With ".." a path could begin like an allowed one and lead elsewhere.
         if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
-            let message = format!("path {text:?} is not absolute, or holds \"..\"");
+            let message = format!("path {path:?} is not absolute, or holds \"..\"");
             return Err(Failure::invalid_field("namespace.backing.path", message));
         }
         let real = path.canonicalize();
@@ -48,19 +47,21 @@ impl AllowList {
         match real {
             Ok(real) if allowed(&real) => Ok(real),
             Err(error) if self.roots.iter().any(|root| path.starts_with(root)) => {
-                Err(unusable(text, &error))
+                Err(unusable(path, &error))
             }
-            _ => Err(
-                Failure::new(Reason::PathNotAllowed, format!("{text} may not be opened"))
-                    .cause("it is not on the list that the data plane was started with")
-                    .hint("start the data plane with --allow-path for it or a folder above it"),
-            ),
+            _ => Err(Failure::new(
+                Reason::PathNotAllowed,
+                format!("{} may not be opened", path.display()),
+            )
+            .cause("it is not on the list that the data plane was started with")
+            .hint("start the data plane with --allow-path for it or a folder above it")),
         }
     }
 }
 
-fn unusable(text: &str, error: &io::Error) -> Failure {
-    Failure::new(Reason::BackingUnusable, format!("{text} cannot be opened"))
+fn unusable(path: &Path, error: &io::Error) -> Failure {
+    let message = format!("{} cannot be opened", path.display());
+    Failure::new(Reason::BackingUnusable, message)
         .cause(error.to_string())
         .hint("check the path")
 }
@@ -83,7 +84,7 @@ mod tests {
         fs::write(outside.join("disk"), b"").unwrap();
         std::os::unix::fs::symlink(outside.join("disk"), inside.join("link")).unwrap();
         let list = AllowList::new(std::slice::from_ref(&inside)).unwrap();
-        let check = |path: PathBuf| list.resolve(path.to_str().unwrap()).map_err(|f| f.reason);
+        let check = |path: PathBuf| list.resolve(&path).map_err(|f| f.reason);
 
         assert_eq!(check(inside.join("disk")), Ok(inside.join("disk")));
         assert_eq!(check(outside.join("disk")), Err(Reason::PathNotAllowed));
@@ -100,7 +101,7 @@ mod tests {
     #[test]
     fn nothing_is_allowed_by_default() {
         let reason = AllowList::default()
-            .resolve("/dev/null")
+            .resolve(Path::new("/dev/null"))
             .unwrap_err()
             .reason;
         assert_eq!(reason, Reason::PathNotAllowed);

@@ -34,6 +34,15 @@ pub(crate) fn open(config: &BackingConfig, block_bytes: Option<u32>) -> Result<O
     match config {
         BackingConfig::Memory { size_bytes } => {
             let block_bytes = block_bytes.unwrap_or(MEMORY_BLOCK_BYTES);
+            let machine_bytes = memory_of_machine();
+            if *size_bytes > machine_bytes {
+                tracing::warn!(
+                    size_bytes,
+                    machine_bytes,
+                    "more memory is to be served than the machine has: it is taken as it is \
+                     written to, and the process will be killed when there is none left"
+                );
+            }
             Ok(Opened::Memory {
                 size_bytes: *size_bytes,
                 block_bytes,
@@ -114,6 +123,11 @@ impl Device for Backing {
     }
 }
 
+fn memory_of_machine() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
+}
+
 /// What an operator should know about a device before trusting it.
 fn log_truth(backing: &KernelBacking) {
     let info = backing.info();
@@ -130,6 +144,13 @@ fn log_truth(backing: &KernelBacking) {
         tracing::warn!(
             %path, unused_bytes = info.unused_bytes,
             "the end of the device makes no whole block and is not used"
+        );
+    }
+    if info.may_tear() {
+        tracing::warn!(
+            %path, block_bytes = info.block_bytes, physical_block_bytes = info.physical_block_bytes,
+            "a power cut may leave a block half written: the medium writes smaller sectors; blocks \
+             of the sector's size would be whole"
         );
     }
 }
@@ -149,9 +170,30 @@ fn explain_open(path: &Path, error: &OpenError) -> Failure {
         OpenError::ReadOnly { .. } => {
             "lift the protection (`blockdev --setrw`, `mount -o remount,rw`), or name another path"
         }
+        OpenError::Permission { .. } if rustix::process::geteuid().is_root() => {
+            "root may not either: look for an immutable file (`lsattr`), a security policy, or a \
+             capability that the container lacks"
+        }
         _ => hint,
     };
     Failure::new(reason, format!("{} cannot be served", path.display()))
         .cause(cause)
         .hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_not_told_to_become_root() {
+        let path = Path::new("/disk");
+        let error = OpenError::Permission {
+            path: path.to_owned(),
+            access: "reading and writing",
+        };
+        let is_root = rustix::process::geteuid().is_root();
+        let hint = explain_open(path, &error).hint;
+        assert_eq!(hint.contains("lsattr"), is_root, "{hint}");
+    }
 }

@@ -24,6 +24,14 @@ impl Origin {
     pub(crate) fn is_persistent(self) -> bool {
         self == Self::Start
     }
+
+    /// What to add when something of this origin is taken away over the API.
+    pub(crate) fn undone(self) -> &'static str {
+        match self {
+            Self::Start => " until the next restart: it is in the start flags",
+            Self::Api => "",
+        }
+    }
 }
 
 /// Subsystems by NQN.
@@ -36,13 +44,31 @@ pub(crate) struct Catalog {
 pub(crate) struct Subsystem {
     /// The reactor that owns it.
     pub(crate) reactor: usize,
-    /// Every host is allowed, and who said so.
+    pub(crate) access: Access,
+    pub(crate) namespaces: BTreeMap<u32, Namespace>,
+    /// The highest namespace identifier that was given up.
+    pub(crate) given_up_nsid: u32,
+    pub(crate) origin: Origin,
+    pub(crate) created: SystemTime,
+}
+
+/// Who may connect, and who said so.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Every host is allowed.
     pub(crate) any_host: Option<Origin>,
     /// Hosts allowed by name.
     pub(crate) hosts: BTreeMap<String, Origin>,
-    pub(crate) namespaces: BTreeMap<u32, Namespace>,
-    pub(crate) origin: Origin,
-    pub(crate) created: SystemTime,
+}
+
+impl Access {
+    /// As the target wants it.
+    pub(crate) fn allowed(&self) -> Hosts {
+        match self.any_host {
+            Some(_) => Hosts::Any,
+            None => Hosts::Only(self.hosts.keys().cloned().collect()),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -57,25 +83,25 @@ impl Subsystem {
     pub(crate) fn new(reactor: usize, origin: Origin) -> Self {
         Self {
             reactor,
-            any_host: None,
-            hosts: BTreeMap::new(),
+            access: Access::default(),
             namespaces: BTreeMap::new(),
+            given_up_nsid: 0,
             origin,
             created: SystemTime::now(),
         }
     }
 
-    /// As the target wants it.
-    pub(crate) fn allowed(&self) -> Hosts {
-        match self.any_host {
-            Some(_) => Hosts::Any,
-            None => Hosts::Only(self.hosts.keys().cloned().collect()),
-        }
-    }
-
-    /// The lowest namespace identifier that is free.
-    pub(crate) fn free_nsid(&self, nsid_max: u32) -> Option<u32> {
-        (1..=nsid_max).find(|nsid| !self.namespaces.contains_key(nsid))
+    /// The next namespace identifier that is free. Those just given up come last: a namespace's
+    /// identity follows from its identifier, and a host must not take a new one for the old.
+    pub(crate) fn free_nsid(
+        &self,
+        nsid_max: u32,
+        is_reserved: impl Fn(u32) -> bool,
+    ) -> Option<u32> {
+        let given_up = self.given_up_nsid.min(nsid_max);
+        (given_up + 1..=nsid_max)
+            .chain(1..=given_up)
+            .find(|nsid| !self.namespaces.contains_key(nsid) && !is_reserved(*nsid))
     }
 }
 
@@ -130,7 +156,7 @@ impl Catalog {
                 subnqn: nqn.clone(),
                 address: portal.advertised,
                 port_id: portal.id,
-                hosts: subsystem.allowed(),
+                hosts: subsystem.access.allowed(),
             })
         });
         records.collect()
@@ -160,13 +186,13 @@ mod tests {
 
     #[test]
     fn any_host_hides_the_names_until_it_is_taken_back() {
-        let mut subsystem = Subsystem::new(0, Origin::Api);
-        assert_eq!(subsystem.allowed(), Hosts::Only(vec![]));
-        subsystem.hosts.insert("h".to_owned(), Origin::Api);
-        subsystem.any_host = Some(Origin::Api);
-        assert_eq!(subsystem.allowed(), Hosts::Any);
-        subsystem.any_host = None;
-        assert_eq!(subsystem.allowed(), Hosts::Only(vec!["h".to_owned()]));
+        let mut access = Access::default();
+        assert_eq!(access.allowed(), Hosts::Only(vec![]));
+        access.hosts.insert("h".to_owned(), Origin::Api);
+        access.any_host = Some(Origin::Api);
+        assert_eq!(access.allowed(), Hosts::Any);
+        access.any_host = None;
+        assert_eq!(access.allowed(), Hosts::Only(vec!["h".to_owned()]));
     }
 
     fn portal(id: u16, advertised: u16) -> Portal {

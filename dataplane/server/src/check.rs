@@ -58,6 +58,14 @@ impl Config {
                 format!("give --listen 1 to {LISTENERS_MAX} times"),
             ));
         }
+        if let Some(address) = self.advertise
+            && (address.port() == 0 || address.ip().is_unspecified())
+        {
+            return Err(StartError::config(
+                format!("--advertise {address} is no address that a host can reach"),
+                "give the address and the port that hosts connect to",
+            ));
+        }
         let mut seen = HashSet::new();
         let fixed = self.listen.iter().filter(|address| address.port() != 0);
         for address in fixed.chain(

@@ -120,6 +120,12 @@ pub enum RunError {
     /// A second signal ended it before everything was drained and flushed.
     #[error("ended before everything was drained and flushed")]
     Forced,
+    /// The flush at the end failed on some devices.
+    #[error("stopped, but {devices} device(s) were not flushed")]
+    NotFlushed {
+        /// How many.
+        devices: usize,
+    },
     /// A reactor ended without being told to.
     #[error("reactor {index} ended unexpectedly")]
     ReactorLost {
@@ -137,6 +143,9 @@ impl RunError {
         match self {
             Self::Start(error) => error.cause(),
             Self::Forced => "a second signal came while it was stopping".to_owned(),
+            Self::NotFlushed { .. } => {
+                "the device answered the flush with an error; the log says which".to_owned()
+            }
             Self::ReactorLost { .. } | Self::ManagementLost => {
                 "an invariant was violated; the log says which".to_owned()
             }
@@ -149,6 +158,9 @@ impl RunError {
             Self::Start(error) => error.hint(),
             Self::Forced => "hosts repeat what was not acknowledged; nothing acknowledged as \
                              durable is lost"
+                .to_owned(),
+            Self::NotFlushed { .. } => "check the device before it is used again: writes that no \
+                                        host flushed itself may be lost"
                 .to_owned(),
             Self::ReactorLost { .. } | Self::ManagementLost => {
                 "start it again, and report the log".to_owned()

@@ -1,18 +1,30 @@
 //! The reactors: how they are started, asked, and watched.
 
+use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use bowline_api::{Failure, Reason};
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::TargetConfig;
-use bowline_reactor::{BackendInfo, Config as ReactorConfig, Mailbox, Reactor, SharedCounters};
+use bowline_reactor::{
+    BackendInfo, Config as ReactorConfig, Gather, Handle, ListenerId, Mailbox, Reactor,
+    SharedCounters, SocketId,
+};
 use bowline_tcp::target::{TargetMessage, TargetService};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc::Sender;
+use tokio::sync::oneshot;
 
 use crate::backing::Backing;
 use crate::config::Config;
 use crate::error::StartError;
+
+/// How long a full mailbox is given to make room, and how often it is asked.
+const SEND_PATIENCE: Duration = Duration::from_secs(10);
+const SEND_INTERVAL: Duration = Duration::from_millis(2);
 
 /// What runs on every reactor.
 pub(crate) type Service = TargetService<Backing>;
@@ -24,11 +36,15 @@ pub(crate) struct Member {
     pub(crate) info: BackendInfo,
     /// CPU it is pinned to.
     pub(crate) cpu: Option<usize>,
+    /// Taken by whoever joins the thread, at its end.
+    handle: Arc<Mutex<Option<Handle<TargetMessage<Backing>>>>>,
 }
 
 /// Every reactor of the process, in the order of `--cores`.
 pub(crate) struct Fleet {
     pub(crate) members: Vec<Member>,
+    /// Devices whose flush at the end failed; final once every reactor has ended.
+    pub(crate) not_flushed: Arc<AtomicUsize>,
 }
 
 /// A reactor ended: its position, and whether its thread came to a regular end.
@@ -43,29 +59,32 @@ impl Fleet {
     pub(crate) fn start(
         config: &Config,
         target: &TargetConfig,
-        ended: &mpsc::Sender<Ended>,
+        ended: &Sender<Ended>,
     ) -> Result<Self, StartError> {
         let cpus: Vec<Option<usize>> = match config.cores.as_slice() {
             [] => vec![None],
             cores => cores.iter().copied().map(Some).collect(),
         };
+        let not_flushed = Arc::new(AtomicUsize::new(0));
         let mut members = Vec::with_capacity(cpus.len());
         for (index, cpu) in cpus.into_iter().enumerate() {
-            let member = Member::start(config, target.clone(), index, cpu, ended.clone())
+            let (target, not_flushed) = (target.clone(), Arc::clone(&not_flushed));
+            let service = move || Service::new(target).with_flush_failures(not_flushed);
+            let member = Member::start(config, service, index, cpu, ended.clone())
                 .map_err(|source| StartError::Reactor { index, source })?;
             members.push(member);
         }
-        Ok(Self { members })
+        Ok(Self {
+            members,
+            not_flushed,
+        })
     }
 
-    /// Lets every reactor drain, flush and end.
-    pub(crate) async fn begin_stop(&self) {
-        for index in 0..self.members.len() {
-            let told = self
-                .call(index, |service, cx, now| service.begin_stop(cx, now))
-                .await;
-            if let Err(failure) = told {
-                tracing::warn!(reactor = index, cause = %failure.cause, "reactor not told to stop");
+    /// Lets every reactor drain, flush and end. Reaches also those whose mailbox is full.
+    pub(crate) fn stop(&self) {
+        for member in &self.members {
+            if let Some(handle) = &*member.handle() {
+                handle.stop();
             }
         }
     }
@@ -82,7 +101,7 @@ impl Fleet {
             let _unheard = answer.send(job(service, cx, now));
         }));
         let member = self.members.get(index).ok_or_else(|| lost(index))?;
-        member.mailbox.try_send(message).map_err(|_| {
+        send(&member.mailbox, message).await.map_err(|_| {
             Failure::new(
                 Reason::LimitReached,
                 format!("reactor {index} took no request"),
@@ -94,13 +113,27 @@ impl Fleet {
     }
 }
 
+/// Sends, and waits a while for room: a change that was begun on one reactor must reach the
+/// others. A reactor makes room within microseconds, unless something is badly wrong.
+async fn send<M: Send + 'static>(mailbox: &Mailbox<M>, mut message: M) -> Result<(), M> {
+    let started = Instant::now();
+    loop {
+        match mailbox.try_send(message) {
+            Ok(()) => return Ok(()),
+            Err(refused) if started.elapsed() >= SEND_PATIENCE => return Err(refused),
+            Err(refused) => message = refused,
+        }
+        tokio::time::sleep(SEND_INTERVAL).await;
+    }
+}
+
 impl Member {
     fn start(
         config: &Config,
-        target: TargetConfig,
+        service: impl FnOnce() -> Service + Send + 'static,
         index: usize,
         cpu: Option<usize>,
-        ended: mpsc::Sender<Ended>,
+        ended: Sender<Ended>,
     ) -> io::Result<Self> {
         let settings = ReactorConfig {
             io: config.io,
@@ -109,22 +142,106 @@ impl Member {
             name: format!("reactor-{index}"),
             ..ReactorConfig::default()
         };
-        let handle =
-            bowline_reactor::spawn(settings, move |_cx, _mailbox| Ok(Service::new(target)))?;
+        let (alive, end) = mpsc::channel();
+        let make = move |_cx: &mut Reactor, _mailbox| {
+            Ok(Served {
+                service: service(),
+                _alive: alive,
+            })
+        };
+        let handle = bowline_reactor::spawn(settings, make)?;
         let member = Self {
             mailbox: handle.mailbox.clone(),
             counters: Arc::clone(&handle.counters),
             info: handle.info.clone(),
             cpu,
+            handle: Arc::new(Mutex::new(Some(handle))),
         };
+        let handle = Arc::clone(&member.handle);
         std::thread::Builder::new()
             .name(format!("join-{index}"))
             .spawn(move || {
-                let regular = handle.join().is_ok();
+                // Nothing is ever sent: the service drops its end when the reactor ends.
+                let _at_the_end = end.recv();
+                let handle = lock(&handle).take();
+                let regular = handle.is_some_and(|handle| handle.join().is_ok());
                 // The management thread may be gone already when everything ends.
                 let _unheard = ended.blocking_send(Ended { index, regular });
             })?;
         Ok(member)
+    }
+
+    fn handle(&self) -> MutexGuard<'_, Option<Handle<TargetMessage<Backing>>>> {
+        lock(&self.handle)
+    }
+}
+
+/// Nothing is done under these locks that could leave half of something.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The service, and the sign of its life.
+struct Served {
+    service: Service,
+    _alive: mpsc::Sender<Infallible>,
+}
+
+impl bowline_reactor::Service for Served {
+    type Message = TargetMessage<Backing>;
+
+    fn message(&mut self, cx: &mut Reactor, now: Nanos, message: Self::Message) {
+        self.service.message(cx, now, message);
+    }
+
+    fn accepted(
+        &mut self,
+        cx: &mut Reactor,
+        now: Nanos,
+        listener: ListenerId,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) {
+        self.service.accepted(cx, now, listener, stream, peer);
+    }
+
+    fn connected(&mut self, cx: &mut Reactor, now: Nanos, id: SocketId, result: io::Result<()>) {
+        self.service.connected(cx, now, id, result);
+    }
+
+    fn readable(&mut self, cx: &mut Reactor, now: Nanos, socket: SocketId) {
+        self.service.readable(cx, now, socket);
+    }
+
+    fn sent(
+        &mut self,
+        cx: &mut Reactor,
+        now: Nanos,
+        socket: SocketId,
+        gather: Gather,
+        result: io::Result<()>,
+    ) {
+        self.service.sent(cx, now, socket, gather, result);
+    }
+
+    fn turn(&mut self, cx: &mut Reactor, now: Nanos) {
+        self.service.turn(cx, now);
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        self.service.poll_timeout()
+    }
+
+    fn expects_completion(&self) -> bool {
+        self.service.expects_completion()
+    }
+
+    fn stopping(&mut self, cx: &mut Reactor, now: Nanos) {
+        self.service.stopping(cx, now);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.service.is_stopped()
     }
 }
 

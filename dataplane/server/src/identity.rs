@@ -1,7 +1,9 @@
 //! Identifiers derived from names: the same NQN and NSID give the same UUID, NGUID
 //! and serial number at every start, so hosts find their disks again.
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
@@ -17,6 +19,9 @@ const SERIAL_BYTES: usize = 20;
 
 /// Longest part of an NQN taken from a node's or a device's name, in bytes.
 const PART_BYTES_MAX: usize = 64;
+
+/// Hexadecimal digits of the hash at the end of a default NQN.
+const HASH_DIGITS: usize = 8;
 
 /// Name of a device that is memory, in the default NQN.
 const MEMORY: &str = "memory";
@@ -45,13 +50,43 @@ pub(crate) fn serial_number(nqn: &str) -> [u8; SERIAL_BYTES] {
     serial
 }
 
-/// `nqn.2026-11.io.bowline:<node>:<device>`; no device is memory.
-pub(crate) fn default_nqn(node: &str, device: Option<&Path>) -> String {
-    let device = match device.and_then(Path::file_name) {
-        Some(name) => name.to_string_lossy().into_owned(),
-        None => MEMORY.to_owned(),
+/// The default NQN of a device: `nqn.2026-11.io.bowline:<node>:<name>-<hash>`. The name is
+/// for people; the hash, of the node's name and the whole path, tells disks of the same
+/// name apart, which hosts would otherwise take for two paths to one disk.
+pub(crate) fn default_nqn(node: &str, path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    named(node, &name, path.as_os_str().as_encoded_bytes())
+}
+
+/// The default NQN of memory: what tells two of a node apart is where they listen.
+pub(crate) fn default_memory_nqn(node: &str, bound: Option<SocketAddr>) -> String {
+    let address = bound.map(|bound| bound.to_string()).unwrap_or_default();
+    named(node, MEMORY, address.as_bytes())
+}
+
+/// The name by which a device is known for longest. Of a block device that is the one given:
+/// links such as those in /dev/disk/by-id stay, what they lead to is new after each start of
+/// the machine. Of a file it is the one without links.
+pub(crate) fn lasting_path(path: &Path) -> PathBuf {
+    let is_device = path
+        .metadata()
+        .is_ok_and(|metadata| metadata.file_type().is_block_device());
+    let lasting = match is_device {
+        true => std::path::absolute(path),
+        false => path.canonicalize(),
     };
-    format!("{NQN_PREFIX}:{}:{}", nqn_part(node), nqn_part(&device))
+    lasting.unwrap_or_else(|_| path.to_owned())
+}
+
+/// True for names such as /dev/sdb, which the kernel gives in the order of discovery.
+pub(crate) fn is_kernel_name(path: &Path) -> bool {
+    path.parent() == Some(Path::new("/dev"))
+}
+
+fn named(node: &str, name: &str, told_apart_by: &[u8]) -> String {
+    let text = [b"device\0", node.as_bytes(), b"\0", told_apart_by].concat();
+    let hash = &Uuid::new_v5(&ROOT, &text).simple().to_string()[..HASH_DIGITS];
+    format!("{NQN_PREFIX}:{}:{}-{hash}", nqn_part(node), nqn_part(name))
 }
 
 fn derive(kind: &str, nqn: &str, nsid: u32) -> Uuid {
@@ -84,6 +119,8 @@ fn nqn_part(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     const NQN: &str = "nqn.2026-11.io.bowline:node:drive";
@@ -122,15 +159,68 @@ mod tests {
         }
     }
 
+    fn of(node: &str, path: &str) -> String {
+        default_nqn(node, Path::new(path))
+    }
+
     #[test]
-    fn default_nqn_holds_node_and_device() {
-        let nqn = default_nqn("Node A", Some(Path::new("/dev/nvme0n1")));
-        assert_eq!(nqn, "nqn.2026-11.io.bowline:node-a:nvme0n1");
+    fn default_nqn_never_changes() {
         assert_eq!(
-            default_nqn("", None),
-            "nqn.2026-11.io.bowline:unnamed:memory"
+            of("Node A", "/dev/nvme0n1"),
+            "nqn.2026-11.io.bowline:node-a:nvme0n1-fcef366e"
         );
-        let long = default_nqn(&"n".repeat(500), Some(Path::new(&"d".repeat(200))));
-        assert!(long.len() <= 223, "{}", long.len());
+        assert_eq!(
+            default_memory_nqn("", Some(([127, 0, 0, 1], 4420).into())),
+            "nqn.2026-11.io.bowline:unnamed:memory-3bd62c02"
+        );
+    }
+
+    #[test]
+    fn disks_that_are_named_alike_have_different_default_nqns() {
+        let mut seen = HashSet::new();
+        let long = format!("/dev/disk/by-id/{}", "d".repeat(100));
+        for (node, path) in [
+            ("n", "/x/disk.img"),
+            ("n", "/y/disk.img"),
+            ("n", "/x/disk-1"),
+            ("n", "/x/disk_1"),
+            ("n", &format!("{long}1")),
+            ("n", &format!("{long}2")),
+            ("N", "/x/disk.img"),
+        ] {
+            assert!(seen.insert(of(node, path)), "{node} {path}");
+        }
+        for address in ["127.0.0.1:4420", "127.0.0.1:4421", "127.0.0.2:4420"] {
+            let nqn = default_memory_nqn("n", Some(address.parse().unwrap()));
+            assert!(seen.insert(nqn), "{address}");
+        }
+    }
+
+    #[test]
+    fn default_nqn_is_short_enough() {
+        let nqn = of(&"n".repeat(500), &format!("/{}", "d".repeat(200)));
+        bowline_nvme::nqn::validate(&nqn).unwrap();
+    }
+
+    #[test]
+    fn file_is_known_by_its_path_without_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        std::fs::write(root.join("disk"), b"").unwrap();
+        std::os::unix::fs::symlink(root.join("disk"), root.join("link")).unwrap();
+        assert_eq!(lasting_path(&root.join("link")), root.join("disk"));
+    }
+
+    #[test]
+    fn names_of_the_kernel_are_recognised() {
+        for (path, expected) in [
+            ("/dev/sdb", true),
+            ("/dev/nvme0n1", true),
+            ("/dev/disk/by-id/x", false),
+            ("/dev/mapper/x", false),
+            ("/srv/disk", false),
+        ] {
+            assert_eq!(is_kernel_name(Path::new(path)), expected, "{path}");
+        }
     }
 }

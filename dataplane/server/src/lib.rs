@@ -2,7 +2,7 @@
 //! them what. Tokio lives on that thread and never touches an I/O.
 //!
 //! ```text
-//!   process ── listen, backing          bind, lock and open before anything is promised
+//!   process ── prepare                  bind, lock and open before anything is promised
 //!      │
 //!      ├── fleet: reactor-0 … reactor-n   TargetService<Backing>, one thread each
 //!      │       ▲ closures through bounded mailboxes
@@ -25,9 +25,11 @@ mod metrics;
 mod names;
 mod observe;
 mod page;
+mod prepare;
 mod process;
 mod requests;
 mod service;
+mod signals;
 mod takeover;
 mod view;
 

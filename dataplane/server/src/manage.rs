@@ -2,6 +2,7 @@
 //! subsystem, then recorded in the catalog and told to discovery. One at a time.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bowline_api::{Failure, Reason};
@@ -11,8 +12,8 @@ use bowline_nvmf::target::{ConfigError, DiscoveryTable, SubsystemConfig};
 use bowline_tcp::target::{NamespaceSpec, RefreshError};
 
 use crate::allow::AllowList;
-use crate::backing::{self, Opened};
-use crate::catalog::{Catalog, Namespace, Origin, Subsystem};
+use crate::backing::Opened;
+use crate::catalog::{Access, Catalog, Namespace, Origin, Subsystem};
 use crate::config::BackingConfig;
 use crate::fleet::Fleet;
 use crate::listen::Portal;
@@ -23,6 +24,8 @@ use crate::{check, identity, observe};
 const SUBSYSTEMS_MAX: usize = 1024;
 /// Hosts allowed by name in one subsystem at most.
 const HOSTS_MAX: usize = 1024;
+/// Backings being opened at a time at most: each that hangs holds a thread.
+const OPENING_MAX: usize = 16;
 /// Highest namespace identifier, and so the most namespaces of a subsystem.
 const NSID_MAX: u32 = 256;
 
@@ -34,12 +37,36 @@ pub(crate) struct Manager {
     pub(crate) allow: AllowList,
     /// Rises with every change that discovery shows.
     genctr: u64,
+    opening: Vec<Opening>,
+}
+
+/// What a namespace has while its backing is being opened.
+#[derive(Debug)]
+struct Opening {
+    nqn: String,
+    nsid: u32,
+    /// Without links, once that is known.
+    path: Option<PathBuf>,
+}
+
+impl Opening {
+    fn is(&self, nqn: &str, nsid: u32) -> bool {
+        self.nqn == nqn && self.nsid == nsid
+    }
+}
+
+/// A namespace whose place is kept while its backing is being opened.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    pub(crate) nqn: String,
+    pub(crate) nsid: u32,
+    pub(crate) new: NewNamespace,
 }
 
 /// A namespace to be made.
 #[derive(Debug, Clone)]
 pub(crate) struct NewNamespace {
-    /// `None` takes the lowest free.
+    /// `None` takes the next free.
     pub(crate) nsid: Option<u32>,
     pub(crate) backing: BackingConfig,
     /// `None` takes the backing's own.
@@ -54,6 +81,7 @@ impl Manager {
             portals,
             allow,
             genctr: 0,
+            opening: Vec::new(),
         }
     }
 
@@ -93,8 +121,13 @@ impl Manager {
         self.tell_discovery().await
     }
 
-    pub(crate) async fn delete_subsystem(&mut self, nqn: &str) -> Result<(), Failure> {
-        let owner = self.subsystem(nqn)?.reactor;
+    /// Deletes a subsystem; gives who had made it.
+    pub(crate) async fn delete_subsystem(&mut self, nqn: &str) -> Result<Origin, Failure> {
+        let Subsystem {
+            reactor: owner,
+            origin,
+            ..
+        } = *self.subsystem(nqn)?;
         let name = nqn.to_owned();
         self.fleet
             .call(owner, move |service, _, now| {
@@ -104,19 +137,48 @@ impl Manager {
             .map_err(|error| refused(&names::subsystem(nqn), error))?;
         self.catalog.subsystems.remove(nqn);
         self.route(nqn, None).await?;
-        self.tell_discovery().await
+        self.tell_discovery().await?;
+        Ok(origin)
     }
 
-    /// Makes a namespace; gives its identifier.
-    pub(crate) async fn create_namespace(
-        &mut self,
-        nqn: &str,
-        new: NewNamespace,
-        origin: Origin,
-    ) -> Result<u32, Failure> {
-        self.place_namespace(nqn, &new)?;
-        let opened = open_off_thread(new.backing.clone(), new.block_bytes).await?;
-        self.attach_namespace(nqn, new, opened, origin).await
+    /// Takes an identifier for a namespace whose backing is yet to be opened. Opening may take
+    /// for ever, so nothing else waits for it; [`Manager::release`] comes after it.
+    pub(crate) fn reserve(&mut self, nqn: &str, new: NewNamespace) -> Result<Reserved, Failure> {
+        if self.opening.len() >= OPENING_MAX {
+            return Err(limit("backings opened at a time", OPENING_MAX));
+        }
+        let (_, nsid) = self.place_namespace(nqn, &new)?;
+        let reserved = Reserved {
+            nqn: nqn.to_owned(),
+            nsid,
+            new: NewNamespace {
+                nsid: Some(nsid),
+                ..new
+            },
+        };
+        self.opening.push(Opening {
+            nqn: reserved.nqn.clone(),
+            nsid,
+            path: None,
+        });
+        Ok(reserved)
+    }
+
+    /// Takes the path too, now that it is known without links.
+    pub(crate) fn claim(&mut self, reserved: &Reserved, path: &Path) -> Result<(), Failure> {
+        self.unused(path)?;
+        for opening in &mut self.opening {
+            if opening.is(&reserved.nqn, reserved.nsid) {
+                opening.path = Some(path.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what was reserved: the namespace is made next, or not at all.
+    pub(crate) fn release(&mut self, reserved: &Reserved) {
+        self.opening
+            .retain(|opening| !opening.is(&reserved.nqn, reserved.nsid));
     }
 
     /// Makes a namespace over a backing that is open already; gives its identifier.
@@ -175,8 +237,15 @@ impl Manager {
         Ok(())
     }
 
-    pub(crate) async fn delete_namespace(&mut self, nqn: &str, nsid: u32) -> Result<(), Failure> {
-        let owner = self.namespace(nqn, nsid)?.0.reactor;
+    /// Removes a namespace; gives who had made it. Its backing is let go when its last command
+    /// has ended.
+    pub(crate) async fn delete_namespace(
+        &mut self,
+        nqn: &str,
+        nsid: u32,
+    ) -> Result<Origin, Failure> {
+        let (subsystem, namespace) = self.namespace(nqn, nsid)?;
+        let (owner, origin) = (subsystem.reactor, namespace.origin);
         let name = nqn.to_owned();
         self.fleet
             .call(owner, move |service, _, now| {
@@ -184,8 +253,10 @@ impl Manager {
             })
             .await?
             .map_err(|error| refused(&names::namespace(nqn, nsid), error))?;
-        self.subsystem_mut(nqn)?.namespaces.remove(&nsid);
-        Ok(())
+        let subsystem = self.subsystem_mut(nqn)?;
+        subsystem.namespaces.remove(&nsid);
+        subsystem.given_up_nsid = subsystem.given_up_nsid.max(nsid);
+        Ok(origin)
     }
 
     /// Allows a host, or every host; gives who allowed it first.
@@ -195,35 +266,37 @@ impl Manager {
         host: &str,
         origin: Origin,
     ) -> Result<Origin, Failure> {
-        let subsystem = self.subsystem_mut(nqn)?;
+        let mut access = self.subsystem(nqn)?.access.clone();
         let origin = if host == ANY_HOST {
-            *subsystem.any_host.get_or_insert(origin)
+            *access.any_host.get_or_insert(origin)
         } else {
             check::check_host_nqn(host).map_err(|why| {
                 Failure::invalid_field("host_nqn", format!("host NQN {host:?} is not possible"))
                     .cause(why)
                     .hint("write what /etc/nvme/hostnqn of the host holds, or any")
             })?;
-            if subsystem.hosts.len() >= HOSTS_MAX && !subsystem.hosts.contains_key(host) {
+            if access.hosts.len() >= HOSTS_MAX && !access.hosts.contains_key(host) {
                 return Err(limit("hosts of a subsystem", HOSTS_MAX));
             }
-            *subsystem.hosts.entry(host.to_owned()).or_insert(origin)
+            *access.hosts.entry(host.to_owned()).or_insert(origin)
         };
-        self.apply_hosts(nqn).await?;
+        self.apply_access(nqn, access).await?;
         Ok(origin)
     }
 
-    /// Takes a permission back. Associations of hosts that are not allowed any more end.
-    pub(crate) async fn deny_host(&mut self, nqn: &str, host: &str) -> Result<(), Failure> {
-        let subsystem = self.subsystem_mut(nqn)?;
+    /// Takes a permission back, and gives who had allowed the host. Associations of hosts that
+    /// are not allowed any more end.
+    pub(crate) async fn deny_host(&mut self, nqn: &str, host: &str) -> Result<Origin, Failure> {
+        let mut access = self.subsystem(nqn)?.access.clone();
         let known = match host {
-            ANY_HOST => subsystem.any_host.take().is_some(),
-            _ => subsystem.hosts.remove(host).is_some(),
+            ANY_HOST => access.any_host.take(),
+            _ => access.hosts.remove(host),
         };
-        if !known {
-            return Err(missing(names::host(nqn, host)).hint("`bowline host list` shows who is"));
-        }
-        self.apply_hosts(nqn).await
+        let origin = known.ok_or_else(|| {
+            missing(names::host(nqn, host)).hint("`bowline host list` shows who is")
+        })?;
+        self.apply_access(nqn, access).await?;
+        Ok(origin)
     }
 
     /// Takes over the sizes and states that devices reported by themselves.
@@ -276,9 +349,10 @@ impl Manager {
     /// The reactor and the identifier of a new namespace, if it may be made.
     fn place_namespace(&self, nqn: &str, new: &NewNamespace) -> Result<(usize, u32), Failure> {
         let subsystem = self.subsystem(nqn)?;
+        let is_opening = |nsid: u32| self.opening.iter().any(|opening| opening.is(nqn, nsid));
         let nsid = match new.nsid {
             None => subsystem
-                .free_nsid(NSID_MAX)
+                .free_nsid(NSID_MAX, is_opening)
                 .ok_or_else(|| limit("namespaces of a subsystem", NSID_MAX as usize))?,
             Some(nsid) if nsid > NSID_MAX => {
                 let message = format!("nsid {nsid} is larger than {NSID_MAX}");
@@ -287,28 +361,42 @@ impl Manager {
             Some(nsid) if subsystem.namespaces.contains_key(&nsid) => {
                 return Err(exists(names::namespace(nqn, nsid)));
             }
+            Some(nsid) if is_opening(nsid) => return Err(opening(&names::namespace(nqn, nsid))),
             Some(nsid) => nsid,
         };
-        if let BackingConfig::Path(path) = &new.backing
-            && let Some((nqn, nsid)) = self.catalog.backed_by(path)
-        {
-            let message = format!("{} backs a namespace already", path.display());
-            return Err(Failure::new(Reason::BackingInUse, message)
-                .cause(format!("it is {}", names::namespace(nqn, nsid)))
-                .hint("two namespaces over one disk would corrupt each other's data"));
+        if let BackingConfig::Path(path) = &new.backing {
+            self.unused(path)?;
         }
         Ok((subsystem.reactor, nsid))
     }
 
-    async fn apply_hosts(&mut self, nqn: &str) -> Result<(), Failure> {
-        let subsystem = self.subsystem(nqn)?;
-        let (owner, name, hosts) = (subsystem.reactor, nqn.to_owned(), subsystem.allowed());
+    /// A path backs one namespace at most.
+    fn unused(&self, path: &Path) -> Result<(), Failure> {
+        let being_opened = self
+            .opening
+            .iter()
+            .find(|opening| opening.path.as_deref() == Some(path))
+            .map(|opening| (opening.nqn.as_str(), opening.nsid));
+        let Some((nqn, nsid)) = self.catalog.backed_by(path).or(being_opened) else {
+            return Ok(());
+        };
+        let message = format!("{} backs a namespace already", path.display());
+        Err(Failure::new(Reason::BackingInUse, message)
+            .cause(format!("it is {}", names::namespace(nqn, nsid)))
+            .hint("two namespaces over one disk would corrupt each other's data"))
+    }
+
+    /// Lets the reactor serve these hosts, and only then records them.
+    async fn apply_access(&mut self, nqn: &str, access: Access) -> Result<(), Failure> {
+        let owner = self.subsystem(nqn)?.reactor;
+        let (name, hosts) = (nqn.to_owned(), access.allowed());
         self.fleet
             .call(owner, move |service, _, now| {
                 service.target().set_hosts(now, &name, hosts)
             })
             .await?
             .map_err(|error| refused(&names::subsystem(nqn), error))?;
+        self.subsystem_mut(nqn)?.access = access;
         self.tell_discovery().await
     }
 
@@ -360,13 +448,10 @@ enum AddError {
     Config(ConfigError),
 }
 
-/// Opening may wait for a slow device; the management thread must not.
-async fn open_off_thread(
-    config: BackingConfig,
-    block_bytes: Option<u32>,
-) -> Result<Opened, Failure> {
-    let opened = tokio::task::spawn_blocking(move || backing::open(&config, block_bytes)).await;
-    opened.unwrap_or_else(|_| Err(Failure::new(Reason::Internal, "opening was not finished")))
+fn opening(name: &str) -> Failure {
+    Failure::new(Reason::BackingBusy, format!("{name} is being made"))
+        .cause("an earlier call waits for its backing to open")
+        .hint("wait for that call, or choose another nsid")
 }
 
 fn not_attached(name: &str, error: &io::Error) -> Failure {
@@ -420,5 +505,82 @@ fn not_resized(name: &str, error: &RefreshError) -> Failure {
             .hint("make the backing at least as large as it was")
             .with("namespace_blocks", blocks.to_string())
             .with("backing_blocks", backing_blocks.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NQN: &str = "nqn.2026-11.io.bowline:test:first";
+
+    /// A manager of one subsystem and no reactor: reserving asks none.
+    fn manager() -> Manager {
+        let fleet = Arc::new(Fleet {
+            members: Vec::new(),
+            not_flushed: Arc::default(),
+        });
+        let mut manager = Manager::new(fleet, Vec::new(), AllowList::default());
+        let subsystem = Subsystem::new(0, Origin::Api);
+        manager.catalog.subsystems.insert(NQN.to_owned(), subsystem);
+        manager
+    }
+
+    fn new(nsid: Option<u32>) -> NewNamespace {
+        NewNamespace {
+            nsid,
+            backing: BackingConfig::Path("/asked".into()),
+            block_bytes: None,
+        }
+    }
+
+    #[test]
+    fn place_of_a_namespace_is_kept_while_its_backing_opens() {
+        let mut manager = manager();
+        let first = manager.reserve(NQN, new(None)).unwrap();
+        assert_eq!(first.nsid, 1);
+        let taken = manager.reserve(NQN, new(Some(1))).unwrap_err();
+        assert_eq!(taken.reason, Reason::BackingBusy);
+        let second = manager.reserve(NQN, new(None)).unwrap();
+        assert_eq!(second.nsid, 2);
+
+        let real = Path::new("/real");
+        manager.claim(&first, real).unwrap();
+        let claimed = manager.claim(&second, real).unwrap_err();
+        assert_eq!(claimed.reason, Reason::BackingInUse);
+
+        manager.release(&first);
+        manager.claim(&second, real).unwrap();
+        assert_eq!(manager.reserve(NQN, new(Some(1))).unwrap().nsid, 1);
+    }
+
+    #[test]
+    fn backings_opened_at_a_time_are_limited() {
+        let mut manager = manager();
+        let all: Vec<Reserved> = (0..OPENING_MAX)
+            .map(|_| manager.reserve(NQN, new(None)).unwrap())
+            .collect();
+        let one_more = manager.reserve(NQN, new(None)).unwrap_err();
+        assert_eq!(one_more.reason, Reason::LimitReached);
+        manager.release(&all[3]);
+        assert_eq!(manager.reserve(NQN, new(None)).unwrap().nsid, 4);
+    }
+
+    #[tokio::test]
+    async fn what_the_reactor_did_not_do_is_not_recorded() {
+        let mut manager = manager();
+        // The reactor that owns it is gone.
+        manager
+            .allow_host(NQN, ANY_HOST, Origin::Api)
+            .await
+            .unwrap_err();
+        assert_eq!(manager.subsystem(NQN).unwrap().access, Access::default());
+        let start = Access {
+            any_host: Some(Origin::Start),
+            ..Access::default()
+        };
+        manager.subsystem_mut(NQN).unwrap().access = start.clone();
+        manager.deny_host(NQN, ANY_HOST).await.unwrap_err();
+        assert_eq!(manager.subsystem(NQN).unwrap().access, start);
     }
 }

@@ -3,28 +3,28 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneServiceServer;
-use bowline_api::{FILE_DESCRIPTOR_SET, Failure, Reason};
+use bowline_api::{FILE_DESCRIPTOR_SET, Failure};
 use bowline_nvmf::target::TargetConfig;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
-use crate::allow::AllowList;
-use crate::backing::{self, Opened};
+use crate::backing::Opened;
 use crate::catalog::Origin;
-use crate::config::{BackingConfig, Config};
+use crate::config::Config;
 use crate::error::{RunError, StartError};
 use crate::fleet::{Ended, Fleet};
 use crate::listen::Sockets;
 use crate::manage::{Manager, NewNamespace};
+use crate::metrics;
+use crate::prepare::Prepared;
 use crate::service::Management;
-use crate::takeover::patiently;
-use crate::{identity, metrics};
+use crate::signals::Signals;
 
 /// Where a started data plane listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,34 +45,16 @@ pub struct Ready {
 /// It did not start, or it did not end well.
 pub fn run(config: Config, ready: impl FnOnce(&Ready) + Send + 'static) -> Result<(), RunError> {
     config.check()?;
-    tracing::info!(?config, "configuration in effect");
-    let allow = AllowList::new(&config.allow_paths)?;
-    let sockets = Sockets::bind(&config)?;
-    let is_busy = |failure: &Failure| failure.reason == Reason::BackingBusy;
-    let opened = patiently(is_busy, || {
-        backing::open(&config.backing, config.block_bytes)
-    })
-    .map_err(StartError::Backing)?;
-    let (ended, ends) = mpsc::channel(config.cores.len().max(1));
-    let fleet = Arc::new(Fleet::start(&config, &target_config(&config), &ended)?);
-    drop(ended);
     let failed = |source| StartError::Management { source };
     let work = move || -> Result<(), RunError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
         let runtime = runtime.map_err(failed)?;
-        runtime.block_on(async {
-            let reactors = Arc::clone(&fleet);
-            let plane = DataPlane::assemble(config, sockets, opened, fleet, ends, allow).await;
-            match plane {
-                Ok(plane) => plane.serve(ready).await,
-                Err(error) => {
-                    reactors.begin_stop().await;
-                    Err(error.into())
-                }
-            }
-        })
+        let result = runtime.block_on(live(config, ready));
+        // An open that hangs (a lease, a dead file server) must not keep the process.
+        runtime.shutdown_background();
+        result
     };
     let management = thread::Builder::new()
         .name("management".to_owned())
@@ -80,6 +62,33 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready) + Send + 'static) -> Resul
     match management.map_err(failed)?.join() {
         Ok(result) => result,
         Err(_) => Err(RunError::ManagementLost),
+    }
+}
+
+/// From the first signal handler to the last flush.
+async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError> {
+    // First of all: to process 1 of a container a signal without a handler does not come.
+    let mut signals = Signals::watch().map_err(|source| StartError::Management { source })?;
+    tracing::info!(?config, "configuration in effect");
+    let prepared = tokio::select! {
+        biased;
+        () = signals.next() => {
+            tracing::info!("stopped before anything was served");
+            return Ok(());
+        }
+        prepared = Prepared::off_thread(config) => prepared?,
+    };
+    let config = &prepared.config;
+    let (ended, ends) = mpsc::channel(config.cores.len().max(1));
+    let fleet = Arc::new(Fleet::start(config, &target_config(config), &ended)?);
+    drop(ended);
+    let reactors = Arc::clone(&fleet);
+    match DataPlane::assemble(prepared, fleet, ends, signals).await {
+        Ok(plane) => plane.serve(ready).await,
+        Err(error) => {
+            reactors.stop();
+            Err(error.into())
+        }
     }
 }
 
@@ -105,22 +114,25 @@ struct DataPlane {
     rpc: TcpListener,
     metrics: TcpListener,
     ready: Ready,
-    terminate: Signal,
-    interrupt: Signal,
+    signals: Signals,
 }
 
 impl DataPlane {
     async fn assemble(
-        config: Config,
-        sockets: Sockets,
-        opened: Opened,
+        prepared: Prepared,
         fleet: Arc<Fleet>,
         ends: mpsc::Receiver<Ended>,
-        allow: AllowList,
+        signals: Signals,
     ) -> Result<Self, StartError> {
         let failed = |source| StartError::Management { source };
-        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let Prepared {
+            config,
+            allow,
+            sockets,
+            backing,
+            opened,
+            nqn,
+        } = prepared;
         let Sockets { nvme, rpc, metrics } = sockets;
         let ready = Ready {
             listen: nvme.iter().map(|(portal, _)| portal.bound).collect(),
@@ -129,7 +141,12 @@ impl DataPlane {
         };
         let portals = nvme.iter().map(|(portal, _)| *portal).collect();
         let mut manager = Manager::new(Arc::clone(&fleet), portals, allow);
-        first_subsystem(&mut manager, &config, opened)
+        let device = NewNamespace {
+            nsid: Some(FIRST_NSID),
+            backing,
+            block_bytes: config.block_bytes,
+        };
+        first_subsystem(&mut manager, &config, &nqn, device, opened)
             .await
             .map_err(StartError::Backing)?;
         for (index, (portal, listener)) in nvme.into_iter().enumerate() {
@@ -154,8 +171,7 @@ impl DataPlane {
             rpc,
             metrics,
             ready,
-            terminate,
-            interrupt,
+            signals,
         })
     }
 
@@ -180,42 +196,52 @@ impl DataPlane {
             listen = ?self.ready.listen, rpc = %self.ready.rpc, metrics = %self.ready.metrics,
             "data plane ready"
         );
-        announce(&self.ready);
-        let ended = tokio::select! {
-            ended = self.ends.recv() => ended,
-            _ = self.terminate.recv() => None,
-            _ = self.interrupt.recv() => None,
-        };
-        if let Some(Ended { index, .. }) = ended {
-            return Err(RunError::ReactorLost { index });
+        // A signal that came meanwhile: nobody is told of a data plane that goes at once.
+        if !self.signals.came().await {
+            announce(&self.ready);
+            let ended = tokio::select! {
+                ended = self.ends.recv() => ended,
+                () = self.signals.next() => None,
+            };
+            if let Some(Ended { index, .. }) = ended {
+                return Err(RunError::ReactorLost { index });
+            }
         }
-        set_health(&health, false).await;
-        let result = self.stop().await;
+        let result = self.stop(&health).await;
         // Callers that still wait see their connection end; nothing is left to manage.
         let _nobody_listens = stop.send(true);
         result
     }
 
     /// Drains, flushes and closes; or gives up at the second signal.
-    async fn stop(&mut self) -> Result<(), RunError> {
+    async fn stop(&mut self, health: &HealthReporter) -> Result<(), RunError> {
         tracing::info!("stopping: draining and flushing; a second signal ends at once");
-        self.fleet.begin_stop().await;
-        for _ in 0..self.fleet.members.len() {
-            let ended = tokio::select! {
-                ended = self.ends.recv() => ended,
-                _ = self.terminate.recv() => return Err(RunError::Forced),
-                _ = self.interrupt.recv() => return Err(RunError::Forced),
-            };
-            if let Some(Ended {
-                index,
-                regular: false,
-            }) = ended
-            {
-                return Err(RunError::ReactorLost { index });
+        let (fleet, ends) = (&self.fleet, &mut self.ends);
+        let drained = async {
+            fleet.stop();
+            set_health(health, false).await;
+            for _ in 0..fleet.members.len() {
+                if let Some(Ended {
+                    index,
+                    regular: false,
+                }) = ends.recv().await
+                {
+                    return Err(RunError::ReactorLost { index });
+                }
             }
+            match fleet.not_flushed.load(Ordering::Acquire) {
+                0 => {
+                    tracing::info!("stopped");
+                    Ok(())
+                }
+                devices => Err(RunError::NotFlushed { devices }),
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.signals.next() => Err(RunError::Forced),
+            result = drained => result,
         }
-        tracing::info!("stopped");
-        Ok(())
     }
 
     fn serve_rpc(&self, mut stopped: watch::Receiver<bool>) -> io::Result<HealthReporter> {
@@ -266,24 +292,16 @@ impl DataPlane {
 async fn first_subsystem(
     manager: &mut Manager,
     config: &Config,
+    nqn: &str,
+    device: NewNamespace,
     opened: Opened,
-) -> Result<(), bowline_api::Failure> {
-    let device = config.backing.path();
-    let nqn = match &config.nqn {
-        Some(nqn) => nqn.clone(),
-        None => identity::default_nqn(&config.node, device),
-    };
-    manager.create_subsystem(&nqn, Origin::Start).await?;
-    let new = NewNamespace {
-        nsid: Some(FIRST_NSID),
-        backing: without_links(config.backing.clone()),
-        block_bytes: config.block_bytes,
-    };
+) -> Result<(), Failure> {
+    manager.create_subsystem(nqn, Origin::Start).await?;
     manager
-        .attach_namespace(&nqn, new, opened, Origin::Start)
+        .attach_namespace(nqn, device, opened, Origin::Start)
         .await?;
     for host in &config.hosts {
-        manager.allow_host(&nqn, host, Origin::Start).await?;
+        manager.allow_host(nqn, host, Origin::Start).await?;
     }
     if config.hosts.is_empty() {
         tracing::warn!(
@@ -295,14 +313,6 @@ async fn first_subsystem(
         subsystem_nqn = %nqn, device = %config.backing, hosts = ?config.hosts, "subsystem serves"
     );
     Ok(())
-}
-
-/// The path by which the same device is recognised when the API names it again.
-fn without_links(backing: BackingConfig) -> BackingConfig {
-    match backing {
-        BackingConfig::Path(path) => BackingConfig::Path(path.canonicalize().unwrap_or(path)),
-        BackingConfig::Memory { .. } => backing,
-    }
 }
 
 /// Calls of one client at a time; more wait.

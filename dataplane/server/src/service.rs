@@ -13,16 +13,18 @@ use bowline_api::{Failure, Reason};
 use tokio::sync::Mutex;
 use tonic::{Request, Response, Status};
 
+use crate::backing::{self, Opened};
 use crate::catalog::Origin;
 use crate::config::{BackingConfig, MEMORY_BLOCK_BYTES};
 use crate::fleet::Member;
-use crate::manage::{Manager, NewNamespace};
+use crate::manage::{Manager, NewNamespace, Reserved};
 use crate::names::{self, ANY_HOST, Counted, DATA_PLANE, Parent};
 use crate::page::Page;
 use crate::requests::{Requests, Seen};
 use crate::{observe, view};
 
-/// What management knows and remembers. Locked for the whole of a change.
+/// What management knows and remembers. Locked for the whole of a change, but never while
+/// something outside the process is waited for.
 pub(crate) struct State {
     pub(crate) manager: Manager,
     pub(crate) requests: Requests,
@@ -147,8 +149,8 @@ impl DataPlaneService for Management {
                 Seen::New(ticket) => ticket,
             };
             let nqn = names::parse_subsystem("name", &request.name)?;
-            manager.delete_subsystem(nqn).await?;
-            tracing::info!(subsystem_nqn = %nqn, "subsystem deleted");
+            let origin = manager.delete_subsystem(nqn).await?;
+            tracing::info!(subsystem_nqn = %nqn, "subsystem deleted{}", origin.undone());
             requests.remember(ticket, &());
             Ok(())
         })
@@ -197,26 +199,8 @@ impl DataPlaneService for Management {
         &self,
         request: Request<api::CreateNamespaceRequest>,
     ) -> Result<Response<api::Namespace>, Status> {
-        let request = request.into_inner();
         let state = Arc::clone(&self.state);
-        change(async move {
-            let State {
-                manager, requests, ..
-            } = &mut *state.lock().await;
-            let ticket = match requests.look_up("CreateNamespace", &request.request_id, &request)? {
-                Seen::Done(answer) => return Ok(answer),
-                Seen::New(ticket) => ticket,
-            };
-            let nqn = names::parse_subsystem("parent", &request.parent)?;
-            let new = new_namespace(manager, request.namespace.as_ref())?;
-            let nsid = manager.create_namespace(nqn, new, Origin::Api).await?;
-            let (_, namespace) = manager.namespace(nqn, nsid)?;
-            let made = view::namespace(nqn, nsid, namespace);
-            tracing::info!(subsystem_nqn = %nqn, nsid, "namespace added, until the process ends");
-            requests.remember(ticket, &made);
-            Ok(made)
-        })
-        .await
+        change(create_namespace(state, request.into_inner())).await
     }
 
     async fn resize_namespace(
@@ -261,8 +245,8 @@ impl DataPlaneService for Management {
                 Seen::New(ticket) => ticket,
             };
             let (nqn, nsid) = names::parse_namespace("name", &request.name)?;
-            manager.delete_namespace(nqn, nsid).await?;
-            tracing::info!(subsystem_nqn = %nqn, nsid, "namespace removed");
+            let origin = manager.delete_namespace(nqn, nsid).await?;
+            tracing::info!(subsystem_nqn = %nqn, nsid, "namespace removed{}", origin.undone());
             requests.remember(ticket, &());
             Ok(())
         })
@@ -287,8 +271,9 @@ impl DataPlaneService for Management {
             .filter(|(nqn, _)| parent.holds(nqn));
         let (hosts, next_page_token) = page.cut(found.flat_map(|(nqn, subsystem)| {
             // "any" sorts before every NQN, which begin with "nqn.".
-            let any = subsystem.any_host.map(|origin| (ANY_HOST, origin));
+            let any = subsystem.access.any_host.map(|origin| (ANY_HOST, origin));
             let named = subsystem
+                .access
                 .hosts
                 .iter()
                 .map(|(host, origin)| (host.as_str(), *origin));
@@ -343,8 +328,10 @@ impl DataPlaneService for Management {
                 Seen::New(ticket) => ticket,
             };
             let (nqn, host) = names::parse_host("name", &request.name)?;
-            manager.deny_host(nqn, host).await?;
-            tracing::info!(subsystem_nqn = %nqn, host_nqn = %host, "host denied");
+            let origin = manager.deny_host(nqn, host).await?;
+            tracing::info!(
+                subsystem_nqn = %nqn, host_nqn = %host, "host denied{}", origin.undone()
+            );
             requests.remember(ticket, &());
             Ok(())
         })
@@ -456,11 +443,64 @@ impl State {
     }
 }
 
-/// What a request for a namespace asks for, with its path allowed and resolved.
-fn new_namespace(
-    manager: &Manager,
-    asked: Option<&api::Namespace>,
-) -> Result<NewNamespace, Failure> {
+/// Makes a namespace. The state is not locked while the backing opens.
+async fn create_namespace(
+    state: Arc<Mutex<State>>,
+    request: api::CreateNamespaceRequest,
+) -> Result<api::Namespace, Failure> {
+    let nqn = names::parse_subsystem("parent", &request.parent)?;
+    let (ticket, mut reserved) = {
+        let State {
+            manager, requests, ..
+        } = &mut *state.lock().await;
+        let ticket = match requests.look_up("CreateNamespace", &request.request_id, &request)? {
+            Seen::Done(answer) => return Ok(answer),
+            Seen::New(ticket) => ticket,
+        };
+        let new = new_namespace(request.namespace.as_ref())?;
+        (ticket, manager.reserve(nqn, new)?)
+    };
+    let opened = open(&state, &mut reserved).await;
+    let State {
+        manager, requests, ..
+    } = &mut *state.lock().await;
+    manager.release(&reserved);
+    let nsid = manager
+        .attach_namespace(nqn, reserved.new, opened?, Origin::Api)
+        .await?;
+    let (_, namespace) = manager.namespace(nqn, nsid)?;
+    let made = view::namespace(nqn, nsid, namespace);
+    tracing::info!(subsystem_nqn = %nqn, nsid, "namespace added, until the process ends");
+    requests.remember(ticket, &made);
+    Ok(made)
+}
+
+/// Opens what is reserved, after finding out what its path really is.
+async fn open(state: &Mutex<State>, reserved: &mut Reserved) -> Result<Opened, Failure> {
+    if let BackingConfig::Path(asked) = reserved.new.backing.clone() {
+        let allow = state.lock().await.manager.allow.clone();
+        let real = off_thread(move || allow.resolve(&asked)).await?;
+        state.lock().await.manager.claim(reserved, &real)?;
+        reserved.new.backing = BackingConfig::Path(real);
+    }
+    let NewNamespace {
+        backing,
+        block_bytes,
+        ..
+    } = reserved.new.clone();
+    off_thread(move || backing::open(&backing, block_bytes)).await
+}
+
+/// Devices and file servers may be slow to answer; the management thread must not wait.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(Failure::new(Reason::Internal, "opening was not finished")))
+}
+
+/// What a request for a namespace asks for. Its path is not looked at yet.
+fn new_namespace(asked: Option<&api::Namespace>) -> Result<NewNamespace, Failure> {
     let asked = asked.ok_or_else(|| Failure::invalid_field("namespace", "namespace is missing"))?;
     let nsid = u32::try_from(asked.nsid).map_err(|_| {
         Failure::invalid_field("namespace.nsid", format!("nsid {} is negative", asked.nsid))
@@ -494,9 +534,7 @@ fn new_namespace(
                 size_bytes: memory.size_bytes.unsigned_abs(),
             }
         }
-        Some(api::backing::Kind::Path(path)) => {
-            BackingConfig::Path(manager.allow.resolve(&path.path)?)
-        }
+        Some(api::backing::Kind::Path(path)) => BackingConfig::Path(PathBuf::from(&path.path)),
         None => {
             return Err(
                 Failure::invalid_field("namespace.backing", "backing is missing")

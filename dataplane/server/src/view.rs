@@ -10,7 +10,7 @@ use crate::config::BackingConfig;
 use crate::{identity, names};
 
 pub(crate) fn subsystem(nqn: &str, subsystem: &Subsystem) -> api::Subsystem {
-    let access = match (subsystem.any_host, subsystem.hosts.is_empty()) {
+    let access = match (subsystem.access.any_host, subsystem.access.hosts.is_empty()) {
         (Some(_), _) => api::HostAccess::Any,
         (None, false) => api::HostAccess::Listed,
         (None, true) => api::HostAccess::None,
@@ -21,7 +21,7 @@ pub(crate) fn subsystem(nqn: &str, subsystem: &Subsystem) -> api::Subsystem {
         serial_number: String::from_utf8_lossy(&identity::serial_number(nqn)).into_owned(),
         host_access: access.into(),
         namespace_count: count(subsystem.namespaces.len()),
-        host_count: count(subsystem.hosts.len()),
+        host_count: count(subsystem.access.hosts.len()),
         reactor_index: count(subsystem.reactor),
         persistent: subsystem.origin.is_persistent(),
         create_time: Some(timestamp(subsystem.created)),

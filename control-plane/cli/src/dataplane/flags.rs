@@ -42,10 +42,10 @@ Examples:
   Try it in memory, for every host on this machine:
     bowline dataplane --memory 1GiB --host any
   Serve a drive to one host:
-    bowline dataplane --device /dev/nvme0n1 --listen 192.0.2.10 \\
+    bowline dataplane --device /dev/disk/by-id/nvme-DRIVE --listen 192.0.2.10 \\
       --host nqn.2014-08.org.nvmexpress:uuid:0f4a2b9e-5e57-4b5c-9a53-6b1f6ac9d1a2
-  Then, on the host:
-    nvme connect -t tcp -a 192.0.2.10 -s 4420 -n nqn.2026-11.io.bowline:NODE:nvme0n1";
+  Then, on the host, with the NQN that `bowline subsystem list` shows:
+    nvme connect -t tcp -a 192.0.2.10 -s 4420 -n NQN";
 
 /// Serve one device to hosts over NVMe/TCP.
 #[derive(Debug, Default, Args, Deserialize)]
@@ -127,7 +127,8 @@ pub(crate) struct DataplaneFlags {
     )]
     pub(crate) advertise: Option<Address>,
 
-    /// NQN of the subsystem [default: nqn.2026-11.io.bowline:<node>:<device>].
+    /// NQN of the subsystem
+    /// [default: nqn.2026-11.io.bowline:<node>:<device>-<hash of its path>].
     #[arg(
         long,
         value_name = "NQN",
@@ -302,6 +303,12 @@ pub(crate) struct DataplaneFlags {
     #[arg(long, help_heading = "Operation")]
     #[serde(skip)]
     pub(crate) check_config: bool,
+
+    /// End at once when the process that started this one ends; its number, so that one that
+    /// is gone already is noticed. For `bowline dev`.
+    #[arg(long, value_name = "PID", hide = true)]
+    #[serde(skip)]
+    pub(crate) end_with: Option<i32>,
 }
 
 /// An address with a port, or one that takes the default port of its flag.
@@ -522,6 +529,7 @@ impl DataplaneFlags {
             log_level: self.log_level.or(file.log_level),
             config: self.config,
             check_config: self.check_config,
+            end_with: self.end_with,
         }
     }
 

@@ -24,14 +24,30 @@ pub(crate) fn run(mut flags: DataplaneFlags, matches: &ArgMatches) -> Result<(),
     let filter = log::filter(flags.log_level.as_deref())?;
     let format = flags.log_format.unwrap_or_default();
     let check_only = flags.check_config;
+    if let Some(parent) = flags.end_with {
+        end_with(parent)?;
+    }
     let config = config(flags)?;
     if check_only {
         config.check()?;
         return Ok(());
     }
-    log::start(format, filter);
+    // Dropped before the caller says how it ended, so the last lines come first.
+    let _last_lines = log::start(format, filter);
     bowline_server::run(config, announce)?;
     Ok(())
+}
+
+/// Lets the kernel kill this process when the one that started it ends, however it ends.
+fn end_with(parent: i32) -> Result<(), CliError> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| CliError::failed("the parent cannot be watched").cause(error))?;
+    match rustix::process::getppid() {
+        Some(pid) if pid.as_raw_nonzero().get() == parent => Ok(()),
+        _ => Err(CliError::failed(
+            "the process that started this one has ended",
+        )),
+    }
 }
 
 /// The line that tells whoever started the process where it listens. Printed once.

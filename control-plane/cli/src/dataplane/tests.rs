@@ -102,6 +102,14 @@ fn wrong_values_are_refused_with_what_to_write_instead() {
             "is not an address",
         ),
         ("--memory 1MiB --listen 127.0.0.1:7410", "given twice"),
+        (
+            "--memory 1MiB --advertise 192.0.2.1:0",
+            "no address that a host can reach",
+        ),
+        (
+            "--memory 1MiB --advertise [::]:4420",
+            "no address that a host can reach",
+        ),
         ("--memory 1MiB --host bob", "hostnqn"),
         (
             "--memory 1MiB --nqn bob",

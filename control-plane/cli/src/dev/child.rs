@@ -5,14 +5,24 @@ use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde::Deserialize;
 
+use super::signals::Signals;
 use crate::error::CliError;
 
+/// Time to drain, flush and end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time to be gone after SIGKILL.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a wait looks whether it was interrupted.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Time to become ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the environment may tell a data plane; ours is told by its flags alone.
@@ -27,6 +37,8 @@ pub(crate) struct DataPlane {
     _stdout: Option<BufReader<ChildStdout>>,
     pub(crate) ready: Ready,
     log: PathBuf,
+    /// Where the log lines of this start begin, in bytes.
+    log_from: u64,
 }
 
 /// The ready line of a data plane.
@@ -50,8 +62,9 @@ pub(crate) struct Plan<'a> {
 }
 
 impl DataPlane {
-    pub(crate) fn start(plan: &Plan<'_>) -> Result<Self, CliError> {
+    pub(crate) fn start(signals: &Signals, plan: &Plan<'_>) -> Result<Self, CliError> {
         let not_started = || CliError::failed("the data plane did not start");
+        let log_from = std::fs::metadata(plan.log).map_or(0, |metadata| metadata.len());
         let spawned = command(plan).and_then(|mut command| command.spawn());
         let mut process = spawned.map_err(|error| not_started().cause(error))?;
         let stdout = process.stdout.take().map(BufReader::new);
@@ -64,8 +77,9 @@ impl DataPlane {
                 metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
             },
             log: plan.log.to_owned(),
+            log_from,
         };
-        let (line, stdout) = first_line(stdout).ok_or_else(|| {
+        let (line, stdout) = first_line(signals, stdout)?.ok_or_else(|| {
             not_started()
                 .cause(plane.last_words())
                 .hint(plane.log_hint())
@@ -93,33 +107,43 @@ impl DataPlane {
     /// Ends it as a power cut would end it: nothing is drained or flushed.
     pub(crate) fn kill(mut self) -> Result<Ready, CliError> {
         let pid = self.pid();
-        let killed = self.process.kill().and_then(|()| self.process.wait());
-        killed.map_err(|error| {
-            CliError::failed(format!("process {pid} was not killed")).cause(error)
-        })?;
-        Ok(self.ready.clone())
+        let not_killed = || CliError::failed(format!("process {pid} was not killed"));
+        let killed = self.process.kill();
+        match killed.and_then(|()| self.wait(KILL_TIMEOUT)) {
+            Ok(Some(_)) => Ok(self.ready.clone()),
+            Ok(None) => Err(not_killed().cause("it waits for a device that does not answer")),
+            Err(error) => Err(not_killed().cause(error)),
+        }
     }
 
     /// Asks it to stop, and waits until it has.
     pub(crate) fn stop(mut self) -> Result<(), CliError> {
         let not_stopped = || CliError::failed("the data plane did not stop well");
-        let pid = i32::try_from(self.pid())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-                .map_err(|error| not_stopped().cause(error))?;
-        }
-        let status = self
-            .process
-            .wait()
+        kill_process(Pid::from_child(&self.process), Signal::TERM)
             .map_err(|error| not_stopped().cause(error))?;
-        if status.success() {
-            return Ok(());
+        let ended = self.wait(STOP_TIMEOUT);
+        let cause = match ended.map_err(|error| not_stopped().cause(error))? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => format!("it ended with {status}"),
+            // Killed when dropped.
+            None => format!("it had not ended after {} s", STOP_TIMEOUT.as_secs()),
+        };
+        Err(not_stopped().cause(cause).hint(self.log_hint()))
+    }
+
+    /// Waits for its end that long.
+    fn wait(&mut self, limit: Duration) -> io::Result<Option<ExitStatus>> {
+        if let Some(status) = self.process.try_wait()? {
+            return Ok(Some(status));
         }
-        Err(not_stopped()
-            .cause(format!("it ended with {status}"))
-            .hint(self.log_hint()))
+        let end = pidfd_open(Pid::from_child(&self.process), PidfdFlags::empty())?;
+        let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+        while let Err(error) = poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&limit)) {
+            if error != Errno::INTR {
+                return Err(error.into());
+            }
+        }
+        self.process.try_wait()
     }
 
     /// Says of a failure that the data plane had ended, if that is what happened.
@@ -138,16 +162,11 @@ impl DataPlane {
     }
 
     fn last_words(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().rev().take(LOG_LINES).collect();
-        match lines.is_empty() {
-            true => "it said nothing".to_owned(),
-            false => lines
-                .into_iter()
-                .rev()
-                .collect::<Vec<_>>()
-                .join("\n       "),
-        }
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        let from = usize::try_from(self.log_from).unwrap_or(usize::MAX);
+        last_words(&String::from_utf8_lossy(
+            log.get(from..).unwrap_or_default(),
+        ))
     }
 
     pub(crate) fn log_hint(&self) -> String {
@@ -159,7 +178,7 @@ impl Drop for DataPlane {
     fn drop(&mut self) {
         // Both fail only when it has ended already.
         let _ended = self.process.kill();
-        let _reaped = self.process.wait();
+        let _reaped = self.wait(KILL_TIMEOUT);
     }
 }
 
@@ -188,6 +207,7 @@ fn command(plan: &Plan<'_>) -> io::Result<Command> {
             command.args(["--metrics", &ready.metrics.to_string()]);
         }
     }
+    command.args(["--end-with", &std::process::id().to_string()]);
     // Ctrl-C is for us; we stop it in our own time.
     command.process_group(0);
     command
@@ -197,9 +217,25 @@ fn command(plan: &Plan<'_>) -> io::Result<Command> {
     Ok(command)
 }
 
+/// What a start says last: its error if there is one, or else the last lines of its log.
+fn last_words(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let error = lines.iter().rposition(|line| line.starts_with("error:"));
+    let from = error.unwrap_or_else(|| lines.len().saturating_sub(LOG_LINES));
+    match lines.get(from..) {
+        None | Some([]) => "it said nothing".to_owned(),
+        Some(said) => said.join("\n       "),
+    }
+}
+
 /// The first line, and the rest of the stream; nothing if none comes in time.
-fn first_line(stdout: Option<BufReader<ChildStdout>>) -> Option<(String, BufReader<ChildStdout>)> {
-    let mut stdout = stdout?;
+fn first_line(
+    signals: &Signals,
+    stdout: Option<BufReader<ChildStdout>>,
+) -> Result<Option<(String, BufReader<ChildStdout>)>, CliError> {
+    let Some(mut stdout) = stdout else {
+        return Ok(None);
+    };
     let (sender, receiver) = mpsc::channel();
     // Ends by itself at the end of the process, which its owner sees to.
     std::thread::spawn(move || {
@@ -208,5 +244,33 @@ fn first_line(stdout: Option<BufReader<ChildStdout>>) -> Option<(String, BufRead
             let _unheard = sender.send((line, stdout));
         }
     });
-    receiver.recv_timeout(READY_TIMEOUT).ok()
+    let begun = Instant::now();
+    while begun.elapsed() < READY_TIMEOUT {
+        match receiver.recv_timeout(LOOK_INTERVAL) {
+            Ok(line) => return Ok(Some(line)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => signals.check()?,
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_the_error_and_what_belongs_to_it() {
+        for (log, expected) in [
+            ("", "it said nothing"),
+            ("a\nb", "a\n       b"),
+            (
+                "1\n2\n3\n4\n5\n6\n",
+                "2\n       3\n       4\n       5\n       6",
+            ),
+            ("a\nerror: e\ncause: c\n", "error: e\n       cause: c"),
+        ] {
+            assert_eq!(last_words(log), expected, "{log:?}");
+        }
+    }
 }

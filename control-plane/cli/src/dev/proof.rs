@@ -105,13 +105,16 @@ impl Bench<'_> {
     ) -> Result<DataPlane, CliError> {
         let begun = Instant::now();
         let (drive, log) = (self.folder.drive(), self.folder.log());
-        let plane = DataPlane::start(&Plan {
-            drive: &drive,
-            nqn: NQN,
-            block_bytes,
-            log: &log,
-            again,
-        })?;
+        let plane = DataPlane::start(
+            self.signals,
+            &Plan {
+                drive: &drive,
+                nqn: NQN,
+                block_bytes,
+                log: &log,
+                again,
+            },
+        )?;
         let took = begun.elapsed().as_millis();
         let text = format!(
             "pid {}, {}, ready in {took} ms",
@@ -128,7 +131,14 @@ impl Bench<'_> {
         let address = plane.address()?;
         let verified = Disk::connect(address, false).and_then(|mut disk| {
             self.check_size(&disk, &ledger)?;
-            self.verify(&mut disk, &mut ledger, "what an earlier run kept")?;
+            self.verify(&mut disk, &mut ledger, "what an earlier run kept")
+                .map_err(|error| {
+                    error.hint(format!(
+                        "the drive, its ledger and the log are kept in {0}; delete {0} to start \
+                         anew",
+                        self.folder.path().display()
+                    ))
+                })?;
             disk.disconnect()
         });
         plane.blame(verified)?;

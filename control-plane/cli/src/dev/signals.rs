@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM, as a question that may be asked at any time.
+//! Ctrl-C and SIGTERM: the first is a question that may be asked at any time, the second
+//! ends the process at once.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::CliError;
+use crate::log;
 
 /// Hears the first signal that asks this process to end.
 pub(crate) struct Signals {
@@ -31,14 +33,21 @@ impl Signals {
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        _ = terminate.recv() => {}
-                        _ = interrupt.recv() => {}
-                    }
-                });
+                let mut next = || {
+                    runtime.block_on(async {
+                        tokio::select! {
+                            _ = terminate.recv() => {}
+                            _ = interrupt.recv() => {}
+                        }
+                    });
+                };
+                next();
                 // Dropping the sender says the same as sending.
                 drop(ask);
+                next();
+                log::last_words("error: interrupted\ncause: a second signal ended this at once");
+                // The data plane ends with this process.
+                std::process::exit(1);
             })
             .map_err(failed)?;
         Ok(Self { asked })

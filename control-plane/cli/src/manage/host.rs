@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::output::{self, Column, OutputFlags, Row};
-use super::{Client, PAGE_ITEMS, RpcFlags, done, every_page, parent, request_id};
+use super::{Client, PAGE_ITEMS, RpcFlags, done, every_page, parent, request_id, until_restart};
 use crate::error::CliError;
 
 /// Say which hosts may connect to a subsystem.
@@ -33,7 +33,8 @@ enum Verb {
         /// NQN of the host, or "any".
         host: String,
     },
-    /// Take the permission back and end the host's associations.
+    /// Take the permission back and end the host's associations. What the start flags allow
+    /// is allowed again after a restart.
     Deny {
         /// NQN of the subsystem.
         nqn: String,
@@ -81,6 +82,8 @@ async fn allow(client: &mut Client, nqn: &str, host_nqn: String) -> Result<(), C
 }
 
 async fn deny(client: &mut Client, nqn: &str, host: &str) -> Result<(), CliError> {
+    let allowed = list(client, Some(nqn)).await?;
+    let persistent = allowed.iter().any(|row| row.nqn == host && row.persistent);
     let request = api::DenyHostRequest {
         name: format!("subsystems/{nqn}/hosts/{host}"),
         request_id: request_id(),
@@ -89,7 +92,10 @@ async fn deny(client: &mut Client, nqn: &str, host: &str) -> Result<(), CliError
         &format!("host {host} not denied"),
         client.deny_host(request).await,
     )?;
-    output::say(&format!("host {host} may not connect to {nqn} any more"))
+    output::say(&format!(
+        "host {host} may not connect to {nqn} any more{}",
+        until_restart(persistent)
+    ))
 }
 
 #[derive(Serialize)]

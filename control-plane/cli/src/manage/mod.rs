@@ -25,7 +25,7 @@ use crate::error::CliError;
 
 /// Time to reach a data plane.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for one call; removing a namespace waits for commands in flight.
+/// Time for one call; opening a slow device takes longest.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Items asked for at a time; the server's largest page.
 const PAGE_ITEMS: i32 = 1000;
@@ -108,6 +108,14 @@ fn parent(nqn: Option<&str>) -> String {
 /// What a table says about a restart.
 fn after_restart(persistent: bool) -> String {
     if persistent { "kept" } else { "gone" }.to_owned()
+}
+
+/// What to add when something was taken away that the start flags bring back.
+fn until_restart(persistent: bool) -> &'static str {
+    match persistent {
+        true => " until the next restart: it is in the start flags",
+        false => "",
+    }
 }
 
 /// The innermost error says what the system said.

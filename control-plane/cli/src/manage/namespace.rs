@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::output::{self, Column, OutputFlags, Row};
-use super::{Client, PAGE_ITEMS, RpcFlags, done, every_page, parent, request_id};
+use super::{Client, PAGE_ITEMS, RpcFlags, done, every_page, parent, request_id, until_restart};
 use crate::dataplane::BlockSize;
 use crate::error::CliError;
 use crate::size::Size;
@@ -40,7 +40,8 @@ enum Verb {
         #[arg(value_parser = clap::value_parser!(i32).range(1..))]
         nsid: i32,
     },
-    /// Remove a namespace. What backs it is kept, unless that is memory.
+    /// Remove a namespace. What backs it is kept, unless that is memory; it is let go when the
+    /// last command on it has ended. A namespace of the start flags comes back at a restart.
     Remove {
         /// NQN of the subsystem.
         nqn: String,
@@ -59,7 +60,7 @@ struct AddFlags {
     nqn: String,
     #[command(flatten)]
     backing: BackingFlags,
-    /// Namespace identifier [default: the lowest free].
+    /// Namespace identifier [default: the next free].
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
     nsid: Option<i32>,
     /// Logical block size [default: the device's own; 4096 for memory].
@@ -171,21 +172,22 @@ async fn resize(client: &mut Client, nqn: &str, nsid: i32) -> Result<(), CliErro
 async fn remove(client: &mut Client, nqn: &str, nsid: i32, yes: bool) -> Result<(), CliError> {
     let what = format!("namespace {nsid} of {nqn} not removed");
     let name = name(nqn, nsid);
-    if !yes {
-        let request = api::GetNamespaceRequest { name: name.clone() };
-        let found = NamespaceRow::from(done(&what, client.get_namespace(request).await)?);
-        if found.is_in_memory() {
-            return Err(CliError::usage(what)
-                .cause("it is in memory; its data would be lost")
-                .hint("add --yes if that is meant"));
-        }
+    let request = api::GetNamespaceRequest { name: name.clone() };
+    let found = NamespaceRow::from(done(&what, client.get_namespace(request).await)?);
+    if !yes && found.is_in_memory() {
+        return Err(CliError::usage(what)
+            .cause("it is in memory; its data would be lost")
+            .hint("add --yes if that is meant"));
     }
     let request = api::DeleteNamespaceRequest {
         name,
         request_id: request_id(),
     };
     done(&what, client.delete_namespace(request).await)?;
-    output::say(&format!("namespace {nsid} of {nqn} removed"))
+    output::say(&format!(
+        "namespace {nsid} of {nqn} removed{}",
+        until_restart(found.persistent)
+    ))
 }
 
 fn name(nqn: &str, nsid: i32) -> String {

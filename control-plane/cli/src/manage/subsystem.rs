@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::output::{self, Column, OutputFlags, Row};
-use super::{Client, PAGE_ITEMS, RpcFlags, done, every_page, namespace, request_id};
+use super::{Client, PAGE_ITEMS, RpcFlags, done, every_page, namespace, request_id, until_restart};
 use crate::error::CliError;
 
 /// List, create and delete subsystems of a data plane.
@@ -29,7 +29,8 @@ enum Verb {
         /// NQN of the subsystem.
         nqn: String,
     },
-    /// End every association with a subsystem, and remove it and its namespaces.
+    /// End every association with a subsystem, and remove it and its namespaces. What the start
+    /// flags made comes back at a restart.
     Delete {
         /// NQN of the subsystem.
         nqn: String,
@@ -98,12 +99,15 @@ async fn delete(client: &mut Client, nqn: String, yes: bool) -> Result<(), CliEr
                 .hint("add --yes if that is meant"));
         }
     }
+    let name = format!("subsystems/{nqn}");
+    let request = api::GetSubsystemRequest { name: name.clone() };
+    let found = done(&what, client.get_subsystem(request).await)?;
     let request = api::DeleteSubsystemRequest {
-        name: format!("subsystems/{nqn}"),
+        name,
         request_id: request_id(),
     };
     done(&what, client.delete_subsystem(request).await)?;
-    output::say(&format!("{nqn} deleted"))
+    output::say(&format!("{nqn} deleted{}", until_restart(found.persistent)))
 }
 
 #[derive(Serialize)]

@@ -1,10 +1,20 @@
 //! The data-plane process from the outside: flags, ready line, errors, metrics, stop.
 
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
+use std::process::Stdio;
 
-use crate::harness::{DataPlane, bowline, finish, run};
+use crate::harness::{DataPlane, bowline, finish, run, terminate};
 
 const MEMORY: [&str; 2] = ["--memory", "16MiB"];
+const FREE_PORTS: [&str; 6] = [
+    "--listen",
+    "127.0.0.1:0",
+    "--rpc",
+    "127.0.0.1:0",
+    "--metrics",
+    "127.0.0.1:0",
+];
 
 #[test]
 fn ready_line_names_what_listens() {
@@ -28,6 +38,81 @@ fn several_listeners_are_named_in_order() {
 fn sigterm_ends_with_success() {
     let plane = DataPlane::start(&MEMORY);
     assert_eq!(plane.stop().code(), Some(0));
+}
+
+#[test]
+fn sigterm_during_the_start_is_heard() {
+    let folder = tempfile::tempdir().unwrap();
+    let drive = folder.path().join("drive");
+    std::fs::File::create(&drive)
+        .unwrap()
+        .set_len(16 << 20)
+        .unwrap();
+    let device = ["--device", drive.to_str().unwrap()];
+    // The second one asks for the device again and again for a while, as its user may be ending.
+    let _user = DataPlane::start(&device);
+    let mut process = bowline(&["dataplane"])
+        .args(FREE_PORTS)
+        .args(device)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(process.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("configuration in effect") {
+        assert_ne!(log.read_line(&mut said).unwrap(), 0, "ended after {said}");
+    }
+    terminate(&process);
+    log.read_to_string(&mut said).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(0), "{said}");
+    assert!(
+        said.contains("stopped before anything was served"),
+        "{said}"
+    );
+}
+
+#[test]
+fn unread_log_does_not_stop_the_data_plane() {
+    // Nobody reads the other end, and it is full.
+    let (_unread, full) = rustix::pipe::pipe().unwrap();
+    let flags = rustix::fs::fcntl_getfl(&full).unwrap();
+    rustix::fs::fcntl_setfl(&full, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+    while rustix::io::write(&full, &[b'x'; 4096]).is_ok() {}
+    rustix::fs::fcntl_setfl(&full, flags).unwrap();
+    let mut command = bowline(&["dataplane", "--log-level", "trace"]);
+    command.args(FREE_PORTS).args(MEMORY).stderr(full);
+    let plane = DataPlane::spawn(command);
+    let (code, _, stderr) = run(&["subsystem", "list", "--rpc", &plane.rpc()]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(plane.stop().code(), Some(0));
+}
+
+#[test]
+fn disks_of_one_name_have_different_default_identities() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut identities = Vec::new();
+    for name in ["x", "y"] {
+        let drive = folder.path().join(name).join("disk.img");
+        std::fs::create_dir(drive.parent().unwrap()).unwrap();
+        std::fs::File::create(&drive)
+            .unwrap()
+            .set_len(16 << 20)
+            .unwrap();
+        let plane = DataPlane::start(&["--node", "n", "--device", drive.to_str().unwrap()]);
+        let rpc = plane.rpc();
+        let (_, stdout, _) = run(&["namespace", "list", "-o", "json", "--rpc", &rpc]);
+        let list: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        let item = list["items"][0].clone();
+        let nqn = item["subsystemNqn"].as_str().unwrap();
+        assert!(
+            nqn.starts_with("nqn.2026-11.io.bowline:n:disk.img-"),
+            "{nqn}"
+        );
+        identities.push((item["subsystemNqn"].clone(), item["uuid"].clone()));
+    }
+    assert_ne!(identities[0].0, identities[1].0);
+    assert_ne!(identities[0].1, identities[1].1);
 }
 
 #[test]
@@ -189,7 +274,7 @@ fn environment_stands_for_flags_and_the_command_line_wins() {
     let (code, stdout, _) = run(&["subsystem", "list", "--rpc", &plane.rpc()]);
     assert_eq!(code, 0);
     assert!(
-        stdout.contains("nqn.2026-11.io.bowline:from-environment:memory"),
+        stdout.contains("nqn.2026-11.io.bowline:from-environment:memory-"),
         "{stdout}"
     );
 }
@@ -250,14 +335,6 @@ fn version_and_help_are_there() {
 }
 
 fn start_failing(arguments: &[&str]) -> (i32, String, String) {
-    let ports = [
-        "--listen",
-        "127.0.0.1:0",
-        "--rpc",
-        "127.0.0.1:0",
-        "--metrics",
-        "127.0.0.1:0",
-    ];
     let mut command = bowline(&["dataplane"]);
-    finish(command.args(ports).args(arguments).output().unwrap())
+    finish(command.args(FREE_PORTS).args(arguments).output().unwrap())
 }

@@ -2,9 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::harness::{bowline, run};
 
@@ -104,10 +108,68 @@ fn stays_up_until_it_is_interrupted() {
         .next()
         .unwrap();
     TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
-    let pid = rustix::process::Pid::from_child(&process);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    kill_process(Pid::from_child(&process), Signal::INT).unwrap();
     assert_eq!(process.wait().unwrap().code(), Some(0));
     assert!(!dir.exists());
+}
+
+/// `bowline dev` that stays up, and the data plane it started.
+fn stays_up(dir: &Path) -> (Child, Pid) {
+    let mut command = bowline(&["dev", "--size", "8MiB", "--dir", dir.to_str().unwrap()]);
+    let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    let mut stdout = BufReader::new(process.stdout.take().unwrap());
+    while !said.contains("stays up until Ctrl-C") {
+        assert_ne!(
+            stdout.read_line(&mut said).unwrap(),
+            0,
+            "ended after {said}"
+        );
+    }
+    // The last start is the one that runs.
+    let pid = said.rsplit("pid ").find_map(|rest| {
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<i32>().ok()
+    });
+    (process, Pid::from_raw(pid.unwrap()).unwrap())
+}
+
+/// Whether a process ends in that time.
+fn ends_within(end: &OwnedFd, seconds: i64, nanoseconds: i64) -> bool {
+    let limit = Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds,
+    };
+    poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&limit)).unwrap() == 1
+}
+
+#[test]
+fn data_plane_ends_with_the_process_that_started_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut process, plane) = stays_up(folder.path());
+    let end = pidfd_open(plane, PidfdFlags::empty()).unwrap();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(ends_within(&end, 60, 0));
+}
+
+#[test]
+fn second_signal_ends_a_stop_that_hangs_and_the_data_plane_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut process, plane) = stays_up(folder.path());
+    let plane_end = pidfd_open(plane, PidfdFlags::empty()).unwrap();
+    let pid = Pid::from_child(&process);
+    let end = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    kill_process(plane, Signal::STOP).unwrap();
+    // Two signals that come at once may be one, so it is asked until it has heard two.
+    for _ in 0..600 {
+        kill_process(pid, Signal::INT).unwrap();
+        if ends_within(&end, 0, 100_000_000) {
+            break;
+        }
+    }
+    assert_eq!(process.wait().unwrap().code(), Some(1));
+    assert!(ends_within(&plane_end, 60, 0));
 }
 
 #[test]

@@ -37,6 +37,11 @@ pub(crate) fn finish(output: Output) -> (i32, String, String) {
     )
 }
 
+pub(crate) fn terminate(process: &Child) {
+    let pid = rustix::process::Pid::from_child(process);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+}
+
 /// A running data plane on free ports; killed when dropped.
 pub(crate) struct DataPlane {
     process: Child,
@@ -94,8 +99,7 @@ impl DataPlane {
     }
 
     pub(crate) fn stop(mut self) -> ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.process);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        terminate(&self.process);
         self.process.wait().unwrap()
     }
 

@@ -197,6 +197,15 @@ async fn namespaces_come_and_go() {
         (status.code(), reason(&status).as_str()),
         (Code::NotFound, "NOT_FOUND")
     );
+    let next = client
+        .create_namespace(memory(NQN, 0, 1 << 20))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        next.nsid, 4,
+        "an identifier just given up is not another disk"
+    );
     let delete = api::DeleteSubsystemRequest {
         name: format!("subsystems/{NQN}"),
         ..Default::default()
@@ -490,6 +499,24 @@ fn verbs_print_what_the_api_says() {
     assert_eq!(verb(&["namespace", "remove", NQN, "1", "--yes"]).0, 0);
     assert_eq!(verb(&["host", "deny", NQN, "any"]).0, 0);
     assert_eq!(verb(&["subsystem", "delete", NQN]).0, 0);
+}
+
+#[test]
+fn undoing_the_start_flags_says_that_it_lasts_until_a_restart() {
+    let plane = start(&["--host", HOST]);
+    let rpc = plane.rpc();
+    let until = "until the next restart: it is in the start flags";
+    for (line, expected) in [
+        (&["host", "deny", FIRST, HOST][..], true),
+        (&["host", "allow", FIRST, HOST], false),
+        (&["host", "deny", FIRST, HOST], false),
+        (&["namespace", "remove", FIRST, "1", "--yes"], true),
+        (&["subsystem", "delete", FIRST], true),
+    ] {
+        let (code, stdout, stderr) = run(&[line, &["--rpc", &rpc]].concat());
+        assert_eq!(code, 0, "{stderr}");
+        assert_eq!(stdout.contains(until), expected, "{line:?}: {stdout}");
+    }
 }
 
 #[test]

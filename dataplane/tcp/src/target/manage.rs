@@ -17,7 +17,7 @@ use super::{TargetMessage, TargetService};
 /// The identity of a namespace to be added.
 #[derive(Clone, Copy, Debug)]
 pub struct NamespaceSpec {
-    /// The namespace id wanted, or the lowest that is free.
+    /// The namespace id wanted, or the next that is free.
     pub nsid: Option<u32>,
     /// UUID; not all zero.
     pub uuid: [u8; 16],

@@ -1,0 +1,79 @@
+//! What a start needs from the system before a reactor runs: sockets bound, the device
+//! opened and locked. All of it may block, the opening of a device behind a dead server
+//! for ever.
+
+use bowline_api::{Failure, Reason};
+
+use crate::allow::AllowList;
+use crate::backing::{self, Opened};
+use crate::config::{BackingConfig, Config};
+use crate::error::{RunError, StartError};
+use crate::identity;
+use crate::listen::Sockets;
+use crate::takeover::patiently;
+
+/// Everything that is bound, locked and open.
+pub(crate) struct Prepared {
+    pub(crate) config: Config,
+    pub(crate) allow: AllowList,
+    pub(crate) sockets: Sockets,
+    /// Named so that the same device is recognised when the API names it again.
+    pub(crate) backing: BackingConfig,
+    pub(crate) opened: Opened,
+    /// NQN of the first subsystem.
+    pub(crate) nqn: String,
+}
+
+impl Prepared {
+    /// Prepares on a thread that may block. Whoever does not wait any more loses nothing.
+    pub(crate) async fn off_thread(config: Config) -> Result<Self, RunError> {
+        let prepared = tokio::task::spawn_blocking(move || Self::new(config)).await;
+        Ok(prepared.map_err(|_| RunError::ManagementLost)??)
+    }
+
+    fn new(config: Config) -> Result<Self, StartError> {
+        let allow = AllowList::new(&config.allow_paths)?;
+        let sockets = Sockets::bind(&config)?;
+        let is_busy = |failure: &Failure| failure.reason == Reason::BackingBusy;
+        let open = || backing::open(&config.backing, config.block_bytes);
+        let opened = patiently(is_busy, open).map_err(StartError::Backing)?;
+        let nqn = match &config.nqn {
+            Some(nqn) => nqn.clone(),
+            None => default_nqn(&config, &sockets),
+        };
+        let backing = match &config.backing {
+            BackingConfig::Path(path) => {
+                BackingConfig::Path(path.canonicalize().unwrap_or_else(|_| path.clone()))
+            }
+            memory @ BackingConfig::Memory { .. } => memory.clone(),
+        };
+        Ok(Self {
+            config,
+            allow,
+            sockets,
+            backing,
+            opened,
+            nqn,
+        })
+    }
+}
+
+fn default_nqn(config: &Config, sockets: &Sockets) -> String {
+    match config.backing.path() {
+        Some(path) => {
+            let path = identity::lasting_path(path);
+            if identity::is_kernel_name(&path) {
+                tracing::warn!(
+                    path = %path.display(),
+                    "the kernel may give this name to another disk after a reboot, and the NQN \
+                     follows from it: name the device as /dev/disk/by-id does, or give --nqn"
+                );
+            }
+            identity::default_nqn(&config.node, &path)
+        }
+        None => {
+            let bound = sockets.nvme.first().map(|(portal, _)| portal.bound);
+            identity::default_memory_nqn(&config.node, bound)
+        }
+    }
+}

@@ -28,6 +28,9 @@ const SEND_ROUNDS: usize = 2;
 /// How long accepting pauses when no descriptor or memory is left.
 const ACCEPT_PAUSE: Nanos = Nanos::from_millis(100);
 
+/// After a pause this long the next event is not expected within the time a send may take.
+const PAUSE_MIN: Nanos = Nanos::from_millis(2);
+
 /// Ring sends up to this many bytes are expected to fit the socket's buffer at once.
 const PROMPT_BYTES_MAX: usize = 32 << 10;
 
@@ -369,8 +372,11 @@ impl Reactor {
         let direct = match &self.driver {
             Driver::Epoll(_) => true,
             // While spinning, one direct call is cheaper than a submission. Before sleeping, the
-            // submission costs no call of its own.
-            Driver::Uring(_) => self.outbox.len() == 1 && self.idle.is_hot(),
+            // submission costs no call of its own; but its completion ends the wait once more if
+            // nothing else does, which after a long pause is likely.
+            Driver::Uring(_) => {
+                self.outbox.len() == 1 && (self.idle.is_hot() || self.after_pause())
+            }
         };
         while let Some(id) = self.outbox.pop_front() {
             let Some(socket) = self.sockets.get_mut(id.0) else {
@@ -382,6 +388,12 @@ impl Reactor {
                 other => socket.output = other,
             }
         }
+    }
+
+    /// Whether this turn came after a time in which nothing happened.
+    fn after_pause(&self) -> bool {
+        let idle = self.idle_since.map(|at| self.now.saturating_sub(at));
+        idle.is_some_and(|span| span >= PAUSE_MIN)
     }
 
     fn send_by_ring(&mut self, id: SocketId, gather: Gather) {

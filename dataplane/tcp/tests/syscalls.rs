@@ -135,7 +135,8 @@ fn cpu_time(rig: &Rig) -> Duration {
 /// be with Linux's time-out, since all of it goes by the Keep Alive.
 fn idle(io: IoBackend) {
     const HOSTS: u32 = 16;
-    const SPAN: Duration = Duration::from_secs(3);
+    const SPAN: Duration = Duration::from_secs(2);
+    const SPANS: u32 = 3;
     let kato = LINUX_KATO / 5;
     let keep_alive = Nanos(u64::try_from(kato.as_nanos()).expect("seconds"));
     let rig = Rig::new(io);
@@ -157,22 +158,30 @@ fn idle(io: IoBackend) {
         }
     };
     rest(kato);
-    let (cpu, before) = (cpu_time(&rig), rig.counters());
-    rest(SPAN);
-    let (used, after) = (cpu_time(&rig) - cpu, rig.counters());
+    // What else the machine does only ever adds to processor time: the least of several spans is
+    // the closest to what the reactor needs.
+    let mut percent = f64::MAX;
+    let before = rig.counters();
+    for _ in 0..SPANS {
+        let cpu = cpu_time(&rig);
+        rest(SPAN);
+        let used = cpu_time(&rig) - cpu;
+        percent = percent.min(100.0 * used.as_secs_f64() / SPAN.as_secs_f64());
+    }
+    let after = rig.counters();
     // Two per time-out and host.
-    let keep_alives = 2.0 * f64::from(HOSTS) * SPAN.as_secs_f64() / kato.as_secs_f64();
+    let seconds = SPAN.as_secs_f64() * f64::from(SPANS);
+    let keep_alives = 2.0 * f64::from(HOSTS) * seconds / kato.as_secs_f64();
     let count = |now: u64, then: u64| f64::from(u32::try_from(now - then).expect("few"));
     let wakeups = count(after.wakeups, before.wakeups);
     let turns = count(after.turns, before.turns);
-    let percent = 100.0 * used.as_secs_f64() / SPAN.as_secs_f64();
     let as_linux = percent * kato.as_secs_f64() / LINUX_KATO.as_secs_f64();
     println!(
-        "{io:?} idle, {HOSTS} hosts, {keep_alives} Keep Alives in {SPAN:?}: {wakeups} wake-ups, \
+        "{io:?} idle, {HOSTS} hosts, {keep_alives} Keep Alives in {seconds} s: {wakeups} wake-ups, \
          {turns} turns, {percent:.3} % of a core; at Linux's rate {as_linux:.3} %"
     );
     assert!(
-        wakeups <= 2.0 * keep_alives + 20.0,
+        wakeups <= 1.5 * keep_alives + 20.0,
         "the reactor does not sleep"
     );
     assert!(

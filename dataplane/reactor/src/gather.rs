@@ -19,6 +19,11 @@ pub const GATHER_PIECES_MAX: usize = 500;
 /// Empty gathers that are kept for reuse, however few sockets there are.
 const KEPT_MIN: usize = 64;
 
+/// Room for 128 commands of a host, each with its payload, so that a gather need not grow while
+/// I/O runs. The pages of what is not used are never touched.
+const ARENA_BYTES: usize = 16 << 10;
+const PIECES: usize = 288;
+
 /// A gather whose header arena grew beyond this is not kept.
 const KEPT_ARENA_BYTES_MAX: usize = 64 << 10;
 
@@ -43,10 +48,10 @@ struct Parts {
 impl Parts {
     fn new() -> Box<Self> {
         Box::new(Self {
-            arena: Vec::with_capacity(4096),
-            pieces: Vec::with_capacity(64),
+            arena: Vec::with_capacity(ARENA_BYTES),
+            pieces: Vec::with_capacity(PIECES),
             bytes: 0,
-            iov: Vec::with_capacity(64),
+            iov: Vec::with_capacity(PIECES),
             iov_next: 0,
             message: empty_message(),
             unsent: 0,

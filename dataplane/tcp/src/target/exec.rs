@@ -138,8 +138,8 @@ impl<D: Device> Executor<D> {
         Self {
             units: Vec::new(),
             uses: Vec::new(),
-            running: Vec::new(),
-            free: Vec::new(),
+            running: Vec::with_capacity(COMPLETIONS_PER_POLL),
+            free: Vec::with_capacity(COMPLETIONS_PER_POLL),
             completions: Completions::with_capacity(COMPLETIONS_PER_POLL),
             unflushed: Vec::new(),
         }

@@ -37,6 +37,10 @@ pub use manage::{NamespaceSpec, RefreshError};
 /// reactor looks at its sockets again.
 const ROUNDS_PER_TURN: usize = 8;
 
+/// Room made at start, so that lists of commands and connections do not grow while I/O runs; they
+/// still may when more come at once.
+const COMMANDS_EXPECTED: usize = 256;
+
 /// How soon a full mailbox of another reactor is tried again.
 const HANDOFF_RETRY: Nanos = Nanos(500_000);
 
@@ -102,11 +106,11 @@ impl<D: Device> TargetService<D> {
             target: Target::new(config),
             executor: Executor::new(),
             links: Links::default(),
-            waiting: VecDeque::new(),
+            waiting: VecDeque::with_capacity(COMMANDS_EXPECTED),
             share_bytes: 0,
             spare: None,
-            finished: Vec::new(),
-            touched: Vec::new(),
+            finished: Vec::with_capacity(COMMANDS_EXPECTED),
+            touched: Vec::with_capacity(COMMANDS_EXPECTED),
             staying: Vec::new(),
             unfinished: false,
             routes: HashMap::new(),

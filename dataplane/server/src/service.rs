@@ -4,12 +4,14 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bowline_api::dataplane::v1 as api;
 use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneService;
 use bowline_api::{Failure, Reason};
+use prost::Message;
 use tokio::sync::Mutex;
 use tonic::{Request, Response, Status};
 
@@ -51,7 +53,38 @@ impl Management {
             state: Arc::new(Mutex::new(state)),
         }
     }
+
+    /// Makes a change under the lock; a request that is repeated gets the answer of the first.
+    async fn once<Q, A>(
+        &self,
+        method: &'static str,
+        id: String,
+        request: Q,
+        work: impl for<'a> FnOnce(&'a mut Manager, Q) -> Changing<'a, A> + Send + 'static,
+    ) -> Result<Response<A>, Status>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let state = Arc::clone(&self.state);
+        change(async move {
+            let State {
+                manager, requests, ..
+            } = &mut *state.lock().await;
+            let ticket = match requests.look_up(method, &id, &request)? {
+                Seen::Done(answer) => return Ok(answer),
+                Seen::New(ticket) => ticket,
+            };
+            let answer = work(manager, request).await?;
+            requests.remember(ticket, &answer);
+            Ok(answer)
+        })
+        .await
+    }
 }
+
+/// A change under way.
+type Changing<'a, A> = Pin<Box<dyn Future<Output = Result<A, Failure>> + Send + 'a>>;
 
 /// Runs a change to its end, even if the caller does not wait for it.
 async fn change<R: Send + 'static>(
@@ -112,24 +145,18 @@ impl DataPlaneService for Management {
         request: Request<api::CreateSubsystemRequest>,
     ) -> Result<Response<api::Subsystem>, Status> {
         let request = request.into_inner();
-        let state = Arc::clone(&self.state);
-        change(async move {
-            let State {
-                manager, requests, ..
-            } = &mut *state.lock().await;
-            let ticket = match requests.look_up("CreateSubsystem", &request.request_id, &request)? {
-                Seen::Done(answer) => return Ok(answer),
-                Seen::New(ticket) => ticket,
-            };
-            let nqn = request
-                .subsystem
-                .map(|subsystem| subsystem.nqn)
-                .unwrap_or_default();
-            manager.create_subsystem(&nqn, Origin::Api).await?;
-            let made = view::subsystem(&nqn, manager.subsystem(&nqn)?);
-            tracing::info!(subsystem_nqn = %nqn, "subsystem created, until the process ends");
-            requests.remember(ticket, &made);
-            Ok(made)
+        let id = request.request_id.clone();
+        self.once("CreateSubsystem", id, request, |manager, request| {
+            Box::pin(async move {
+                let nqn = request
+                    .subsystem
+                    .map(|subsystem| subsystem.nqn)
+                    .unwrap_or_default();
+                manager.create_subsystem(&nqn, Origin::Api).await?;
+                let made = view::subsystem(&nqn, manager.subsystem(&nqn)?);
+                tracing::info!(subsystem_nqn = %nqn, "subsystem created, until the process ends");
+                Ok(made)
+            })
         })
         .await
     }
@@ -139,20 +166,14 @@ impl DataPlaneService for Management {
         request: Request<api::DeleteSubsystemRequest>,
     ) -> Result<Response<()>, Status> {
         let request = request.into_inner();
-        let state = Arc::clone(&self.state);
-        change(async move {
-            let State {
-                manager, requests, ..
-            } = &mut *state.lock().await;
-            let ticket = match requests.look_up("DeleteSubsystem", &request.request_id, &request)? {
-                Seen::Done(answer) => return Ok(answer),
-                Seen::New(ticket) => ticket,
-            };
-            let nqn = names::parse_subsystem("name", &request.name)?;
-            let origin = manager.delete_subsystem(nqn).await?;
-            tracing::info!(subsystem_nqn = %nqn, "subsystem deleted{}", origin.undone());
-            requests.remember(ticket, &());
-            Ok(())
+        let id = request.request_id.clone();
+        self.once("DeleteSubsystem", id, request, |manager, request| {
+            Box::pin(async move {
+                let nqn = names::parse_subsystem("name", &request.name)?;
+                let origin = manager.delete_subsystem(nqn).await?;
+                tracing::info!(subsystem_nqn = %nqn, "subsystem deleted{}", origin.undone());
+                Ok(())
+            })
         })
         .await
     }
@@ -208,24 +229,18 @@ impl DataPlaneService for Management {
         request: Request<api::ResizeNamespaceRequest>,
     ) -> Result<Response<api::Namespace>, Status> {
         let request = request.into_inner();
-        let state = Arc::clone(&self.state);
-        change(async move {
-            let State {
-                manager, requests, ..
-            } = &mut *state.lock().await;
-            let ticket = match requests.look_up("ResizeNamespace", &request.request_id, &request)? {
-                Seen::Done(answer) => return Ok(answer),
-                Seen::New(ticket) => ticket,
-            };
-            let (nqn, nsid) = names::parse_namespace("name", &request.name)?;
-            manager.resize_namespace(nqn, nsid).await?;
-            let (_, namespace) = manager.namespace(nqn, nsid)?;
-            let made = view::namespace(nqn, nsid, namespace);
-            tracing::info!(
-                subsystem_nqn = %nqn, nsid, size_bytes = made.size_bytes, "namespace resized"
-            );
-            requests.remember(ticket, &made);
-            Ok(made)
+        let id = request.request_id.clone();
+        self.once("ResizeNamespace", id, request, |manager, request| {
+            Box::pin(async move {
+                let (nqn, nsid) = names::parse_namespace("name", &request.name)?;
+                manager.resize_namespace(nqn, nsid).await?;
+                let (_, namespace) = manager.namespace(nqn, nsid)?;
+                let made = view::namespace(nqn, nsid, namespace);
+                tracing::info!(
+                    subsystem_nqn = %nqn, nsid, size_bytes = made.size_bytes, "namespace resized"
+                );
+                Ok(made)
+            })
         })
         .await
     }
@@ -235,20 +250,14 @@ impl DataPlaneService for Management {
         request: Request<api::DeleteNamespaceRequest>,
     ) -> Result<Response<()>, Status> {
         let request = request.into_inner();
-        let state = Arc::clone(&self.state);
-        change(async move {
-            let State {
-                manager, requests, ..
-            } = &mut *state.lock().await;
-            let ticket = match requests.look_up("DeleteNamespace", &request.request_id, &request)? {
-                Seen::Done(answer) => return Ok(answer),
-                Seen::New(ticket) => ticket,
-            };
-            let (nqn, nsid) = names::parse_namespace("name", &request.name)?;
-            let origin = manager.delete_namespace(nqn, nsid).await?;
-            tracing::info!(subsystem_nqn = %nqn, nsid, "namespace removed{}", origin.undone());
-            requests.remember(ticket, &());
-            Ok(())
+        let id = request.request_id.clone();
+        self.once("DeleteNamespace", id, request, |manager, request| {
+            Box::pin(async move {
+                let (nqn, nsid) = names::parse_namespace("name", &request.name)?;
+                let origin = manager.delete_namespace(nqn, nsid).await?;
+                tracing::info!(subsystem_nqn = %nqn, nsid, "namespace removed{}", origin.undone());
+                Ok(())
+            })
         })
         .await
     }
@@ -293,22 +302,16 @@ impl DataPlaneService for Management {
         request: Request<api::AllowHostRequest>,
     ) -> Result<Response<api::Host>, Status> {
         let request = request.into_inner();
-        let state = Arc::clone(&self.state);
-        change(async move {
-            let State {
-                manager, requests, ..
-            } = &mut *state.lock().await;
-            let ticket = match requests.look_up("AllowHost", &request.request_id, &request)? {
-                Seen::Done(answer) => return Ok(answer),
-                Seen::New(ticket) => ticket,
-            };
-            let nqn = names::parse_subsystem("parent", &request.parent)?;
-            let host = request.host_nqn.as_str();
-            let origin = manager.allow_host(nqn, host, Origin::Api).await?;
-            tracing::info!(subsystem_nqn = %nqn, host_nqn = %host, "host allowed");
-            let made = view::host(nqn, host, origin);
-            requests.remember(ticket, &made);
-            Ok(made)
+        let id = request.request_id.clone();
+        self.once("AllowHost", id, request, |manager, request| {
+            Box::pin(async move {
+                let nqn = names::parse_subsystem("parent", &request.parent)?;
+                let host = request.host_nqn.as_str();
+                let origin = manager.allow_host(nqn, host, Origin::Api).await?;
+                tracing::info!(subsystem_nqn = %nqn, host_nqn = %host, "host allowed");
+                let made = view::host(nqn, host, origin);
+                Ok(made)
+            })
         })
         .await
     }
@@ -318,22 +321,16 @@ impl DataPlaneService for Management {
         request: Request<api::DenyHostRequest>,
     ) -> Result<Response<()>, Status> {
         let request = request.into_inner();
-        let state = Arc::clone(&self.state);
-        change(async move {
-            let State {
-                manager, requests, ..
-            } = &mut *state.lock().await;
-            let ticket = match requests.look_up("DenyHost", &request.request_id, &request)? {
-                Seen::Done(answer) => return Ok(answer),
-                Seen::New(ticket) => ticket,
-            };
-            let (nqn, host) = names::parse_host("name", &request.name)?;
-            let origin = manager.deny_host(nqn, host).await?;
-            tracing::info!(
-                subsystem_nqn = %nqn, host_nqn = %host, "host denied{}", origin.undone()
-            );
-            requests.remember(ticket, &());
-            Ok(())
+        let id = request.request_id.clone();
+        self.once("DenyHost", id, request, |manager, request| {
+            Box::pin(async move {
+                let (nqn, host) = names::parse_host("name", &request.name)?;
+                let origin = manager.deny_host(nqn, host).await?;
+                tracing::info!(
+                    subsystem_nqn = %nqn, host_nqn = %host, "host denied{}", origin.undone()
+                );
+                Ok(())
+            })
         })
         .await
     }

@@ -15,9 +15,9 @@ use super::guest;
 use crate::process;
 
 /// From start to the ready line.
-const READY_MAX: Duration = Duration::from_secs(30);
+const READY_MAX: Duration = Duration::from_secs(60);
 /// From SIGTERM to the end of the process.
-const STOP_MAX: Duration = Duration::from_secs(30);
+const STOP_MAX: Duration = Duration::from_secs(60);
 
 /// How to start a data plane, again and again on the same port.
 pub(crate) struct Setup {

@@ -21,7 +21,9 @@ const SECOND_GROWN_BYTES: u64 = 48 << 20;
 const SECTOR_BYTES: u64 = 512;
 /// Controller resets and kills of the data plane under load.
 const RESETS: u32 = 3;
-const KILLS: u32 = 2;
+const KILLS: usize = 2;
+/// How often to look whether the host reconnected; each look takes 0.3 s at least.
+const RECONNECT_LOOKS: u32 = 400;
 
 /// Boots the guest and runs every check. An error means that the rest could not be run at all.
 pub(crate) fn run(
@@ -206,7 +208,7 @@ impl Scenario<'_> {
                     this.guest.expect("resets")?;
                     this.guest.expect("load_goes_on")?;
                 }
-                this.guest.expect("load_ends").map(drop)
+                this.load_ends()
             },
         );
         self.check(
@@ -214,14 +216,14 @@ impl Scenario<'_> {
             Phase::Loss,
             |this| {
                 this.guest.expect("load_starts")?;
-                for _ in 0..KILLS {
+                for kill in 1..=KILLS {
                     let plane = this.plane.take().context("no data plane to kill")?;
                     plane.kill()?;
                     this.plane = Some(DataPlane::start(&this.setup, this.port)?);
-                    this.guest.expect("reconnects")?;
+                    this.host_comes_back(kill)?;
                     this.guest.expect("load_goes_on")?;
                 }
-                this.guest.expect("load_ends").map(drop)
+                this.load_ends()
             },
         );
     }
@@ -242,7 +244,7 @@ impl Scenario<'_> {
             |this| {
                 this.guest.expect("load_starts")?;
                 this.guest.expect("resets")?;
-                this.guest.expect("load_ends").map(drop)
+                this.load_ends()
             },
         );
     }
@@ -272,6 +274,25 @@ impl Scenario<'_> {
             "512",
         ];
         self.plane()?.manage(&arguments).map(drop)
+    }
+
+    /// Ends the load after one more whole pass.
+    fn load_ends(&mut self) -> Result<()> {
+        self.guest.expect("load_passes")?;
+        self.guest.expect("load_ends").map(drop)
+    }
+
+    /// Waits until the host has reconnected for the `count`th time in this check. It says "live" for
+    /// a while after the data plane died, so its state alone proves nothing, and a second kill while
+    /// it connects would cost it the minute after which it gives a Connect up.
+    fn host_comes_back(&mut self, count: usize) -> Result<()> {
+        for _ in 0..RECONNECT_LOOKS {
+            if self.guest.kernel_log()?.reconnects(self.log_seen) >= count {
+                return self.guest.expect("is_back").map(drop);
+            }
+            self.guest.expect("sleep 0.2")?;
+        }
+        bail!("the host did not reconnect")
     }
 
     fn plane(&self) -> Result<&DataPlane> {

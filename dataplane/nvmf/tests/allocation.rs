@@ -162,6 +162,7 @@ fn glue(digests: Digests) -> (Glue, ConnId) {
         geometry,
         uuid: [1; 16],
         nguid: [1; 16],
+        ana_group: None,
     };
     target.add_namespace(now, NQN, namespace).expect("valid");
     let sent = Vec::with_capacity(1 << 20);

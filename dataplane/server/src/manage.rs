@@ -194,6 +194,7 @@ impl Manager {
             nsid: Some(nsid),
             uuid: identity::namespace_uuid(nqn, nsid),
             nguid: identity::namespace_nguid(nqn, nsid),
+            ana_group: None,
         };
         let name = nqn.to_owned();
         let geometry = self
@@ -482,7 +483,11 @@ fn refused(name: &str, error: ConfigError) -> Failure {
     let reason = match error {
         ConfigError::SubsystemExists => Reason::AlreadyExists,
         ConfigError::NoSubsystem | ConfigError::NoNamespace => Reason::NotFound,
-        ConfigError::Nqn | ConfigError::NamespaceId => Reason::InvalidField,
+        ConfigError::Nqn
+        | ConfigError::NamespaceId
+        | ConfigError::NoAna
+        | ConfigError::AnaGroup
+        | ConfigError::Ana => Reason::InvalidField,
         ConfigError::Geometry => Reason::BackingUnusable,
         ConfigError::NamespaceIdentity => Reason::AlreadyExists,
         ConfigError::ControllerIds => Reason::Internal,

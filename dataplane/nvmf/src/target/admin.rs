@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use bowline_nvme::feature::SetFeatures;
 use bowline_nvme::opcode::admin;
 use bowline_nvme::{CommandId, Nanos, Sqe, Status};
 
@@ -32,8 +33,16 @@ impl Target {
         if !controller.is_enabled() {
             return Plan::refuse(Status::COMMAND_SEQUENCE_ERROR);
         }
-        let kind = controller.kind;
+        let (kind, volatile_cache) = (controller.kind, controller.volatile_cache);
         let len = sqe.sgl1().length;
+        if let admin::GET_FEATURES | admin::SET_FEATURES = sqe.opcode() {
+            // CDW10 begins with the feature identifier in either.
+            let fid = SetFeatures::decode(sqe).fid;
+            let abilities = feature::abilities(kind, volatile_cache, fid);
+            if let Err(status) = self.check_feature_access(key, sqe, abilities) {
+                return self.refuse_parameter(id, slot, status);
+            }
+        }
         let plan = match sqe.opcode() {
             admin::IDENTIFY => exactly(IDENTIFY_BYTES, len).map(Plan::ToHost),
             admin::GET_LOG_PAGE => {
@@ -210,6 +219,7 @@ impl Target {
             config: &self.config,
             discovery: &self.discovery,
             namespaces: subsystem.map(|subsystem| &subsystem.namespaces),
+            ana: subsystem.and_then(|it| it.ana.as_ref().map(|ana| (ana, it.namespaces.max()))),
             power_on: subsystem.map_or(controller.created, |subsystem| subsystem.created),
             local,
         };

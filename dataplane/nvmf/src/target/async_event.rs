@@ -12,20 +12,26 @@ use super::output::SlotId;
 pub(super) const AERL: u8 = 3;
 const REQUESTS_MAX: usize = AERL as usize + 1;
 
-/// The events this target has. ANA and reservation events will be further variants.
+/// The events this target has. Reservation events will be further variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     NamespaceChanged,
+    AnaChange,
     DiscoveryChanged,
 }
 
 impl Event {
-    const ALL: [Self; 2] = [Self::NamespaceChanged, Self::DiscoveryChanged];
+    const ALL: [Self; 3] = [
+        Self::NamespaceChanged,
+        Self::AnaChange,
+        Self::DiscoveryChanged,
+    ];
 
     /// The bit of Asynchronous Event Configuration that enables it.
     const fn enable(self) -> AsyncEventConfig {
         match self {
             Self::NamespaceChanged => AsyncEventConfig::NAMESPACE_ATTRIBUTE,
+            Self::AnaChange => AsyncEventConfig::ANA_CHANGE,
             Self::DiscoveryChanged => AsyncEventConfig::DISCOVERY_CHANGE,
         }
     }
@@ -33,6 +39,7 @@ impl Event {
     const fn wire(self) -> AsyncEvent {
         match self {
             Self::NamespaceChanged => AsyncEvent::NAMESPACE_CHANGED,
+            Self::AnaChange => AsyncEvent::ANA_CHANGED,
             Self::DiscoveryChanged => AsyncEvent::DISCOVERY_CHANGED,
         }
     }
@@ -41,6 +48,7 @@ impl Event {
         match self {
             Self::NamespaceChanged => 1,
             Self::DiscoveryChanged => 2,
+            Self::AnaChange => 4,
         }
     }
 }

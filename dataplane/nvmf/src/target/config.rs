@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use bowline_nvme::log::AnaState;
 use bowline_nvme::{Nanos, nqn};
 
+use super::ana::Ana;
 use super::output::NamespaceHandle;
 
 /// Limits of a target. `new` clamps each to what the protocol and the peers allow.
@@ -174,7 +176,34 @@ pub struct SubsystemConfig {
     pub cntlids: (u16, u16),
     /// Controllers at a time.
     pub controllers_max: u16,
+    /// Asymmetric Namespace Access; `None`: hosts hear nothing of it.
+    pub ana: Option<AnaConfig>,
 }
+
+/// How a subsystem reports Asymmetric Namespace Access. [BASE-2.0 §8.1]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnaConfig {
+    /// Highest group id, and the number of groups there can be (ANAGRPMAX, NANAGRPID). Hosts make
+    /// room for the log of them all.
+    pub groups_max: u32,
+    /// The longest that a group stays in the state [`AnaState::Change`] (ANATT), in seconds.
+    pub transition_seconds: u8,
+    /// The state of a group that nothing was said about yet.
+    pub initial: AnaState,
+}
+
+impl Default for AnaConfig {
+    fn default() -> Self {
+        Self {
+            groups_max: 32,
+            transition_seconds: 10,
+            initial: AnaState::Optimized,
+        }
+    }
+}
+
+/// Most ANA groups of a subsystem.
+pub const ANA_GROUPS_MAX: u32 = 1024;
 
 /// Highest controller id that may be given out. [BASE-2.0 CNTLID; FABRICS-1.1 §3.3]
 pub const CNTLID_MAX: u16 = 0xFFEF;
@@ -191,10 +220,11 @@ impl SubsystemConfig {
             listeners: None,
             cntlids: (1, CNTLID_MAX),
             controllers_max: 1024,
+            ana: None,
         }
     }
 
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, mdts_bytes: u32) -> Result<(), ConfigError> {
         check_nqn(&self.nqn)?;
         if self.nqn == nqn::DISCOVERY {
             return Err(ConfigError::SubsystemExists);
@@ -208,6 +238,14 @@ impl SubsystemConfig {
         }
         if !(1..=NSID_MAX).contains(&self.namespaces_max) {
             return Err(ConfigError::NamespaceId);
+        }
+        if let Some(ana) = &self.ana {
+            // Linux reads the whole log in one command, or does without ANA.
+            let log_fits = Ana::log_bytes_max(ana, self.namespaces_max) <= u64::from(mdts_bytes);
+            let groups_ok = (1..=ANA_GROUPS_MAX).contains(&ana.groups_max);
+            if !groups_ok || !log_fits || ana.transition_seconds == 0 {
+                return Err(ConfigError::Ana);
+            }
         }
         Ok(())
     }
@@ -299,6 +337,8 @@ pub struct NamespaceConfig {
     pub uuid: [u8; 16],
     /// NGUID; not all zero.
     pub nguid: [u8; 16],
+    /// ANA group, created if need be; `None`: group 1, where the subsystem has groups.
+    pub ana_group: Option<u32>,
 }
 
 /// Why a configuration was refused.
@@ -320,6 +360,12 @@ pub enum ConfigError {
     Geometry,
     /// UUID or NGUID is zero, or another namespace of this target has it.
     NamespaceIdentity,
+    /// The subsystem does not report ANA.
+    NoAna,
+    /// The ANA group id is 0 or above the subsystem's maximum.
+    AnaGroup,
+    /// No or too many ANA groups, no transition time, or a log larger than MDTS.
+    Ana,
 }
 
 impl std::fmt::Display for ConfigError {
@@ -333,6 +379,9 @@ impl std::fmt::Display for ConfigError {
             Self::NoNamespace => "no such namespace",
             Self::Geometry => "the block size or capacity is not possible",
             Self::NamespaceIdentity => "the namespace's UUID or NGUID is zero or already in use",
+            Self::NoAna => "the subsystem does not report ANA",
+            Self::AnaGroup => "no such ANA group",
+            Self::Ana => "the ANA groups are too many or none, or change without a time limit",
         })
     }
 }

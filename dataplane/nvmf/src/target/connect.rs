@@ -221,6 +221,8 @@ impl Target {
         let volatile_cache = subsystem
             .and_then(|at| self.subsystems.get(at)?.as_ref())
             .is_some_and(|subsystem| subsystem.namespaces.any_volatile_cache());
+        let ana = subsystem.and_then(|at| self.subsystems.get(at)?.as_ref()?.ana.as_ref());
+        let ana_changes = ana.map(|ana| ana.changes);
         let new = NewController {
             cntlid,
             kind,
@@ -232,6 +234,7 @@ impl Target {
             kato: kato(request.command.kato_ms),
             io_queues: self.config.io_queues_max,
             volatile_cache,
+            ana_changes,
         };
         let association_by = now.after(self.config.deadlines.association);
         let discovery = (kind == Kind::Discovery).then(|| Snapshot::new(&self.discovery));

@@ -87,6 +87,10 @@ pub(super) struct Controller {
     /// What VWC says, for the whole association: hosts ask once. Without it a host never flushes,
     /// so its writes to a volatile namespace that came later must be durable by themselves.
     pub(super) volatile_cache: bool,
+    /// The subsystem reports ANA.
+    pub(super) ana: bool,
+    /// Changes of the ANA log before the last controller reset, which this host does not count.
+    pub(super) ana_changes_base: u64,
     pub(super) created: Nanos,
     armed: Armed,
 }
@@ -103,6 +107,8 @@ pub(super) struct NewController {
     pub(super) kato: Nanos,
     pub(super) io_queues: u16,
     pub(super) volatile_cache: bool,
+    /// Changes of the ANA log until now, if there is one.
+    pub(super) ana_changes: Option<u64>,
 }
 
 impl Controller {
@@ -131,6 +137,8 @@ impl Controller {
             errors: ErrorLog::default(),
             discovery: None,
             volatile_cache: new.volatile_cache,
+            ana: new.ana_changes.is_some(),
+            ana_changes_base: new.ana_changes.unwrap_or(0),
             created: now,
             armed: Armed::default(),
         }
@@ -229,6 +237,12 @@ impl Target {
         controller.shutdown = Shutdown::None;
         controller.features = Features::new(io_queues);
         controller.association_by = Some(now.after(association));
+        let subsystem = controller
+            .subsystem
+            .and_then(|at| self.subsystems.get(at)?.as_ref());
+        if let Some(ana) = subsystem.and_then(|subsystem| subsystem.ana.as_ref()) {
+            controller.ana_changes_base = ana.changes;
+        }
         if let Some(admin) = self.connections.get_mut(controller.admin) {
             for slot in controller.events.reset() {
                 admin.slots.release(slot);
@@ -312,8 +326,9 @@ impl Target {
         }
     }
 
-    /// Flushes the next namespace that has a volatile cache; shutdown is complete after the last.
-    fn flush_after(&mut self, now: Nanos, key: Key, nsid: u32) {
+    /// Flushes the next namespace that has a volatile cache and can be reached; shutdown is complete
+    /// after the last.
+    pub(super) fn flush_after(&mut self, now: Nanos, key: Key, nsid: u32) {
         let Some(controller) = self.controllers.get_mut(key) else {
             return;
         };
@@ -322,7 +337,7 @@ impl Target {
             .and_then(|at| self.subsystems.get(at)?.as_ref())
             .map(|subsystem| &subsystem.namespaces);
         let mut next = namespaces.and_then(|namespaces| namespaces.after(nsid));
-        while let Some(namespace) = next.filter(|namespace| !namespace.geometry.volatile_cache) {
+        while let Some(namespace) = next.filter(|namespace| !namespace.needs_flush()) {
             next = namespaces.and_then(|namespaces| namespaces.after(namespace.nsid));
         }
         let (Some(namespace), Some(id)) = (next, controller.flush_slot) else {

@@ -99,6 +99,11 @@ pub(super) fn abilities(kind: Kind, volatile_cache: bool, fid: u8) -> Option<u32
     }
 }
 
+/// Whether a feature of these abilities belongs to a namespace.
+pub(super) fn is_of_namespace(abilities: u32) -> bool {
+    abilities & capabilities::NAMESPACE_SPECIFIC != 0
+}
+
 impl Controller {
     /// Get Features: dword 0, and the data of those that have some. [BASE-2.0 §5.15]
     pub(super) fn get_features(
@@ -162,8 +167,9 @@ impl Controller {
         if set.save {
             return Err(Status::FEATURE_NOT_SAVEABLE.dnr());
         }
-        let of_namespace = abilities & capabilities::NAMESPACE_SPECIFIC != 0;
-        if !of_namespace && !matches!(sqe.nsid(), NamespaceId::NONE | NamespaceId::BROADCAST) {
+        if !is_of_namespace(abilities)
+            && !matches!(sqe.nsid(), NamespaceId::NONE | NamespaceId::BROADCAST)
+        {
             return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC.dnr());
         }
         let value = set.cdw11;
@@ -183,8 +189,7 @@ impl Controller {
                 Ok(0)
             }
             id::ASYNC_EVENT_CONFIG => {
-                self.events.config =
-                    AsyncEventConfig(value).intersection(events_supported(self.kind));
+                self.events.config = AsyncEventConfig(value).intersection(self.events_supported());
                 Ok(0)
             }
             id::TIMESTAMP => self.features.set_timestamp(around.now, data),
@@ -203,6 +208,16 @@ impl Controller {
         }
     }
 
+    /// The events this controller can report: OAES, and the SMART warnings.
+    fn events_supported(&self) -> AsyncEventConfig {
+        let io = AsyncEventConfig::SMART.union(AsyncEventConfig::NAMESPACE_ATTRIBUTE);
+        match self.kind {
+            Kind::Io if self.ana => io.union(AsyncEventConfig::ANA_CHANGE),
+            Kind::Io => io,
+            Kind::Discovery => AsyncEventConfig::DISCOVERY_CHANGE,
+        }
+    }
+
     /// Number of Queues: only before the first I/O queue. [BASE-2.0 §5.27.1.5]
     fn set_number_of_queues(&mut self, around: Surroundings, value: u32) -> Result<u32, Status> {
         let asked = NumberOfQueues::decode(value);
@@ -215,14 +230,6 @@ impl Controller {
         let granted = (asked.nsq.min(asked.ncq) + 1).min(around.io_queues_max);
         self.features.io_queues = granted;
         Ok(NumberOfQueues::of(granted).encode())
-    }
-}
-
-/// The events a controller of this kind can report: OAES, and the SMART warnings.
-fn events_supported(kind: Kind) -> AsyncEventConfig {
-    match kind {
-        Kind::Io => AsyncEventConfig::SMART.union(AsyncEventConfig::NAMESPACE_ATTRIBUTE),
-        Kind::Discovery => AsyncEventConfig::DISCOVERY_CHANGE,
     }
 }
 

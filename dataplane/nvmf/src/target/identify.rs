@@ -5,6 +5,7 @@ use bowline_nvme::identify::{
     LbaFormat, NamespaceDescriptor, cns, csi, encode_controller_list, encode_namespace_descriptors,
     encode_namespace_list,
 };
+use bowline_nvme::log::AnaState;
 use bowline_nvme::{ControllerId, NamespaceId, Sqe, Status, feature::AsyncEventConfig};
 
 use super::async_event::AERL;
@@ -138,6 +139,7 @@ impl View<'_> {
         common: IdentifyController,
     ) -> IdentifyController {
         let namespaces = &subsystem.namespaces;
+        let ana = subsystem.config.ana;
         let mut oncs = IdentifyController::ONCS_COMPARE
             | IdentifyController::ONCS_DSM
             | IdentifyController::ONCS_SAVE_SELECT
@@ -150,9 +152,19 @@ impl View<'_> {
             rab: 6,
             // Several ports and controllers even if there is one now: Linux refuses a second
             // controller of a subsystem whose first did not announce it.
-            cmic: IdentifyController::CMIC_PORTS | IdentifyController::CMIC_CONTROLLERS,
+            cmic: IdentifyController::CMIC_PORTS
+                | IdentifyController::CMIC_CONTROLLERS
+                | ana.map_or(0, |_| IdentifyController::CMIC_ANA),
             rtd3e: RTD3E_US,
-            oaes: AsyncEventConfig::NAMESPACE_ATTRIBUTE.0,
+            oaes: AsyncEventConfig::NAMESPACE_ATTRIBUTE.0
+                | ana.map_or(0, |_| AsyncEventConfig::ANA_CHANGE.0),
+            anatt: ana.map_or(0, |ana| ana.transition_seconds),
+            // ANACAP bit 6 is clear: a namespace may move between groups.
+            anacap: ana.map_or(0, |_| {
+                IdentifyController::ANACAP_STATES | IdentifyController::ANACAP_GROUP_NONZERO
+            }),
+            anagrpmax: ana.map_or(0, |ana| ana.groups_max),
+            nanagrpid: ana.map_or(0, |ana| ana.groups_max),
             cntrltype: IdentifyController::CNTRLTYPE_IO,
             acl: 3,
             frmw: IdentifyController::FRMW_SLOT1_READ_ONLY | 1 << 1,
@@ -262,7 +274,11 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
     IdentifyNamespace {
         nsze: geometry.blocks,
         ncap: geometry.blocks,
-        nuse: geometry.used_blocks,
+        nuse: match namespace.access {
+            // What is allocated there is no business of this path. [BASE-2.0 §8.1.3]
+            AnaState::Inaccessible | AnaState::PersistentLoss => 0,
+            AnaState::Optimized | AnaState::NonOptimized | AnaState::Change => geometry.used_blocks,
+        },
         nsfeat,
         // Shared whatever the number of paths: Linux drops unshared duplicates.
         nmic: IdentifyNamespace::NMIC_SHARED,
@@ -279,6 +295,7 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
         npdg: deallocate,
         npda: deallocate,
         nows: zero_based(geometry.optimal_io_blocks),
+        anagrpid: namespace.ana_group,
         nsattr: write_protected(namespace),
         nguid: namespace.nguid,
         lbaf,
@@ -289,6 +306,7 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
 fn independent(namespace: &Namespace) -> IndependentNamespace {
     IndependentNamespace {
         nmic: IdentifyNamespace::NMIC_SHARED,
+        anagrpid: namespace.ana_group,
         nsattr: write_protected(namespace),
         nstat: IndependentNamespace::NSTAT_READY,
         ..IndependentNamespace::default()

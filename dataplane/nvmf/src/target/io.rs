@@ -4,6 +4,7 @@ use bowline_nvme::nvm::DsmRange;
 use bowline_nvme::opcode::io;
 use bowline_nvme::{Sgl, Sqe, Status};
 
+use super::ana::check_access;
 use super::config::Deallocate;
 use super::namespace::{Namespace, Namespaces};
 use super::output::{IoCommand, IoOp, NamespaceHandle};
@@ -97,8 +98,9 @@ pub(super) const fn modifies(opcode: u8) -> bool {
 }
 
 /// The one gate for everything that depends on who asks and in which state the namespace is:
-/// write protection now; reservations and ANA states belong here.
+/// the path to it first, then write protection; reservations belong here.
 fn admit(sqe: &Sqe, namespace: &Namespace) -> Result<(), Refusal> {
+    check_access(namespace.access).map_err(|status| (status, NSID_AT))?;
     if namespace.geometry.read_only && modifies(sqe.opcode()) {
         return Err((Status::NAMESPACE_WRITE_PROTECTED.dnr(), NSID_AT));
     }

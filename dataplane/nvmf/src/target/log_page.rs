@@ -10,6 +10,7 @@ use bowline_nvme::log::{
 use bowline_nvme::opcode::{admin, io as io_opcode};
 use bowline_nvme::{NamespaceId, Nanos, Sqe, Status, feature};
 
+use super::ana::Ana;
 use super::async_event::Event;
 use super::config::{DiscoveryTable, TargetConfig};
 use super::controller::{Controller, Kind};
@@ -36,6 +37,25 @@ impl<'a> Window<'a> {
         at < end && at.saturating_add(len) > self.start
     }
 
+    /// Those of `entries`, which are `size` bytes each and begin at `at` of the log, that are asked
+    /// for, and where each is.
+    pub(super) fn entries<'e, T>(
+        &self,
+        at: u64,
+        size: u64,
+        entries: &'e [T],
+    ) -> impl Iterator<Item = (u64, &'e T)> + use<'e, T> {
+        let index = |position: u64| usize::try_from(position.saturating_sub(at) / size);
+        let end = u64::try_from(self.data.len()).map_or(u64::MAX, |len| self.start + len);
+        let first = index(self.start).unwrap_or(usize::MAX);
+        let last = index(end.saturating_add(size - 1)).unwrap_or(usize::MAX);
+        (0u64..)
+            .zip(entries)
+            .take(last)
+            .skip(first)
+            .map(move |(index, entry)| (at + index * size, entry))
+    }
+
     /// Puts `bytes` at `at` of the log, as far as they are asked for.
     pub(super) fn put(&mut self, at: u64, bytes: &[u8]) {
         let skip = usize::try_from(self.start.saturating_sub(at)).unwrap_or(usize::MAX);
@@ -55,6 +75,8 @@ pub(super) struct LogContext<'a> {
     pub(super) config: &'a TargetConfig,
     pub(super) discovery: &'a Arc<DiscoveryTable>,
     pub(super) namespaces: Option<&'a Namespaces>,
+    /// The groups, and how many namespaces there can be.
+    pub(super) ana: Option<(&'a Ana, u32)>,
     /// When the subsystem came up.
     pub(super) power_on: Nanos,
     /// The address the host reached us by.
@@ -66,7 +88,7 @@ pub(super) struct LogContext<'a> {
 const FEATURE_EFFECTS: u8 = id::FEATURE_EFFECTS;
 const MI_EFFECTS: u8 = 0x13;
 
-/// The logs of an I/O controller. The ANA log will be one when ANA is advertised.
+/// The logs of an I/O controller, besides the ANA log of one that reports ANA.
 const IO_LOGS: [u8; 8] = [
     id::SUPPORTED_LOG_PAGES,
     id::ERROR,
@@ -102,7 +124,7 @@ impl Controller {
     ) -> Result<(), Status> {
         let get = GetLogPage::decode(sqe);
         let known = match self.kind {
-            Kind::Io => IO_LOGS.contains(&get.lid),
+            Kind::Io => IO_LOGS.contains(&get.lid) || (get.lid == id::ANA && self.ana),
             Kind::Discovery => get.lid == id::DISCOVERY,
         };
         if !known {
@@ -118,7 +140,7 @@ impl Controller {
                 snapshot.refresh(context.discovery, hostnqn.as_str());
             }
         }
-        if get.lpo > self.log_bytes(get.lid) {
+        if get.lpo > self.log_bytes(context, get.lid) {
             return Err(Status::INVALID_FIELD.dnr());
         }
         let mut window = Window::new(get.lpo, data);
@@ -129,8 +151,11 @@ impl Controller {
         Ok(())
     }
 
-    fn log_bytes(&self, lid: u8) -> u64 {
+    fn log_bytes(&self, context: &LogContext<'_>, lid: u8) -> u64 {
         match lid {
+            id::ANA => context.ana.map_or(0, |(ana, namespaces_max)| {
+                Ana::log_bytes_max(&ana.config, namespaces_max)
+            }),
             id::SMART | id::FIRMWARE_SLOT => 512,
             id::SUPPORTED_LOG_PAGES | FEATURE_EFFECTS | MI_EFFECTS => 1024,
             id::DISCOVERY => self
@@ -151,7 +176,9 @@ impl Controller {
         match get.lid {
             id::SUPPORTED_LOG_PAGES => {
                 let mut logs = SupportedLogs::default();
-                IO_LOGS.into_iter().for_each(|lid| logs.insert(lid));
+                let ana = self.ana.then_some(id::ANA);
+                let all = IO_LOGS.into_iter().chain(ana);
+                all.for_each(|lid| logs.insert(lid));
                 window.put(0, &logs.to_bytes());
             }
             id::ERROR => {
@@ -186,6 +213,12 @@ impl Controller {
                     window.put(u64::from(fid) * 4, &effects.to_le_bytes());
                 }
             }
+            id::ANA => {
+                let groups_only = get.lsp & GetLogPage::LSP_ANA_GROUPS_ONLY != 0;
+                if let Some((ana, _)) = context.ana {
+                    ana.write_log(window, self.ana_changes_base, groups_only);
+                }
+            }
             id::DISCOVERY => {
                 if let Some(snapshot) = &self.discovery {
                     snapshot.write(window, self.hostnqn.as_str(), context.local, context.config);
@@ -203,6 +236,7 @@ impl Controller {
                 self.changed.clear();
                 self.events.log_read(Event::NamespaceChanged);
             }
+            id::ANA => self.events.log_read(Event::AnaChange),
             id::DISCOVERY => self.events.log_read(Event::DiscoveryChanged),
             _ => {}
         }

@@ -21,6 +21,7 @@
 //! from Connect on. Calls with a stale id, or that nobody asked for, have no effect.
 
 mod admin;
+mod ana;
 mod async_event;
 mod command;
 mod config;
@@ -50,17 +51,19 @@ use std::sync::Arc;
 
 use bowline_nvme::{Nanos, Status};
 
+pub use bowline_nvme::log::AnaState;
 pub use config::{
-    CNTLID_MAX, ConfigError, Deadlines, Deallocate, DiscoveryKind, DiscoveryRecord, DiscoveryTable,
-    Hosts, NSID_MAX, NamespaceConfig, NsGeometry, Path, SubsystemConfig, TargetConfig, pad,
+    ANA_GROUPS_MAX, AnaConfig, CNTLID_MAX, ConfigError, Deadlines, Deallocate, DiscoveryKind,
+    DiscoveryRecord, DiscoveryTable, Hosts, NSID_MAX, NamespaceConfig, NsGeometry, Path,
+    SubsystemConfig, TargetConfig, pad,
 };
 pub use connection::ConnectionCounters;
 pub use health::IoCounters;
 pub use lifecycle::Handoff;
 pub use output::{ConnId, IoCommand, IoOp, NamespaceHandle, Output, Rx, SlotId, TxPdu};
 pub use snapshot::{
-    ConnectionSnapshot, ConnectionState, ControllerSnapshot, NamespaceSnapshot, QueueSnapshot,
-    SubsystemSnapshot, TargetCounters,
+    AnaGroupSnapshot, AnaSnapshot, ConnectionSnapshot, ConnectionState, ControllerSnapshot,
+    NamespaceSnapshot, QueueSnapshot, SubsystemSnapshot, TargetCounters,
 };
 
 use async_event::Event;
@@ -130,7 +133,7 @@ impl Target {
         now: Nanos,
         config: SubsystemConfig,
     ) -> Result<(), ConfigError> {
-        config.check()?;
+        config.check(self.config.mdts_bytes)?;
         if self.find_subsystem(&config.nqn).is_some() {
             return Err(ConfigError::SubsystemExists);
         }
@@ -186,7 +189,9 @@ impl Target {
             return Err(ConfigError::NamespaceIdentity);
         }
         let subsystem = self.subsystem_mut(at)?;
+        subsystem.check_group(config.ana_group)?;
         let nsid = subsystem.namespaces.add(config)?;
+        subsystem.join_group(nsid, config.ana_group);
         self.namespace_changed(now, at, nsid);
         Ok(nsid)
     }
@@ -236,6 +241,9 @@ impl Target {
             .namespaces
             .remove(nsid)
             .ok_or(ConfigError::NoNamespace)?;
+        if let Some(ana) = &mut subsystem.ana {
+            ana.leave(namespace.ana_group, nsid);
+        }
         let (gone, handle) = (Status::INVALID_NAMESPACE.dnr(), namespace.handle);
         for key in self.controllers_of_subsystem(at) {
             self.fail_queued(now, key, gone, |command| command.namespace == handle);
@@ -343,7 +351,8 @@ impl Target {
             .ok_or(ConfigError::NoSubsystem)
     }
 
-    /// Tells every controller of a subsystem that a namespace has changed. [BASE-2.0 §5.2.1]
+    /// Tells every controller of a subsystem that a namespace has changed. One that has come or
+    /// gone changes the ANA log too, of which this event is to tell alone. [BASE-2.0 §5.2.1]
     fn namespace_changed(&mut self, now: Nanos, at: usize, nsid: u32) {
         for key in self.controllers_of_subsystem(at) {
             if let Some(controller) = self.controllers.get_mut(key) {

@@ -1,5 +1,7 @@
 //! A namespace and the subsystem's table of them.
 
+use bowline_nvme::log::AnaState;
+
 use super::config::{ConfigError, NamespaceConfig, NsGeometry};
 use super::health::IoCounters;
 use super::output::NamespaceHandle;
@@ -12,7 +14,18 @@ pub(super) struct Namespace {
     pub(super) geometry: NsGeometry,
     pub(super) uuid: [u8; 16],
     pub(super) nguid: [u8; 16],
+    /// ANAGRPID; 0 in a subsystem without ANA.
+    pub(super) ana_group: u32,
+    /// The state of its group; optimized where there is none.
+    pub(super) access: AnaState,
     pub(super) counters: IoCounters,
+}
+
+impl Namespace {
+    /// Whether a shutdown must flush it. What cannot be reached is no longer this target's.
+    pub(super) fn needs_flush(&self) -> bool {
+        self.geometry.volatile_cache && self.access.is_usable()
+    }
 }
 
 /// Namespaces by NSID. Dense, because the look-up is on the path of every command.
@@ -90,6 +103,8 @@ impl Namespaces {
             geometry: config.geometry,
             uuid: config.uuid,
             nguid: config.nguid,
+            ana_group: 0,
+            access: AnaState::Optimized,
             counters: IoCounters::default(),
         }));
         if config.nsid.is_none() {
@@ -161,6 +176,7 @@ pub(super) mod tests {
             geometry: geometry(),
             uuid: [id; 16],
             nguid: [id; 16],
+            ana_group: None,
         }
     }
 

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 
 use bowline_nvme::Nanos;
+use bowline_nvme::log::AnaState;
 
 use super::Target;
-use super::config::{Hosts, NsGeometry};
+use super::ana::{Ana, Group};
+use super::config::{AnaConfig, Hosts, NsGeometry};
 use super::connection::{Connection, ConnectionCounters, State};
 use super::controller::{Controller, Kind};
 use super::health::IoCounters;
@@ -46,8 +48,34 @@ pub struct SubsystemSnapshot {
     pub namespaces_max: u32,
     /// By ascending NSID.
     pub namespaces: Vec<NamespaceSnapshot>,
+    /// Asymmetric Namespace Access, if the subsystem reports it.
+    pub ana: Option<AnaSnapshot>,
     /// Controllers, those that only drain included.
     pub controllers: Vec<ControllerSnapshot>,
+}
+
+/// The ANA groups of a subsystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnaSnapshot {
+    /// How it is reported.
+    pub config: AnaConfig,
+    /// Changes of the log, since the subsystem is there.
+    pub changes: u64,
+    /// Groups that were ever named, by ascending id.
+    pub groups: Vec<AnaGroupSnapshot>,
+}
+
+/// An ANA group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnaGroupSnapshot {
+    /// Group id.
+    pub id: u32,
+    /// How its namespaces are reached through this target.
+    pub state: AnaState,
+    /// Changes of the state and of who belongs to it.
+    pub changes: u64,
+    /// Its namespaces, ascending.
+    pub nsids: Vec<u32>,
 }
 
 /// A namespace.
@@ -63,6 +91,8 @@ pub struct NamespaceSnapshot {
     pub uuid: [u8; 16],
     /// NGUID.
     pub nguid: [u8; 16],
+    /// ANA group; 0 without ANA.
+    pub ana_group: u32,
     /// What was done with it, by all hosts.
     pub counters: IoCounters,
 }
@@ -165,9 +195,11 @@ impl Target {
                         geometry: namespace.geometry,
                         uuid: namespace.uuid,
                         nguid: namespace.nguid,
+                        ana_group: namespace.ana_group,
                         counters: namespace.counters,
                     })
                     .collect(),
+                ana: subsystem.ana.as_ref().map(ana),
                 controllers: self.controllers_of(&subsystem.controllers),
             })
             .collect()
@@ -237,6 +269,20 @@ impl Target {
             outstanding: connection.slots.busy(),
             counters: connection.counters,
         }
+    }
+}
+
+fn ana(ana: &Ana) -> AnaSnapshot {
+    let group = |group: &Group| AnaGroupSnapshot {
+        id: group.id,
+        state: group.state,
+        changes: group.changes,
+        nsids: group.nsids.clone(),
+    };
+    AnaSnapshot {
+        config: ana.config,
+        changes: ana.changes,
+        groups: ana.groups.iter().map(group).collect(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use bowline_nvme::Nanos;
 
+use super::ana::Ana;
 use super::config::SubsystemConfig;
 use super::namespace::Namespaces;
 use super::table::Key;
@@ -10,6 +11,7 @@ use super::table::Key;
 pub(super) struct Subsystem {
     pub(super) config: SubsystemConfig,
     pub(super) namespaces: Namespaces,
+    pub(super) ana: Option<Ana>,
     /// Controllers not yet gone, those that only drain included.
     pub(super) controllers: Vec<Key>,
     pub(super) cntlids: ControllerIds,
@@ -59,6 +61,7 @@ impl Subsystem {
     pub(super) fn new(now: Nanos, config: SubsystemConfig, random: u64) -> Self {
         Self {
             namespaces: Namespaces::new(config.namespaces_max),
+            ana: config.ana.map(Ana::new),
             cntlids: ControllerIds::new(config.cntlids, random),
             config,
             controllers: Vec::new(),

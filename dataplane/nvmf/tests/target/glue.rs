@@ -11,8 +11,8 @@ use bowline_nvme::pdu::{CapsuleCmd, Digests, Direction, H2CData, IcReq, R2t};
 use bowline_nvme::{CommandId, ControllerId, Cqe, NamespaceId, Nanos, QueueId, Sgl, Sqe, Status};
 use bowline_nvmf::frame::{Event, FrameReader, Header, crc32c};
 use bowline_nvmf::target::{
-    ConnId, Deallocate, Hosts, IoCommand, IoOp, NamespaceConfig, NamespaceHandle, NsGeometry,
-    Output, Path, Rx, SlotId, SubsystemConfig, Target, TargetConfig, TxPdu,
+    AnaConfig, ConnId, Deallocate, Hosts, IoCommand, IoOp, NamespaceConfig, NamespaceHandle,
+    NsGeometry, Output, Path, Rx, SlotId, SubsystemConfig, Target, TargetConfig, TxPdu,
 };
 
 pub(crate) const SUBNQN: &str = "nqn.2026-11.io.bowline:test";
@@ -111,6 +111,7 @@ pub(crate) fn namespace(id: u8) -> NamespaceConfig {
         geometry: geometry(),
         uuid: [id; 16],
         nguid: [id | 0x80; 16],
+        ana_group: None,
     }
 }
 
@@ -121,12 +122,28 @@ impl Glue {
     }
 
     pub(crate) fn with(config: TargetConfig) -> Self {
-        let mut glue = Self::bare(config);
+        Self::serving(config, Self::subsystem())
+    }
+
+    /// The same, and the subsystem reports ANA.
+    pub(crate) fn with_ana(config: TargetConfig, ana: AnaConfig) -> Self {
         let subsystem = SubsystemConfig {
+            ana: Some(ana),
+            ..Self::subsystem()
+        };
+        Self::serving(config, subsystem)
+    }
+
+    pub(crate) fn subsystem() -> SubsystemConfig {
+        SubsystemConfig {
             hosts: Hosts::Only(vec![HOSTNQN.to_owned()]),
             namespaces_max: 16,
             ..SubsystemConfig::new(SUBNQN, "BL0001")
-        };
+        }
+    }
+
+    pub(crate) fn serving(config: TargetConfig, subsystem: SubsystemConfig) -> Self {
+        let mut glue = Self::bare(config);
         glue.target
             .add_subsystem(glue.now, subsystem)
             .expect("valid");

@@ -1,6 +1,7 @@
 //! The target driven through its public interface: an in-memory glue with a RAM disk on one side,
 //! the bytes of a host on the other.
 
+mod ana;
 mod bring_up;
 mod connect;
 mod discovery;

@@ -45,6 +45,7 @@ impl Served {
                 nsid: None,
                 uuid: [1; 16],
                 nguid: [1; 16],
+                ana_group: None,
             };
             let device = MemDevice::new(DISK_BYTES, 512)?;
             service

@@ -23,6 +23,8 @@ pub struct NamespaceSpec {
     pub uuid: [u8; 16],
     /// NGUID; not all zero.
     pub nguid: [u8; 16],
+    /// ANA group; `None`: group 1, where the subsystem has groups.
+    pub ana_group: Option<u32>,
 }
 
 /// Why a namespace could not take over its device's new size.
@@ -135,13 +137,19 @@ impl<D: Device> TargetService<D> {
     ) -> Result<NamespaceId, ConfigError> {
         let geometry = ns_geometry(&device.geometry());
         let handle = self.executor.add(device).ok_or(ConfigError::NamespaceId)?;
-        let NamespaceSpec { nsid, uuid, nguid } = spec;
+        let NamespaceSpec {
+            nsid,
+            uuid,
+            nguid,
+            ana_group,
+        } = spec;
         let config = NamespaceConfig {
             nsid,
             handle,
             geometry,
             uuid,
             nguid,
+            ana_group,
         };
         match self.target.add_namespace(now, nqn, config) {
             Ok(nsid) => {

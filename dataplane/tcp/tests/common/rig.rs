@@ -176,6 +176,7 @@ impl Rig {
             nsid: None,
             uuid: identity,
             nguid: identity,
+            ana_group: None,
         };
         self.call(move |target, cx, now| target.add_namespace(now, nqn, spec, make(cx)))
             .expect("a valid namespace")

@@ -37,6 +37,7 @@ pub(super) fn namespace(id: u8, blocks: u64) -> target::NamespaceConfig {
         geometry: geometry(blocks),
         uuid: [id; 16],
         nguid: [id; 16],
+        ana_group: None,
     }
 }
 

@@ -25,6 +25,7 @@ fn controller(kind: Kind) -> Controller {
         kato: kato(5000),
         io_queues: 64,
         volatile_cache: true,
+        ana_changes: None,
     };
     Controller::new(Nanos::ZERO, new)
 }

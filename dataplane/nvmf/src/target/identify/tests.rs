@@ -40,6 +40,7 @@ fn check<T>(nsids: &[u32], geometry: NsGeometry, max: u32, act: impl FnOnce(&Vie
             kato: Nanos::ZERO,
             io_queues: 4,
             volatile_cache: subsystem.namespaces.any_volatile_cache(),
+            ana_changes: None,
         },
     );
     let config = TargetConfig::default();

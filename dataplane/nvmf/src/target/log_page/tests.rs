@@ -22,6 +22,7 @@ fn controller() -> Controller {
         kato: Nanos::ZERO,
         io_queues: 4,
         volatile_cache: true,
+        ana_changes: None,
     };
     Controller::new(Nanos::ZERO, new)
 }
@@ -36,6 +37,7 @@ fn read(controller: &mut Controller, get: GetLogPage, nsid: u32) -> Result<Vec<u
         config: &target,
         discovery: &Arc::default(),
         namespaces: Some(&namespaces),
+        ana: None,
         power_on: Nanos::ZERO,
         local: Path::default().local,
     };

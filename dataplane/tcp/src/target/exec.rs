@@ -126,6 +126,15 @@ pub(super) struct Executor<D> {
     /// How often each place was used: the upper bits of the handle, so that a command which waited
     /// while its namespace went away never runs on the device that came after.
     uses: Vec<u32>,
+    /// Places without a device.
+    vacant: Vec<usize>,
+    /// Places whose devices have something to be polled for: a turn costs what runs, however many
+    /// devices there are.
+    busy: Vec<usize>,
+    /// Whether each place is in `busy`.
+    listed: Vec<bool>,
+    /// What happened to devices, oldest first.
+    events: VecDeque<(NamespaceHandle, DeviceEvent)>,
     running: Vec<Option<Running>>,
     free: Vec<usize>,
     completions: Completions,
@@ -138,6 +147,10 @@ impl<D: Device> Executor<D> {
         Self {
             units: Vec::new(),
             uses: Vec::new(),
+            vacant: Vec::new(),
+            busy: Vec::new(),
+            listed: Vec::new(),
+            events: VecDeque::new(),
             running: Vec::with_capacity(COMPLETIONS_PER_POLL),
             free: Vec::with_capacity(COMPLETIONS_PER_POLL),
             completions: Completions::with_capacity(COMPLETIONS_PER_POLL),
@@ -150,18 +163,19 @@ impl<D: Device> Executor<D> {
         let unit = Unit {
             block_bytes: device.geometry().block_bytes,
             device,
-            backlog: VecDeque::with_capacity(COMPLETIONS_PER_POLL),
+            // Ten thousand idle devices must cost nothing.
+            backlog: VecDeque::new(),
             commands: 0,
             retiring: false,
         };
-        let free = self.units.iter().position(Option::is_none);
-        let index = free.unwrap_or(self.units.len());
+        let index = self.vacant.pop().unwrap_or(self.units.len());
         if index > PLACE_MAX as usize {
             return None;
         }
-        if free.is_none() {
+        if index == self.units.len() {
             self.units.push(None);
             self.uses.push(0);
+            self.listed.push(false);
         }
         self.units[index] = Some(unit);
         self.uses[index] = self.uses[index].wrapping_add(1);
@@ -188,13 +202,28 @@ impl<D: Device> Executor<D> {
         if let Some(unit) = &mut self.units[index] {
             unit.retiring = true;
             if unit.commands == 0 {
-                self.units[index] = None;
+                self.vacate(index);
             }
         }
     }
 
+    fn vacate(&mut self, index: usize) {
+        self.units[index] = None;
+        self.vacant.push(index);
+    }
+
+    /// Has the place polled from the next turn on, until nothing runs there.
+    fn wake(&mut self, index: usize) {
+        if !self.listed[index] {
+            self.listed[index] = true;
+            self.busy.push(index);
+        }
+    }
+
+    /// The device, which is looked at afterwards: what is done to it may be an event.
     pub(super) fn device_mut(&mut self, handle: NamespaceHandle) -> Option<&mut D> {
         let index = self.place(handle)?;
+        self.wake(index);
         let unit = self.units[index].as_mut()?;
         (!unit.retiring).then_some(&mut unit.device)
     }
@@ -252,6 +281,7 @@ impl<D: Device> Executor<D> {
             return failed(Status::INTERNAL, None);
         };
         unit.commands += 1;
+        self.wake(index);
         let running = Running {
             conn,
             slot,
@@ -278,6 +308,7 @@ impl<D: Device> Executor<D> {
                 continue;
             };
             unit.commands += 1;
+            self.wake(index);
             let conn = ConnId {
                 index: u32::MAX,
                 generation: 0,
@@ -304,46 +335,55 @@ impl<D: Device> Executor<D> {
         }
     }
 
-    /// Takes completions off the devices, and starts what waited for room.
+    /// Takes completions and events off the devices, and starts what waited for room.
     pub(super) fn poll(&mut self, now: Nanos, finished: &mut Vec<Finished>) {
-        for index in 0..self.units.len() {
-            let Some(unit) = self.units[index].as_mut() else {
-                continue;
-            };
-            while let Some(io) = unit.backlog.pop_front() {
-                if let Err(io) = unit.device.try_submit(io) {
-                    unit.backlog.push_front(io);
-                    break;
-                }
+        let mut at = 0;
+        while let Some(&index) = self.busy.get(at) {
+            if self.poll_place(now, index, finished) {
+                at += 1;
+            } else {
+                self.busy.swap_remove(at);
+                self.listed[index] = false;
             }
-            if unit.commands == 0 {
-                continue;
-            }
-            // An empty list takes no memory.
-            let empty = Completions::with_capacity(0);
-            let mut completions = std::mem::replace(&mut self.completions, empty);
-            unit.device.poll(now, &mut completions);
-            for completion in completions.drain() {
-                if let Outcome::Ended(done) = self.handle_completion(completion) {
-                    finished.extend(done);
-                    self.end_command(index);
-                }
-            }
-            self.completions = completions;
         }
+    }
+
+    /// Polls one device. False when nothing runs there any more.
+    fn poll_place(&mut self, now: Nanos, index: usize, finished: &mut Vec<Finished>) -> bool {
+        let handle = self.handle(index);
+        let Some(unit) = self.units[index].as_mut() else {
+            return false;
+        };
+        while let Some(io) = unit.backlog.pop_front() {
+            if let Err(io) = unit.device.try_submit(io) {
+                unit.backlog.push_front(io);
+                break;
+            }
+        }
+        // An empty list takes no memory.
+        let empty = Completions::with_capacity(0);
+        let mut completions = std::mem::replace(&mut self.completions, empty);
+        if unit.commands > 0 {
+            unit.device.poll(now, &mut completions);
+        }
+        while let Some(event) = unit.device.poll_event() {
+            self.events.push_back((handle, event));
+        }
+        for completion in completions.drain() {
+            if let Outcome::Ended(done) = self.handle_completion(completion) {
+                finished.extend(done);
+                self.end_command(index);
+            }
+        }
+        self.completions = completions;
+        self.units[index]
+            .as_ref()
+            .is_some_and(|unit| unit.commands > 0)
     }
 
     /// The next event of any device.
     pub(super) fn poll_event(&mut self) -> Option<(NamespaceHandle, DeviceEvent)> {
-        for index in 0..self.units.len() {
-            let Some(unit) = &mut self.units[index] else {
-                continue;
-            };
-            if let Some(event) = unit.device.poll_event() {
-                return Some((self.handle(index), event));
-            }
-        }
-        None
+        self.events.pop_front()
     }
 
     /// A device that [`flush_all`](Self::flush_all) could not flush, and why.
@@ -352,7 +392,10 @@ impl<D: Device> Executor<D> {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Nanos> {
-        let units = self.units.iter().flatten();
+        if !self.events.is_empty() {
+            return Some(Nanos::ZERO);
+        }
+        let units = self.busy.iter().filter_map(|&at| self.units[at].as_ref());
         units.filter_map(|unit| unit.device.poll_timeout()).min()
     }
 
@@ -360,7 +403,7 @@ impl<D: Device> Executor<D> {
         if let Some(unit) = self.units[index].as_mut() {
             unit.commands -= 1;
             if unit.retiring && unit.commands == 0 {
-                self.units[index] = None;
+                self.vacate(index);
             }
         }
     }
@@ -547,5 +590,47 @@ mod tests {
         let status = finished.expect("nothing to run on").status;
         assert!(status.same_code(Status::INVALID_NAMESPACE));
         assert_eq!(executor.in_flight(), 0);
+    }
+
+    /// Every turn asked every device, so that thousands of idle namespaces slowed down the one in
+    /// use. Only those with something running are looked at.
+    #[test]
+    fn turn_looks_only_at_devices_with_something_to_do() {
+        let mut executor = Executor::new();
+        let device = || MemDevice::new(1 << 20, 512).expect("memory");
+        let handles: Vec<_> = (0..100)
+            .map(|_| executor.add(device()).expect("a place"))
+            .collect();
+        assert!(executor.busy.is_empty());
+        let command = IoCommand {
+            namespace: handles[70],
+            op: IoOp::Flush,
+            bytes: 0,
+        };
+        let conn = ConnId {
+            index: 0,
+            generation: 0,
+        };
+        for _ in 0..2 {
+            assert!(
+                executor
+                    .start(conn, SlotId(0), &command, None, None)
+                    .is_none()
+            );
+            assert_eq!(executor.busy, [70]);
+            let mut finished = Vec::new();
+            executor.poll(Nanos::ZERO, &mut finished);
+            assert_eq!(finished.len(), 1);
+            assert!(executor.busy.is_empty());
+        }
+        // Its place is used again, once, and what is removed while listed is forgotten.
+        assert!(executor.device_mut(handles[3]).is_some());
+        executor.retire(handles[3]);
+        let next = executor.add(device()).expect("a place");
+        assert_ne!(next, handles[3]);
+        assert!(executor.device_mut(next).is_some());
+        assert_eq!(executor.busy, [3]);
+        executor.poll(Nanos::ZERO, &mut Vec::new());
+        assert!(executor.busy.is_empty());
     }
 }

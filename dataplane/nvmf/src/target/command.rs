@@ -200,7 +200,7 @@ impl Target {
         };
         match plan {
             Ok(IoPlan::FromHost(io) | IoPlan::Execute(io)) => {
-                command.command = io;
+                command.command = command.for_part(io);
                 command.enter(now, Stage::Queued);
                 connection.push(Pending::Execute(slot));
             }
@@ -315,7 +315,12 @@ impl Target {
         let Some(command) = connection.slots.at_stage(slot, Stage::Executing) else {
             return;
         };
-        let (io, sqe, internal) = (command.command, command.sqe, command.internal);
+        let (mut io, sqe, internal) = (command.command, command.sqe, command.internal);
+        let goes_on = command.has_more_parts() && status.is_success();
+        if command.is_cut() {
+            // Counted once, when all of it is done.
+            io.bytes = command.transfer_len;
+        }
         command.enter(
             now,
             if internal {
@@ -327,9 +332,11 @@ impl Target {
         connection.executing = connection.executing.saturating_sub(1);
         let (state, queue) = (connection.state, connection.queue);
         let Some(queue) = queue else { return };
-        self.count(now, queue.controller, &sqe, io, status, internal);
+        self.count(now, queue.controller, &sqe, io, status, internal || goes_on);
         if internal {
             self.flushed(now, queue.controller, status);
+        } else if goes_on && matches!(state, State::Ready | State::Drain) {
+            self.part_done(now, id, slot);
         } else if matches!(state, State::Ready | State::Drain) {
             self.answer(now, id, slot, io, status);
         } else if let Some(connection) = self.connections.get_mut(id) {

@@ -72,6 +72,8 @@ pub(super) enum Pending {
 
 /// Pending outputs that belong to no slot: ICResp, TermReq, Route, Close.
 const UNSLOTTED_OUTPUTS: usize = 4;
+/// The lowest rate at which a PDU or a granted transfer may move, beyond the time it may pause.
+const RATE_MIN_BYTES: u64 = 64 << 10;
 /// Slots before Connect: one for it, the rest answer whatever else is sent too early.
 const SLOTS_BEFORE_CONNECT: u16 = 4;
 
@@ -91,6 +93,8 @@ pub(super) struct Landing {
 /// What a connection has done, for operators.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionCounters {
+    /// PDUs received.
+    pub pdus: u64,
     /// Command capsules received.
     pub commands: u64,
     /// Payload bytes received, those dropped included.
@@ -127,6 +131,8 @@ pub(super) struct Connection {
     pub(super) armed: Armed,
     /// Last byte received.
     pub(super) last_rx: Nanos,
+    /// When the PDU being received began.
+    pub(super) pdu_since: Nanos,
     /// Last command received or answered: what restarts the keep-alive timer. A host counts from
     /// the completions it sees. [BASE-2.0 §3.9.4]
     pub(super) last_command: Nanos,
@@ -155,6 +161,7 @@ impl Connection {
             connect_by: icreq_by,
             armed: Armed::default(),
             last_rx: now,
+            pdu_since: now,
             last_command: now,
             counters: ConnectionCounters::default(),
         }
@@ -194,12 +201,13 @@ impl Connection {
         let Some((slot, command)) = wanted.and_then(|id| Some((id, self.slots.get(id)?))) else {
             return Rx::Discard { len };
         };
+        let start = landing.start - command.part_start;
         Rx::Payload {
             slot,
-            offset: landing.next,
+            offset: landing.next - command.part_start,
             len,
-            digest_from: self.frame.has_data_digest().then_some(landing.start),
-            transfer_len: command.transfer_len,
+            digest_from: self.frame.has_data_digest().then_some(start),
+            transfer_len: command.part_len(),
         }
     }
 
@@ -334,12 +342,16 @@ impl Connection {
         let mut consider = |at: Nanos| next = Some(next.map_or(at, |other| other.min(at)));
         if self.receives() && !self.frame.is_between_pdus() {
             consider(self.last_rx.after(transfer));
+            consider(at_least(self.pdu_since, transfer, self.maxh2cdata));
         }
         if self.state == State::Ready {
             self.slots
                 .iter()
                 .filter(|(_, slot)| slot.stage == Stage::Transfer)
-                .for_each(|(_, slot)| consider(slot.since.after(transfer)));
+                .for_each(|(_, slot)| {
+                    consider(slot.since.after(transfer));
+                    consider(at_least(slot.granted, transfer, slot.part_len()));
+                });
         }
         next
     }
@@ -372,7 +384,7 @@ impl Connection {
                 .take()
                 .map(|term| self.send(TxBody::Terminate(term))),
             Pending::NeedBuffer(slot) => {
-                let len = self.slots.at_stage(slot, Stage::Buffer)?.transfer_len;
+                let len = self.slots.at_stage(slot, Stage::Buffer)?.part_len();
                 Some(Output::NeedBuffer { slot, len })
             }
             Pending::R2t(slot) => self.r2t(now, slot),
@@ -393,7 +405,7 @@ impl Connection {
                     command: command.command,
                 })
             }
-            Pending::Data(slot) => self.data(slot),
+            Pending::Data(slot) => self.data(now, slot),
             Pending::Response(slot) => self.response(slot),
             Pending::Release(slot) => {
                 self.slots.release(slot);
@@ -426,10 +438,7 @@ impl Connection {
     fn r2t(&mut self, now: Nanos, id: SlotId) -> Option<Output> {
         let (ttag, maxh2cdata) = (self.slots.tag(id), self.maxh2cdata);
         let slot = self.slots.at_stage(id, Stage::Transfer)?;
-        let r2tl = slot
-            .transfer_len
-            .saturating_sub(slot.landed)
-            .min(maxh2cdata);
+        let r2tl = slot.part_end.saturating_sub(slot.landed).min(maxh2cdata);
         slot.r2t_end = slot.landed + r2tl;
         slot.since = now;
         let r2t = R2t {
@@ -442,19 +451,23 @@ impl Connection {
         Some(self.send(TxBody::R2t(r2t)))
     }
 
-    fn data(&mut self, id: SlotId) -> Option<Output> {
+    fn data(&mut self, now: Nanos, id: SlotId) -> Option<Output> {
         let slot = self.slots.at_stage(id, Stage::Respond)?;
-        let (len, success) = (slot.transfer_len, slot.fused_response);
+        let (len, last) = (slot.part_len(), !slot.has_more_parts());
+        let success = slot.fused_response && last;
         let data = C2HData {
             cccid: slot.sqe.cid(),
-            datao: 0,
+            datao: slot.part_start,
             datal: len,
-            last: true,
+            last,
             success,
         };
         self.counters.payload_tx_bytes += u64::from(len);
         if success {
             self.slots.release(id);
+        }
+        if !last {
+            self.read_on(now, id);
         }
         Some(Output::Send {
             pdu: self.pdu(TxBody::Data(data)),
@@ -498,6 +511,13 @@ impl Connection {
 
 pub(super) fn is_connect(sqe: &Sqe) -> bool {
     sqe.opcode() == admin::FABRICS && sqe.fctype() == fabrics::CONNECT
+}
+
+/// The latest end of moving `bytes`: a peer that is slower than [`RATE_MIN_BYTES`] a second keeps
+/// memory from others, however regularly it sends a byte.
+fn at_least(since: Nanos, transfer: Nanos, bytes: u32) -> Nanos {
+    let span = u64::from(bytes) * Nanos::from_secs(1).0 / RATE_MIN_BYTES;
+    since.after(transfer).after(Nanos(span))
 }
 
 fn outputs_max(slots: &Slots) -> usize {

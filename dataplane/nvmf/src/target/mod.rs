@@ -38,6 +38,7 @@ mod lifecycle;
 mod log_page;
 mod namespace;
 mod output;
+mod part;
 mod property;
 mod receive;
 mod slot;

@@ -34,6 +34,9 @@ impl Target {
                 break;
             }
             let rest = bytes.get(used..).unwrap_or_default();
+            if connection.frame.is_between_pdus() {
+                connection.pdu_since = now;
+            }
             used += connection.frame.handle(rest);
             connection.last_rx = now;
             self.handle_events(now, id);
@@ -101,6 +104,7 @@ impl Target {
             return;
         };
         connection.landing = Landing::default();
+        connection.counters.pdus += 1;
         let sequence = Violation::new(Fes::SEQUENCE_ERROR);
         match (connection.state, header) {
             // The host's last word: nothing is answered. [TCP-1.0 §3.5.1]
@@ -193,7 +197,7 @@ impl Target {
         };
         match plan {
             Plan::FromHost(len) => {
-                command.transfer_len = len;
+                command.set_transfer(len);
                 if payload > 0 {
                     command.enter(now, Stage::Receive);
                     command.r2t_end = payload;
@@ -211,12 +215,12 @@ impl Target {
                 self.respond(now, id, slot, Status::SGL_TYPE_INVALID.dnr(), 0);
             }
             Plan::ToHost(len) => {
-                command.transfer_len = len;
+                command.set_transfer(len);
                 command.enter(now, Stage::Fill);
                 connection.push(Pending::Fill(slot));
             }
             Plan::Execute(io) => {
-                command.transfer_len = io.bytes;
+                command.set_transfer(io.bytes);
                 command.command = io;
                 command.enter(now, Stage::Queued);
                 connection.push(Pending::Execute(slot));
@@ -233,17 +237,7 @@ impl Target {
     /// A buffer is bound: ask for the data. `false`: the command has gone meanwhile, and nothing
     /// will release the buffer but the one who bound it.
     pub fn handle_buffer(&mut self, now: Nanos, id: ConnId, slot: SlotId) -> bool {
-        let Some(connection) = self.connections.get_mut(id) else {
-            return false;
-        };
-        let Some(command) = connection.slots.at_stage(slot, Stage::Buffer) else {
-            return false;
-        };
-        command.enter(now, Stage::Transfer);
-        connection.push(Pending::R2t(slot));
-        self.arm_connection_at(id, now.after(self.config.deadlines.transfer));
-        self.touch(id);
-        true
+        self.handle_part_buffer(now, id, slot, u32::MAX)
     }
 
     /// The owner could not take what has arrived, for want of a buffer of its own: the peer's
@@ -251,6 +245,7 @@ impl Target {
     pub fn stalled(&mut self, now: Nanos, id: ConnId) {
         if let Some(connection) = self.connections.get_mut(id) {
             connection.last_rx = now;
+            connection.pdu_since = now;
             connection.slots.restart_transfers(now);
         }
     }
@@ -279,7 +274,7 @@ impl Target {
         if !status.is_success() {
             return self.respond(now, id, slot, status, 0);
         }
-        if landed < command.transfer_len {
+        if landed < command.part_end {
             connection.push(Pending::R2t(slot));
             return;
         }

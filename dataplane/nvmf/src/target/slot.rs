@@ -66,6 +66,11 @@ pub(super) struct Slot {
     pub(super) landed: u32,
     /// Where the outstanding R2T ends; equal to `landed` when none is.
     pub(super) r2t_end: u32,
+    /// What of the data the slot's buffer is for: all of it, unless there was too little memory.
+    pub(super) part_start: u32,
+    pub(super) part_end: u32,
+    /// When the buffer for data from the host was bound.
+    pub(super) granted: Nanos,
     /// What to run once `Queued`. Until then only its namespace counts: the one the command was
     /// accepted for.
     pub(super) command: IoCommand,
@@ -218,7 +223,10 @@ impl Slots {
             .table
             .iter_mut()
             .filter(|slot| slot.stage == Stage::Transfer);
-        transfers.for_each(|slot| slot.since = now);
+        transfers.for_each(|slot| {
+            slot.since = now;
+            slot.granted = now;
+        });
     }
 
     /// Busy slots, ascending.
@@ -239,6 +247,9 @@ impl Slot {
             transfer_len: 0,
             landed: 0,
             r2t_end: 0,
+            part_start: 0,
+            part_end: 0,
+            granted: Nanos::ZERO,
             command: IoCommand {
                 namespace: NamespaceHandle(0),
                 op: IoOp::Flush,

@@ -42,6 +42,8 @@ pub(crate) struct Glue {
     pub(crate) corrupt_crc: bool,
     /// Do not bind buffers for R2T.
     pub(crate) no_buffers: bool,
+    /// The largest buffer there is: commands that can be cut move their data in parts.
+    pub(crate) part_bytes: Option<u32>,
     pub(crate) wanted: Vec<(ConnId, SlotId)>,
 }
 
@@ -166,6 +168,7 @@ impl Glue {
             chunk: usize::MAX,
             corrupt_crc: false,
             no_buffers: false,
+            part_bytes: None,
             wanted: Vec::new(),
         }
     }
@@ -326,14 +329,7 @@ impl Glue {
             panic!("output for a closed connection: {output:?}")
         };
         match output {
-            Output::NeedBuffer { slot, len } => {
-                if self.no_buffers {
-                    self.wanted.push((id, slot));
-                } else {
-                    assert!(conn.buffers.insert(slot, vec![0; len as usize]).is_none());
-                    assert!(self.target.handle_buffer(now, id, slot));
-                }
-            }
+            Output::NeedBuffer { slot, len } => self.need_buffer(id, slot, len),
             Output::Fill { slot, len } => {
                 let mut buffer = vec![0xEE; len as usize];
                 assert!(self.target.fill(now, id, slot, &mut buffer));
@@ -344,8 +340,14 @@ impl Glue {
                 assert_eq!(buffer.len(), len as usize);
                 self.target.inspect(now, id, slot, buffer);
             }
-            Output::Execute { slot, command } => {
+            Output::Execute { slot, mut command } => {
                 if let IoOp::Read { .. } = command.op {
+                    if let Some(part) = self.part_bytes {
+                        // What an earlier part was read into.
+                        conn.buffers.remove(&slot);
+                        let cut = self.target.cut_read(id, slot, part);
+                        command = cut.expect("a Read at its device");
+                    }
                     assert!(
                         conn.buffers
                             .insert(slot, vec![0xDD; command.bytes as usize])
@@ -382,6 +384,23 @@ impl Glue {
                 conn.closed = Some(graceful);
                 self.target.closed(now, id);
             }
+        }
+    }
+
+    fn need_buffer(&mut self, id: ConnId, slot: SlotId, len: u32) {
+        let part = self
+            .part_bytes
+            .and_then(|part| Some((part, self.target.part_unit(id, slot)?)));
+        if self.no_buffers {
+            self.wanted.push((id, slot));
+        } else if let Some((part, unit)) = part {
+            let len = len.min((part / unit * unit).max(unit));
+            self.conn(id).buffers.insert(slot, vec![0; len as usize]);
+            assert!(self.target.handle_part_buffer(self.now, id, slot, len));
+        } else {
+            let buffers = &mut self.conn(id).buffers;
+            assert!(buffers.insert(slot, vec![0; len as usize]).is_none());
+            assert!(self.target.handle_buffer(self.now, id, slot));
         }
     }
 

@@ -10,4 +10,5 @@ mod hostile;
 mod lifecycle;
 mod model;
 mod namespaces;
+mod parts;
 mod transfer;

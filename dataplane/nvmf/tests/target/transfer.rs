@@ -427,13 +427,13 @@ fn stuck_transfers_and_half_pdus_end_the_connection() {
 }
 
 #[test]
-fn progress_keeps_a_slow_transfer_alive() {
+fn slow_transfer_has_its_time() {
     let mut glue = Glue::new();
     let (queue, r2t) = transferring(&mut glue, Digests::NONE);
     let bytes = glue.h2c(queue, h2c_data(&r2t), &[3; 8192]);
     for part in bytes.chunks(1000) {
         glue.receive(queue, part);
-        glue.advance(Nanos::from_secs(20));
+        glue.advance(Nanos::from_secs(3));
     }
     assert_eq!(glue.reply(queue).cqe().status, Status::SUCCESS);
     glue.advance(Nanos::from_secs(1000));

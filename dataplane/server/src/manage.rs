@@ -36,7 +36,7 @@ pub(crate) struct Manager {
     pub(crate) portals: Vec<Portal>,
     pub(crate) allow: AllowList,
     /// Rises with every change that discovery shows.
-    genctr: u64,
+    discovery: Arc<DiscoveryTable>,
     opening: Vec<Opening>,
 }
 
@@ -80,7 +80,7 @@ impl Manager {
             catalog: Catalog::default(),
             portals,
             allow,
-            genctr: 0,
+            discovery: Arc::default(),
             opening: Vec::new(),
         }
     }
@@ -426,12 +426,9 @@ impl Manager {
     }
 
     async fn tell_discovery(&mut self) -> Result<(), Failure> {
-        self.genctr += 1;
         let entries = self.catalog.discovery(&self.portals);
-        let table = Arc::new(DiscoveryTable {
-            genctr: self.genctr,
-            entries,
-        });
+        let table = Arc::new(self.discovery.next(entries));
+        self.discovery = Arc::clone(&table);
         for index in 0..self.fleet.members.len() {
             let table = Arc::clone(&table);
             self.fleet

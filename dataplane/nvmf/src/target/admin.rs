@@ -215,12 +215,11 @@ impl Target {
             .subsystem
             .and_then(|at| self.subsystems.get(at)?.as_ref());
         let context = LogContext {
-            now,
             config: &self.config,
             discovery: &self.discovery,
             namespaces: subsystem.map(|subsystem| &subsystem.namespaces),
             ana: subsystem.and_then(|it| it.ana.as_ref().map(|ana| (ana, it.namespaces.max()))),
-            power_on: subsystem.map_or(controller.created, |subsystem| subsystem.created),
+            health: subsystem.map(|subsystem| subsystem.health.totals(now)),
             local,
         };
         controller.get_log_page(&context, sqe, data)

@@ -116,10 +116,12 @@ impl AsyncEvents {
         Some((self.requests.remove(0), event.wire().encode()))
     }
 
-    /// The event's log page was read to the end with RAE cleared: report the next one. An event
-    /// not yet reported is news no more.
-    pub(super) fn log_read(&mut self, event: Event) {
-        self.pending &= !event.bit();
+    /// The event's log page was read with RAE cleared: report the next one. If what was read was
+    /// up to date, an event not yet reported is news no more.
+    pub(super) fn log_read(&mut self, event: Event, up_to_date: bool) {
+        if up_to_date {
+            self.pending &= !event.bit();
+        }
         self.masked &= !event.bit();
     }
 }
@@ -142,7 +144,7 @@ mod tests {
         assert_eq!(events.deliver(), Some((SlotId(1), 0x0004_0002)));
         events.raise(Event::NamespaceChanged);
         assert_eq!(events.deliver(), None);
-        events.log_read(Event::NamespaceChanged);
+        events.log_read(Event::NamespaceChanged, true);
         assert_eq!(events.deliver(), None, "the log told of both changes");
         events.raise(Event::NamespaceChanged);
         assert_eq!(events.deliver(), Some((SlotId(2), 0x0004_0002)));

@@ -302,6 +302,8 @@ impl Target {
             }
             Err(status) => self.respond(now, id, slot, status, 0),
         }
+        // Reading a log lets its next event go.
+        self.deliver_events(now, queue.controller);
         self.touch(id);
         true
     }
@@ -379,14 +381,17 @@ impl Target {
             return;
         };
         controller.health.finished(now);
+        let subsystem = controller
+            .subsystem
+            .and_then(|at| self.subsystems.get_mut(at)?.as_mut());
+        let Some(subsystem) = subsystem else { return };
+        subsystem.health.run.finished(now);
         if internal {
             return;
         }
         controller.health.io.count(&io.op, io.bytes, status);
-        let namespace = controller
-            .subsystem
-            .and_then(|at| self.subsystems.get_mut(at)?.as_mut())
-            .and_then(|subsystem| subsystem.namespaces.get_mut(sqe.nsid().0));
+        subsystem.health.run.io.count(&io.op, io.bytes, status);
+        let namespace = subsystem.namespaces.get_mut(sqe.nsid().0);
         // The NSID may have been given to another device meanwhile.
         if let Some(namespace) = namespace.filter(|it| it.handle == io.namespace) {
             namespace.counters.count(&io.op, io.bytes, status);
@@ -416,6 +421,10 @@ impl Target {
         {
             let sqe = &command.sqe;
             status = status.more();
+            let number = controller
+                .subsystem
+                .and_then(|at| self.subsystems.get_mut(at)?.as_mut())
+                .map_or(controller.errors.count + 1, |it| it.health.next_error());
             controller.errors.add(ErrorLogEntry {
                 parameter_error_location: command.error_at,
                 lba: if queue.qid == 0 { 0 } else { sqe.slba() },
@@ -425,7 +434,7 @@ impl Target {
                     sqe.nsid()
                 },
                 trtype: bowline_nvme::log::Transport::Tcp.wire(),
-                ..ErrorLogEntry::new(0, QueueId(queue.qid), sqe.cid(), status)
+                ..ErrorLogEntry::new(number, QueueId(queue.qid), sqe.cid(), status)
             });
         }
         connection.respond(now, slot, status, result);

@@ -6,6 +6,7 @@ use bowline_nvme::log::AnaState;
 use bowline_nvme::{Nanos, nqn};
 
 use super::ana::Ana;
+use super::health::HealthTotals;
 use super::output::NamespaceHandle;
 
 /// Limits of a target. `new` clamps each to what the protocol and the peers allow.
@@ -31,6 +32,9 @@ pub struct TargetConfig {
     pub firmware: [u8; 8],
     /// Model number, ASCII.
     pub model: [u8; 40],
+    /// A name of its own for the discovery subsystem, besides the well-known one. Not that of a
+    /// subsystem; what is not a valid NQN counts as none. [BASE-2.0 §3.1.2.3]
+    pub discovery_nqn: Option<String>,
     /// Where random choices (first controller ids) start.
     pub seed: u64,
     /// How long a peer may take.
@@ -89,6 +93,7 @@ impl Default for TargetConfig {
             unassociated_per_address_max: 256,
             firmware: pad(env!("CARGO_PKG_VERSION")),
             model: pad("Bowline NVMe/TCP"),
+            discovery_nqn: None,
             seed: 0,
             deadlines: Deadlines::default(),
         }
@@ -107,7 +112,21 @@ impl TargetConfig {
         self.admin_queue_entries_max = self.admin_queue_entries_max.clamp(32, 256);
         self.io_queues_max = self.io_queues_max.clamp(1, 1024);
         self.deadlines.association = self.deadlines.association.max(Nanos::from_secs(120));
+        let usable = |name: &String| nqn::validate(name).is_ok() && name != nqn::DISCOVERY;
+        self.discovery_nqn = self.discovery_nqn.filter(usable);
         self
+    }
+
+    /// The name by which other hosts and discovery controllers should know this one: its own, or
+    /// else the well-known one.
+    #[must_use]
+    pub fn discovery_name(&self) -> &str {
+        self.discovery_nqn.as_deref().unwrap_or(nqn::DISCOVERY)
+    }
+
+    /// Whether Connect with this name is for the discovery subsystem.
+    pub(super) fn is_discovery(&self, subnqn: &str) -> bool {
+        subnqn == nqn::DISCOVERY || self.discovery_nqn.as_deref() == Some(subnqn)
     }
 }
 
@@ -161,7 +180,7 @@ impl Hosts {
 /// A subsystem to serve.
 #[derive(Clone, Debug)]
 pub struct SubsystemConfig {
-    /// Subsystem NQN; not the discovery NQN.
+    /// Subsystem NQN; not one of the discovery subsystem.
     pub nqn: String,
     /// Serial number, ASCII padded with spaces; unique per subsystem.
     pub serial: [u8; 20],
@@ -178,6 +197,9 @@ pub struct SubsystemConfig {
     pub controllers_max: u16,
     /// Asymmetric Namespace Access; `None`: hosts hear nothing of it.
     pub ana: Option<AnaConfig>,
+    /// What the subsystem had been through when it last ended; zero for a new one. Its SMART log
+    /// counts on from there.
+    pub health: HealthTotals,
 }
 
 /// How a subsystem reports Asymmetric Namespace Access. [BASE-2.0 §8.1]
@@ -221,14 +243,12 @@ impl SubsystemConfig {
             cntlids: (1, CNTLID_MAX),
             controllers_max: 1024,
             ana: None,
+            health: HealthTotals::default(),
         }
     }
 
     pub(super) fn check(&self, mdts_bytes: u32) -> Result<(), ConfigError> {
         check_nqn(&self.nqn)?;
-        if self.nqn == nqn::DISCOVERY {
-            return Err(ConfigError::SubsystemExists);
-        }
         if let Hosts::Only(hosts) = &self.hosts {
             hosts.iter().try_for_each(|host| check_host(host))?;
         }
@@ -346,7 +366,7 @@ pub struct NamespaceConfig {
 pub enum ConfigError {
     /// Not a valid NQN.
     Nqn,
-    /// A subsystem of that NQN is already there, or it is the discovery NQN.
+    /// A subsystem of that NQN is already there, or it is a name of the discovery subsystem.
     SubsystemExists,
     /// No subsystem of that NQN.
     NoSubsystem,
@@ -387,41 +407,6 @@ impl std::fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
-
-/// What the discovery controller tells, identical on every reactor. [BASE-2.0 §5.16.1.23]
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct DiscoveryTable {
-    /// Rises whenever `entries` change.
-    pub genctr: u64,
-    /// In the order they are reported.
-    pub entries: Vec<DiscoveryRecord>,
-}
-
-/// One discovery log entry and who may see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiscoveryRecord {
-    /// What the entry names.
-    pub kind: DiscoveryKind,
-    /// Subsystem NQN.
-    pub subnqn: String,
-    /// Where; an unspecified address stands for the one the asking host reached us by.
-    pub address: SocketAddr,
-    /// NVMe port id.
-    pub port_id: u16,
-    /// Hosts that see it.
-    pub hosts: Hosts,
-}
-
-/// Subsystem type of a discovery log entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiscoveryKind {
-    /// A referral to another discovery subsystem.
-    Referral,
-    /// A subsystem with namespaces.
-    Nvm,
-    /// The discovery subsystem itself.
-    Current,
-}
 
 /// The path of a connection that never had one, for tests and local pipes.
 impl Default for Path {

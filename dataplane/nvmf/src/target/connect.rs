@@ -5,7 +5,6 @@
 //! restart they appear a moment later.
 
 use bowline_nvme::fabrics::{Connect, ConnectData, ConnectInvalid, ConnectResult};
-use bowline_nvme::nqn;
 use bowline_nvme::{ControllerId, Nanos, Status};
 
 use super::Target;
@@ -177,7 +176,7 @@ impl Target {
         let Some(path) = self.connections.get(id).map(|connection| connection.path) else {
             return BUSY;
         };
-        let is_discovery = data.subnqn.as_str() == nqn::DISCOVERY;
+        let is_discovery = self.config.is_discovery(data.subnqn.as_str());
         let subsystem = self.find_subsystem(data.subnqn.as_str());
         if subsystem.is_none() && !is_discovery {
             return refuse(INVALID, ConnectInvalid::SUBNQN);

@@ -11,21 +11,18 @@ pub(super) const ENTRIES: usize = 64;
 pub(super) struct ErrorLog {
     /// Oldest first.
     entries: VecDeque<ErrorLogEntry>,
-    /// Errors over the controller's life.
+    /// Errors of this controller.
     pub(super) count: u64,
 }
 
 impl ErrorLog {
-    /// Adds an entry, which gets the next Error Count.
+    /// Adds an entry. Its Error Count is higher than those before.
     pub(super) fn add(&mut self, entry: ErrorLogEntry) {
         self.count += 1;
         if self.entries.len() == ENTRIES {
             self.entries.pop_front();
         }
-        self.entries.push_back(ErrorLogEntry {
-            error_count: self.count,
-            ..entry
-        });
+        self.entries.push_back(entry);
     }
 
     /// Newest first, as hosts read them.
@@ -45,7 +42,7 @@ mod tests {
         let mut log = ErrorLog::default();
         for cid in 0..100 {
             log.add(ErrorLogEntry::new(
-                0,
+                u64::from(cid) + 8,
                 QueueId(1),
                 CommandId(cid),
                 Status::INVALID_FIELD,
@@ -54,6 +51,6 @@ mod tests {
         assert_eq!(log.count, 100);
         assert_eq!(log.newest_first().count(), ENTRIES);
         let newest = log.newest_first().next().expect("there are some");
-        assert_eq!((newest.error_count, newest.cid), (100, 99));
+        assert_eq!((newest.error_count, newest.cid), (107, 99));
     }
 }

@@ -1,4 +1,4 @@
-//! What a controller has done since it was created: the counters behind the SMART log.
+//! What controllers and subsystems have done: the counters behind the SMART log.
 //! [BASE-2.0 §5.16.1.3]
 
 use bowline_nvme::{Nanos, Status};
@@ -45,12 +45,82 @@ impl IoCounters {
     }
 }
 
+/// What a subsystem has been through over all its starts: the counters of its SMART log, which
+/// belong to the drive and not to one association. Whoever keeps them gives them back at the next
+/// start, with one unsafe shutdown more if the last run had no regular end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HealthTotals {
+    /// Read and Compare commands completed without error.
+    pub reads: u64,
+    /// Write commands completed without error.
+    pub writes: u64,
+    /// Bytes read by hosts.
+    pub read_bytes: u64,
+    /// Bytes written by hosts.
+    pub written_bytes: u64,
+    /// Commands that failed because of the medium.
+    pub media_errors: u64,
+    /// Entries ever made in the error logs of the subsystem's controllers.
+    pub error_log_entries: u64,
+    /// Time with a command at a device.
+    pub busy: Nanos,
+    /// Time served.
+    pub power_on: Nanos,
+    /// Starts, the present one included.
+    pub power_cycles: u64,
+    /// Runs that ended without a shutdown.
+    pub unsafe_shutdowns: u64,
+}
+
+/// The present run of a subsystem.
+#[derive(Debug)]
+pub(super) struct SubsystemHealth {
+    /// What was before.
+    before: HealthTotals,
+    since: Nanos,
+    pub(super) run: Health,
+    error_log_entries: u64,
+}
+
+impl SubsystemHealth {
+    pub(super) fn new(now: Nanos, before: HealthTotals) -> Self {
+        Self {
+            before,
+            since: now,
+            run: Health::default(),
+            error_log_entries: before.error_log_entries,
+        }
+    }
+
+    /// The number of a new entry in an error log: never one that was given before.
+    pub(super) fn next_error(&mut self) -> u64 {
+        self.error_log_entries = self.error_log_entries.saturating_add(1);
+        self.error_log_entries
+    }
+
+    pub(super) fn totals(&self, now: Nanos) -> HealthTotals {
+        let (before, io) = (&self.before, &self.run.io);
+        HealthTotals {
+            reads: before.reads.saturating_add(io.reads),
+            writes: before.writes.saturating_add(io.writes),
+            read_bytes: before.read_bytes.saturating_add(io.read_bytes),
+            written_bytes: before.written_bytes.saturating_add(io.written_bytes),
+            media_errors: before.media_errors.saturating_add(io.media_errors),
+            error_log_entries: self.error_log_entries,
+            busy: before.busy + self.run.busy(now),
+            power_on: before.power_on + (now - self.since),
+            power_cycles: before.power_cycles.saturating_add(1),
+            unsafe_shutdowns: before.unsafe_shutdowns,
+        }
+    }
+}
+
 /// Media and Data Integrity Errors, less a Compare that found a difference.
 fn is_media_error(status: Status) -> bool {
     status.sct() == Status::UNRECOVERED_READ.sct() && !status.same_code(Status::COMPARE_FAILURE)
 }
 
-/// The counters of one controller, and how long it was busy.
+/// The counters of one controller or subsystem, and how long it was busy.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     pub(super) io: IoCounters,
@@ -75,14 +145,14 @@ impl Health {
         }
     }
 
-    /// Controller Busy Time in minutes.
-    pub(super) fn busy_minutes(&self, now: Nanos) -> u64 {
+    /// Time with a command at a device.
+    pub(super) fn busy(&self, now: Nanos) -> Nanos {
         let current = if self.executing > 0 {
             now - self.busy_since
         } else {
             Nanos::ZERO
         };
-        (self.busy + current).as_millis() / 60_000
+        self.busy + current
     }
 }
 
@@ -98,7 +168,7 @@ mod tests {
         health.finished(Nanos::from_secs(60));
         health.finished(Nanos::from_secs(120));
         health.started(Nanos::from_secs(1000));
-        assert_eq!(health.busy_minutes(Nanos::from_secs(1060)), 3);
+        assert_eq!(health.busy(Nanos::from_secs(1060)), Nanos::from_secs(180));
     }
 
     #[test]

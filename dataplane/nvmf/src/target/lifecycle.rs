@@ -115,6 +115,12 @@ impl Target {
             && let Some(controller) = self.controllers.get_mut(queue.controller)
         {
             controller.health.started(now);
+            let subsystem = controller
+                .subsystem
+                .and_then(|at| self.subsystems.get_mut(at)?.as_mut());
+            if let Some(subsystem) = subsystem {
+                subsystem.health.run.started(now);
+            }
         }
         output
     }

@@ -8,12 +8,14 @@ use bowline_nvme::log::{
     encode_changed_namespaces, id,
 };
 use bowline_nvme::opcode::{admin, io as io_opcode};
-use bowline_nvme::{NamespaceId, Nanos, Sqe, Status, feature};
+use bowline_nvme::{NamespaceId, Sqe, Status, feature};
 
 use super::ana::Ana;
 use super::async_event::Event;
-use super::config::{DiscoveryTable, TargetConfig};
+use super::config::TargetConfig;
 use super::controller::{Controller, Kind};
+use super::discovery::{DiscoveryTable, Snapshot};
+use super::health::HealthTotals;
 use super::io;
 use super::namespace::Namespaces;
 
@@ -27,6 +29,11 @@ impl<'a> Window<'a> {
     pub(super) fn new(start: u64, data: &'a mut [u8]) -> Self {
         data.fill(0);
         Self { start, data }
+    }
+
+    /// The first byte asked for.
+    pub(super) fn start(&self) -> u64 {
+        self.start
     }
 
     /// Whether any of the `len` bytes at `at` of the log is asked for.
@@ -71,14 +78,13 @@ impl<'a> Window<'a> {
 
 /// What the logs tell of beyond the controller itself.
 pub(super) struct LogContext<'a> {
-    pub(super) now: Nanos,
     pub(super) config: &'a TargetConfig,
     pub(super) discovery: &'a Arc<DiscoveryTable>,
     pub(super) namespaces: Option<&'a Namespaces>,
     /// The groups, and how many namespaces there can be.
     pub(super) ana: Option<(&'a Ana, u32)>,
-    /// When the subsystem came up.
-    pub(super) power_on: Nanos,
+    /// Of the subsystem.
+    pub(super) health: Option<HealthTotals>,
     /// The address the host reached us by.
     pub(super) local: SocketAddr,
 }
@@ -135,10 +141,7 @@ impl Controller {
             return Err(Status::INVALID_FIELD.dnr());
         }
         if get.lid == id::DISCOVERY && get.lpo == 0 {
-            let hostnqn = self.hostnqn;
-            if let Some(snapshot) = &mut self.discovery {
-                snapshot.refresh(context.discovery, hostnqn.as_str());
-            }
+            self.discovery = Some(Snapshot::new(context.discovery));
         }
         if get.lpo > self.log_bytes(context, get.lid) {
             return Err(Status::INVALID_FIELD.dnr());
@@ -146,7 +149,7 @@ impl Controller {
         let mut window = Window::new(get.lpo, data);
         self.write_log(context, &get, sqe.nsid(), &mut window)?;
         if !get.rae {
-            self.log_was_read(get.lid);
+            self.log_was_read(context, get.lid);
         }
         Ok(())
     }
@@ -161,7 +164,7 @@ impl Controller {
             id::DISCOVERY => self
                 .discovery
                 .as_ref()
-                .map_or(0, |snapshot| snapshot.log_bytes(self.hostnqn.as_str())),
+                .map_or(0, |it| it.log_bytes(self.hostnqn.as_str(), context.local)),
             _ => 4096,
         }
     }
@@ -189,7 +192,7 @@ impl Controller {
             }
             // One log for the whole controller: LPA bit 0 is clear.
             id::SMART if matches!(nsid, NamespaceId::NONE | NamespaceId::BROADCAST) => {
-                window.put(0, &self.smart(context).to_bytes());
+                window.put(0, &Self::smart(context).to_bytes());
             }
             id::SMART => return Err(Status::INVALID_FIELD.dnr()),
             id::FIRMWARE_SLOT => {
@@ -230,46 +233,43 @@ impl Controller {
         Ok(())
     }
 
-    fn log_was_read(&mut self, lid: u8) {
+    /// The host has read all news, unless it is reading an older version of the log.
+    fn log_was_read(&mut self, context: &LogContext<'_>, lid: u8) {
         match lid {
             id::CHANGED_NAMESPACE_LIST => {
                 self.changed.clear();
-                self.events.log_read(Event::NamespaceChanged);
+                self.events.log_read(Event::NamespaceChanged, true);
             }
-            id::ANA => self.events.log_read(Event::AnaChange),
-            id::DISCOVERY => self.events.log_read(Event::DiscoveryChanged),
+            id::DISCOVERY => {
+                let hostnqn = self.hostnqn.as_str();
+                let is_current =
+                    |it: &Snapshot| it.is_of(context.discovery, hostnqn, context.local);
+                let is_current = self.discovery.as_ref().is_some_and(is_current);
+                self.events.log_read(Event::DiscoveryChanged, is_current);
+            }
+            id::ANA => self.events.log_read(Event::AnaChange, true),
             _ => {}
         }
     }
 
-    /// What is not measured is zero; the counters are those of this controller. There is no
-    /// sensor, so no temperature. [BASE-2.0 §5.16.1.3]
-    fn smart(&self, context: &LogContext<'_>) -> SmartLog {
-        let counters = &self.health.io;
-        let up = (context.now - context.power_on).as_millis();
-        let all_read_only = context.namespaces.is_some_and(|namespaces| {
-            namespaces.iter().next().is_some()
-                && namespaces
-                    .iter()
-                    .all(|namespace| namespace.geometry.read_only)
-        });
+    /// What is not measured is zero. There is no sensor, so no temperature; and there is nothing
+    /// to warn of: a namespace that is read-only by configuration is no fault of the medium.
+    /// [BASE-2.0 §5.16.1.3]
+    fn smart(context: &LogContext<'_>) -> SmartLog {
+        let health = context.health.unwrap_or_default();
         SmartLog {
-            critical_warning: if all_read_only {
-                SmartLog::WARNING_READ_ONLY
-            } else {
-                0
-            },
             available_spare: 100,
             available_spare_threshold: 0,
-            data_units_read: SmartLog::data_units(u128::from(counters.read_bytes)),
-            data_units_written: SmartLog::data_units(u128::from(counters.written_bytes)),
-            host_read_commands: u128::from(counters.reads),
-            host_write_commands: u128::from(counters.writes),
-            controller_busy_minutes: u128::from(self.health.busy_minutes(context.now)),
-            power_cycles: 1,
-            power_on_hours: u128::from(up / 3_600_000),
-            media_errors: u128::from(counters.media_errors),
-            error_log_entries: u128::from(self.errors.count),
+            data_units_read: SmartLog::data_units(u128::from(health.read_bytes)),
+            data_units_written: SmartLog::data_units(u128::from(health.written_bytes)),
+            host_read_commands: u128::from(health.reads),
+            host_write_commands: u128::from(health.writes),
+            controller_busy_minutes: u128::from(health.busy.as_millis() / 60_000),
+            power_cycles: u128::from(health.power_cycles),
+            power_on_hours: u128::from(health.power_on.as_millis() / 3_600_000),
+            unsafe_shutdowns: u128::from(health.unsafe_shutdowns),
+            media_errors: u128::from(health.media_errors),
+            error_log_entries: u128::from(health.error_log_entries),
             ..SmartLog::default()
         }
     }

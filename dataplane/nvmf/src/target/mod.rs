@@ -54,12 +54,12 @@ use bowline_nvme::{Nanos, Status};
 
 pub use bowline_nvme::log::AnaState;
 pub use config::{
-    ANA_GROUPS_MAX, AnaConfig, CNTLID_MAX, ConfigError, Deadlines, Deallocate, DiscoveryKind,
-    DiscoveryRecord, DiscoveryTable, Hosts, NSID_MAX, NamespaceConfig, NsGeometry, Path,
-    SubsystemConfig, TargetConfig, pad,
+    ANA_GROUPS_MAX, AnaConfig, CNTLID_MAX, ConfigError, Deadlines, Deallocate, Hosts, NSID_MAX,
+    NamespaceConfig, NsGeometry, Path, SubsystemConfig, TargetConfig, pad,
 };
 pub use connection::ConnectionCounters;
-pub use health::IoCounters;
+pub use discovery::{DiscoveryKind, DiscoveryRecord, DiscoveryTable};
+pub use health::{HealthTotals, IoCounters};
 pub use lifecycle::Handoff;
 pub use output::{ConnId, IoCommand, IoOp, NamespaceHandle, Output, Rx, SlotId, TxPdu};
 pub use snapshot::{
@@ -135,7 +135,7 @@ impl Target {
         config: SubsystemConfig,
     ) -> Result<(), ConfigError> {
         config.check(self.config.mdts_bytes)?;
-        if self.find_subsystem(&config.nqn).is_some() {
+        if self.config.is_discovery(&config.nqn) || self.find_subsystem(&config.nqn).is_some() {
             return Err(ConfigError::SubsystemExists);
         }
         let subsystem = Subsystem::new(now, config, split_mix(&mut self.random));
@@ -320,21 +320,37 @@ impl Target {
         Ok(())
     }
 
-    /// Takes a new discovery table; hosts that see a difference and wanted to know are told.
+    /// Takes the next version of the discovery table; hosts that see a difference and wanted to
+    /// know are told.
     pub fn set_discovery(&mut self, now: Nanos, table: Arc<DiscoveryTable>) {
+        let old = std::mem::replace(&mut self.discovery, Arc::clone(&table));
         for key in self.controllers.keys() {
-            let differs = self.controllers.get(key).is_some_and(|controller| {
-                let hostnqn = controller.hostnqn.as_str();
-                controller
-                    .discovery
-                    .as_ref()
-                    .is_some_and(|it| it.differs(&table, hostnqn))
-            });
-            if differs {
+            let Some(controller) = self.controllers.get_mut(key) else {
+                continue;
+            };
+            let Some(snapshot) = &mut controller.discovery else {
+                continue;
+            };
+            snapshot.expire(&table);
+            let Some(admin) = self.connections.get(controller.admin) else {
+                continue;
+            };
+            let (hostnqn, local) = (controller.hostnqn.as_str(), admin.path.local.ip());
+            if old.generation(hostnqn, local) != table.generation(hostnqn, local) {
                 self.raise(now, key, Event::DiscoveryChanged);
             }
         }
-        self.discovery = table;
+    }
+
+    /// What a subsystem has been through, for [`SubsystemConfig::health`] at its next start.
+    ///
+    /// # Errors
+    /// There is no such subsystem.
+    pub fn health(&self, now: Nanos, nqn: &str) -> Result<HealthTotals, ConfigError> {
+        self.find_subsystem(nqn)
+            .and_then(|at| self.subsystems.get(at)?.as_ref())
+            .map(|subsystem| subsystem.health.totals(now))
+            .ok_or(ConfigError::NoSubsystem)
     }
 
     fn find_subsystem(&self, nqn: &str) -> Option<usize> {

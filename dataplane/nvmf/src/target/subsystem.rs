@@ -4,6 +4,7 @@ use bowline_nvme::Nanos;
 
 use super::ana::Ana;
 use super::config::SubsystemConfig;
+use super::health::SubsystemHealth;
 use super::namespace::Namespaces;
 use super::table::Key;
 
@@ -15,7 +16,7 @@ pub(super) struct Subsystem {
     /// Controllers not yet gone, those that only drain included.
     pub(super) controllers: Vec<Key>,
     pub(super) cntlids: ControllerIds,
-    pub(super) created: Nanos,
+    pub(super) health: SubsystemHealth,
     /// No longer there; kept until its last controller has drained.
     pub(super) removed: bool,
 }
@@ -63,9 +64,9 @@ impl Subsystem {
             namespaces: Namespaces::new(config.namespaces_max),
             ana: config.ana.map(Ana::new),
             cntlids: ControllerIds::new(config.cntlids, random),
+            health: SubsystemHealth::new(now, config.health),
             config,
             controllers: Vec::new(),
-            created: now,
             removed: false,
         }
     }

@@ -6,12 +6,16 @@ use bowline_nvme::fabrics::Connect;
 use bowline_nvme::feature::{SetFeatures, id as fid};
 use bowline_nvme::identify::{IdentifyController, cns};
 use bowline_nvme::log::{DiscoveryEntry, DiscoveryHeader, GetLogPage, id as lid};
+use bowline_nvme::nqn::Nqn;
 use bowline_nvme::opcode::admin;
 use bowline_nvme::pdu::Digests;
 use bowline_nvme::{Nanos, Sgl, Sqe, Status};
-use bowline_nvmf::target::{ConnId, DiscoveryKind, DiscoveryRecord, DiscoveryTable, Hosts};
+use bowline_nvmf::target::{
+    ConfigError, ConnId, DiscoveryKind, DiscoveryRecord, DiscoveryTable, Hosts, SubsystemConfig,
+    TargetConfig,
+};
 
-use crate::glue::{DISCOVERY, Glue, HOSTNQN};
+use crate::glue::{DISCOVERY, Glue, HOSTNQN, Reply};
 
 const OTHER: &str = "nqn.2026-11.io.bowline:other-host";
 
@@ -25,17 +29,26 @@ fn record(subnqn: &str, address: &str, hosts: Hosts) -> DiscoveryRecord {
     }
 }
 
-fn table(genctr: u64, entries: Vec<DiscoveryRecord>) -> Arc<DiscoveryTable> {
-    Arc::new(DiscoveryTable { genctr, entries })
+impl Glue {
+    /// The next version of what is told.
+    fn tell(&mut self, table: &mut DiscoveryTable, entries: Vec<DiscoveryRecord>) {
+        *table = table.next(entries);
+        self.target.set_discovery(self.now, Arc::new(table.clone()));
+        self.pump();
+    }
 }
 
 fn connect(glue: &mut Glue, kato_ms: u32) -> ConnId {
+    connect_to(glue, DISCOVERY, kato_ms)
+}
+
+fn connect_to(glue: &mut Glue, subnqn: &str, kato_ms: u32) -> ConnId {
     let id = glue.initialized(Digests::NONE);
     let command = Connect {
         kato_ms,
         ..Glue::connect_command(0, 31)
     };
-    let data = Glue::connect_data(DISCOVERY, HOSTNQN, 0xFFFF);
+    let data = Glue::connect_data(subnqn, HOSTNQN, 0xFFFF);
     assert!(glue.connect(id, command, &data).status.is_success());
     // Some hosts leave the entry sizes zero, others do not.
     glue.set_cc(
@@ -79,9 +92,9 @@ fn host_sees_what_it_may_use_and_no_wildcard_addresses() {
             only(HOSTNQN),
         ),
     ];
-    glue.target.set_discovery(glue.now, table(7, entries));
+    glue.tell(&mut DiscoveryTable::default(), entries);
     let id = connect(&mut glue, 0);
-    assert_eq!(header(&mut glue, id), (7, 2));
+    assert_eq!(header(&mut glue, id), (1, 2));
     let first = entry(&mut glue, id, 0);
     assert_eq!(
         first.nqn().expect("valid").as_str(),
@@ -107,12 +120,11 @@ fn log_read_in_pieces_is_of_one_version() {
     let mut glue = Glue::new();
     let a = record("nqn.2026-11.io.bowline:a", "192.0.2.1:4420", Hosts::Any);
     let b = record("nqn.2026-11.io.bowline:b", "192.0.2.2:4420", Hosts::Any);
-    glue.target
-        .set_discovery(glue.now, table(1, vec![a.clone(), b.clone()]));
+    let mut table = DiscoveryTable::default();
+    glue.tell(&mut table, vec![a.clone(), b.clone()]);
     let id = connect(&mut glue, 0);
     assert_eq!(header(&mut glue, id), (1, 2));
-    glue.target
-        .set_discovery(glue.now, table(2, vec![b.clone()]));
+    glue.tell(&mut table, vec![b.clone()]);
     assert_eq!(entry(&mut glue, id, 0).address(), Some("192.0.2.1"));
     assert_eq!(entry(&mut glue, id, 1).address(), Some("192.0.2.2"));
     assert_eq!(header(&mut glue, id), (2, 1));
@@ -121,8 +133,7 @@ fn log_read_in_pieces_is_of_one_version() {
         hosts: Hosts::Only(vec![OTHER.to_owned()]),
         ..a
     };
-    glue.target
-        .set_discovery(glue.now, table(3, vec![hidden, b]));
+    glue.tell(&mut table, vec![hidden, b]);
     assert_eq!(header(&mut glue, id), (2, 1));
     let beyond = glue.log(id, GetLogPage::range(lid::DISCOVERY, 2052, 4));
     assert_eq!(beyond, Err(Status::INVALID_FIELD.dnr().more()));
@@ -144,14 +155,11 @@ fn persistent_host_is_told_of_changes_it_can_see() {
         "192.0.2.1:4420",
         Hosts::Only(Vec::new()),
     );
-    glue.target
-        .set_discovery(glue.now, table(1, vec![hidden.clone()]));
-    glue.pump();
+    let mut table = DiscoveryTable::default();
+    glue.tell(&mut table, vec![hidden.clone()]);
     assert!(glue.replies(id).is_empty());
     let seen = record("nqn.2026-11.io.bowline:s", "192.0.2.1:4420", Hosts::Any);
-    glue.target
-        .set_discovery(glue.now, table(2, vec![hidden, seen]));
-    glue.pump();
+    glue.tell(&mut table, vec![hidden, seen]);
     assert_eq!(glue.reply(id).cqe().result, 0x0070_F002);
     assert_eq!(header(&mut glue, id), (2, 1));
 }
@@ -213,4 +221,144 @@ fn many_short_associations_leave_nothing_behind() {
     }
     assert!(glue.target.connections().is_empty());
     assert!(glue.target.discovery_controllers().is_empty());
+}
+
+#[test]
+fn both_names_of_the_discovery_subsystem_are_answered() {
+    let unique = "nqn.2026-11.io.bowline:discovery:one";
+    let mut glue = Glue::with(TargetConfig {
+        discovery_nqn: Some(unique.to_owned()),
+        ..TargetConfig::default()
+    });
+    assert_eq!(glue.target.config().discovery_name(), unique);
+    for name in [DISCOVERY, unique] {
+        let id = connect_to(&mut glue, name, 0);
+        let page = glue.identify(id, cns::CONTROLLER, 0).expect("mandatory");
+        let controller = IdentifyController::decode(&page);
+        let subnqn = Nqn::decode(&controller.subnqn).expect("a name");
+        assert_eq!(subnqn.as_str(), name);
+        assert_eq!((controller.cntrltype, controller.dctype), (2, 1));
+    }
+    let config = SubsystemConfig::new(unique, "X");
+    let taken = glue.target.add_subsystem(glue.now, config);
+    assert_eq!(taken, Err(ConfigError::SubsystemExists));
+    let other = "nqn.2026-11.io.bowline:discovery:two";
+    let id = glue.initialized(Digests::NONE);
+    let data = Glue::connect_data(other, HOSTNQN, 0xFFFF);
+    let cqe = glue.connect(id, Glue::connect_command(0, 31), &data);
+    assert!(cqe.status.same_code(Status::CONNECT_INVALID_PARAMETERS));
+    for bad in [DISCOVERY, "no name", ""] {
+        let config = TargetConfig {
+            discovery_nqn: Some(bad.to_owned()),
+            ..TargetConfig::default()
+        };
+        assert_eq!(
+            Glue::with(config).target.config().discovery_name(),
+            DISCOVERY
+        );
+    }
+}
+
+/// A log read with RAE cleared re-armed the event and forgot the one that waited, also where what
+/// was read was the old version. The host never learnt of the change.
+#[test]
+fn change_during_a_read_in_pieces_is_reported_after_it() {
+    let mut glue = Glue::new();
+    let id = connect(&mut glue, 30_000);
+    let aec = SetFeatures::new(fid::ASYNC_EVENT_CONFIG, 1 << 31).encode();
+    assert_eq!(glue.command(id, aec).status, Status::SUCCESS);
+    let aer = Sqe::new(admin::ASYNC_EVENT_REQUEST).with_sgl1(Sgl::transport(0));
+    glue.send(id, aer);
+    let of = |name: &str| record(name, "192.0.2.1:4420", Hosts::Any);
+    let mut table = DiscoveryTable::default();
+    glue.tell(&mut table, vec![of("nqn.2026-11.io.bowline:a")]);
+    assert_eq!(glue.reply(id).cqe().result, 0x0070_F002);
+    glue.send(id, aer);
+    let piece = GetLogPage {
+        rae: true,
+        ..GetLogPage::range(lid::DISCOVERY, 0, 1024)
+    };
+    glue.log(id, piece).expect("the header");
+    glue.tell(&mut table, Vec::new());
+    assert!(glue.replies(id).is_empty(), "masked until the log is read");
+    let last = GetLogPage::range(lid::DISCOVERY, 1024, 1024);
+    glue.send(id, last.encode().with_sgl1(Sgl::transport(1024)));
+    let replies = glue.replies(id);
+    assert!(matches!(replies[0], Reply::Data { .. }));
+    assert_eq!(replies[1].cqe().result, 0x0070_F002);
+    assert_eq!(header(&mut glue, id), (2, 0));
+}
+
+#[test]
+fn slow_reader_keeps_few_versions_alive() {
+    let mut glue = Glue::new();
+    let id = connect(&mut glue, 0);
+    let mut table = DiscoveryTable::default();
+    let address = |version: usize| format!("192.0.2.{version}:4420");
+    glue.tell(
+        &mut table,
+        vec![record("nqn.2026-11.io.bowline:a", &address(1), Hosts::Any)],
+    );
+    assert_eq!(header(&mut glue, id), (1, 1));
+    for version in 2..10 {
+        glue.tell(
+            &mut table,
+            vec![record(
+                "nqn.2026-11.io.bowline:a",
+                &address(version),
+                Hosts::Any,
+            )],
+        );
+        assert_eq!(entry(&mut glue, id, 0).address(), Some("192.0.2.1"));
+    }
+    glue.tell(
+        &mut table,
+        vec![record("nqn.2026-11.io.bowline:a", &address(10), Hosts::Any)],
+    );
+    assert_eq!(entry(&mut glue, id, 0).address(), Some("192.0.2.10"));
+    assert_eq!(header(&mut glue, id), (10, 1));
+}
+
+#[test]
+fn entries_say_what_is_known_of_what_they_name() {
+    let mut glue = Glue::new();
+    let of = |kind, address: &str| DiscoveryRecord {
+        kind,
+        ..record("nqn.2026-11.io.bowline:x", address, Hosts::Any)
+    };
+    let entries = vec![
+        of(DiscoveryKind::Current, "192.0.2.1:8009"),
+        of(DiscoveryKind::Current, "192.0.2.2:8009"),
+        of(DiscoveryKind::Nvm, "192.0.2.1:4420"),
+        of(
+            DiscoveryKind::Referral { persistent: true },
+            "192.0.2.9:8009",
+        ),
+        of(
+            DiscoveryKind::Referral { persistent: false },
+            "[2001:db8::9]:8009",
+        ),
+        of(DiscoveryKind::Nvm, "[::ffff:192.0.2.3]:4420"),
+    ];
+    glue.tell(&mut DiscoveryTable::default(), entries);
+    let id = connect(&mut glue, 0);
+    let found: Vec<_> = (0..6)
+        .map(|index| {
+            let it = entry(&mut glue, id, index);
+            (
+                it.subtype, it.treq, it.asqsz, it.eflags, it.adrfam, it.sectype,
+            )
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (3, 0b110, 32, 0b11, 1, 0),
+            (3, 0b110, 32, 0b11, 1, 0),
+            (2, 0b110, 32, 0, 1, 0),
+            (1, 0, 32, 0b10, 1, 0),
+            (1, 0, 32, 0, 2, 0),
+            (2, 0b110, 32, 0, 1, 0),
+        ]
+    );
 }

@@ -6,6 +6,7 @@ mod bring_up;
 mod connect;
 mod discovery;
 mod glue;
+mod health;
 mod hostile;
 mod lifecycle;
 mod model;

@@ -202,7 +202,7 @@ fn discovery_lists_what_the_asking_host_may_use(io: IoBackend) {
         ];
         target
             .target()
-            .set_discovery(now, Arc::new(DiscoveryTable { genctr: 7, entries }));
+            .set_discovery(now, Arc::new(DiscoveryTable::new(entries)));
     });
     let options = Options {
         io,

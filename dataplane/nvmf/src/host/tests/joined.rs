@@ -250,10 +250,7 @@ fn discovery_log_is_read() {
         port_id: port,
         hosts: target::Hosts::Any,
     };
-    let table = target::DiscoveryTable {
-        genctr: 1,
-        entries: (1..=5).map(record).collect(),
-    };
+    let table = target::DiscoveryTable::new((1..=5).map(record).collect());
     world.target.set_discovery(world.now, Arc::new(table));
     world.host.connect(world.now);
     world.run_until_ready();

@@ -1,3 +1,4 @@
+use bowline_nvme::Nanos;
 use bowline_nvme::nqn::Nqn;
 
 use super::super::config::Path;
@@ -33,12 +34,11 @@ fn read(controller: &mut Controller, get: GetLogPage, nsid: u32) -> Result<Vec<u
     namespaces.add(config(Some(1))).expect("valid");
     let target = TargetConfig::default();
     let context = LogContext {
-        now: Nanos::from_secs(10),
         config: &target,
         discovery: &Arc::default(),
         namespaces: Some(&namespaces),
         ana: None,
-        power_on: Nanos::ZERO,
+        health: Some(HealthTotals::default()),
         local: Path::default().local,
     };
     let mut data = vec![0xEE; usize::try_from(get.bytes()).expect("small")];

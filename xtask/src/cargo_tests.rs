@@ -1,18 +1,21 @@
 //! The workspace's own tests, plain and under a sanitizer, and their totals.
 
 use std::process::Command;
+use std::time::Instant;
 
+use crate::conformance::Outcomes;
 use crate::process;
-use crate::tally::Tally;
+use crate::tally::{Tally, seconds};
 use crate::workspace::Workspace;
 
 /// Crates with unsafe code: what a sanitizer has to look at.
 const UNSAFE_CRATES: &[&str] = &["bowline-block", "bowline-reactor", "bowline-engine-kernel"];
 const SANITIZER_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-pub(crate) fn workspace_tests(workspace: &Workspace, tally: &mut Tally) {
+/// Gives what became of each test.
+pub(crate) fn workspace_tests(workspace: &Workspace, tally: &mut Tally) -> Outcomes {
     let mut command = workspace.cargo(&["test", "--workspace", "--no-fail-fast", "--locked"]);
-    count("cargo test", &mut command, tally);
+    count("cargo test", &mut command, tally)
 }
 
 /// The tests that assert figures, once more with the optimiser: what is claimed of the product is
@@ -62,9 +65,14 @@ pub(crate) fn address_sanitizer(workspace: &Workspace, tally: &mut Tally) {
     );
 }
 
-fn count(name: &str, command: &mut Command, tally: &mut Tally) {
-    let mut totals = Totals::default();
-    match process::stream(command, |line| totals.read(line)) {
+fn count(name: &str, command: &mut Command, tally: &mut Tally) -> Outcomes {
+    let (mut totals, mut outcomes) = (Totals::default(), Outcomes::default());
+    let started = Instant::now();
+    let ended = process::stream(command, |line| {
+        totals.read(line);
+        outcomes.read(line);
+    });
+    match ended {
         Ok(true) if totals.passed == 0 => tally.failed(name, &"ran no test"),
         Ok(succeeded) => {
             // Cargo also fails without a failed test: a crate that does not build, a test binary
@@ -76,6 +84,8 @@ fn count(name: &str, command: &mut Command, tally: &mut Tally) {
         }
         Err(error) => tally.failed(name, &format!("{error:#}")),
     }
+    println!("{name}: took {}", seconds(started.elapsed()));
+    outcomes
 }
 
 /// Sums of libtest's closing lines.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::process;
 use crate::tally::Tally;
 use crate::workspace::{self, Workspace};
-use crate::{dependency_rule, tidy};
+use crate::{conformance, dependency_rule, tidy};
 
 /// Pinned, because a newer release may judge differently; installed once per version.
 const CARGO_DENY_VERSION: &str = "0.20.2";
@@ -35,6 +35,9 @@ pub(crate) fn run(workspace: &Workspace, tally: &mut Tally) {
         dependency_rule::check_unsafe_policy(workspace)
     });
     tally.check("lint: tidy", || tidy::check(workspace));
+    tally.check("lint: conformance table", || {
+        conformance::check_sources(workspace)
+    });
     deny(workspace, tally);
 }
 

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod cargo_tests;
+mod conformance;
 mod debian;
 mod dependency_rule;
 mod e2e;
@@ -78,16 +79,14 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
     match command {
         Command::Test => {
             lint::run(workspace, tally);
-            cargo_tests::workspace_tests(workspace, tally);
-            cargo_tests::release_figures(workspace, tally);
+            unit(workspace, tally);
             cargo_tests::address_sanitizer(workspace, tally);
-            e2e::kernel(workspace, tally, None, false);
+            if e2e::kernel(workspace, tally, None, false) {
+                conformance::check_e2e(workspace, tally);
+            }
         }
         Command::Lint => lint::run(workspace, tally),
-        Command::Unit => {
-            cargo_tests::workspace_tests(workspace, tally);
-            cargo_tests::release_figures(workspace, tally);
-        }
+        Command::Unit => unit(workspace, tally),
         Command::Asan => cargo_tests::address_sanitizer(workspace, tally),
         Command::E2e {
             peer: Peer::Kernel { kernel, keep },
@@ -95,4 +94,10 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
             e2e::kernel(workspace, tally, *kernel, *keep);
         }
     }
+}
+
+fn unit(workspace: &Workspace, tally: &mut Tally) {
+    let ran = cargo_tests::workspace_tests(workspace, tally);
+    conformance::check_tests(workspace, &ran, tally);
+    cargo_tests::release_figures(workspace, tally);
 }

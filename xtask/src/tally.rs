@@ -1,5 +1,6 @@
 //! What passed, failed and was skipped, over all runners of one call.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,8 @@ pub(crate) struct Tally {
     passed: u64,
     failed: u64,
     skipped: u64,
+    /// Names of single checks that passed.
+    passed_names: BTreeSet<String>,
     /// Names of what failed, repeated at the end so that nobody has to scroll.
     failures: Vec<String>,
     /// On CI a machine without the tools is a broken machine, not a reason to skip.
@@ -25,14 +28,22 @@ impl Tally {
             passed: 0,
             failed: 0,
             skipped: 0,
+            passed_names: BTreeSet::new(),
             failures: Vec::new(),
             ci,
         }
     }
 
-    pub(crate) fn passed(&mut self, name: &str) {
-        println!("ok      {name}");
+    /// Counts one check that passed and took this long.
+    pub(crate) fn passed(&mut self, name: &str, took: Duration) {
+        println!("ok      {name} ({})", seconds(took));
         self.passed += 1;
+        self.passed_names.insert(name.to_owned());
+    }
+
+    /// Whether a check of this name has passed and none has failed.
+    pub(crate) fn has_passed(&self, name: &str) -> bool {
+        self.passed_names.contains(name) && !self.failures.iter().any(|failed| failed == name)
     }
 
     pub(crate) fn failed(&mut self, name: &str, why: &dyn Display) {
@@ -64,7 +75,7 @@ impl Tally {
         let started = Instant::now();
         match body() {
             Ok(()) => {
-                self.passed(&format!("{name} ({})", seconds(started.elapsed())));
+                self.passed(name, started.elapsed());
                 true
             }
             Err(error) => {
@@ -114,7 +125,7 @@ mod tests {
     #[test]
     fn totals_line_is_the_last_line() {
         let mut tally = Tally::with_ci(false);
-        tally.passed("a");
+        tally.passed("a", Duration::ZERO);
         tally.failed("b", &"broken");
         tally.unavailable("c", &"no tool");
         tally.add("d", 3, 0, 1);
@@ -123,6 +134,7 @@ mod tests {
             Some("4 passed, 1 failed, 2 skipped")
         );
         assert!(!tally.is_green());
+        assert!(tally.has_passed("a") && !tally.has_passed("b") && !tally.has_passed("d"));
     }
 
     #[test]

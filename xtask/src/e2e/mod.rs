@@ -34,7 +34,7 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// A kernel series that Debian 12 offers.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Release {
     /// The stable release's own.
     #[value(name = "6.1")]
@@ -43,6 +43,8 @@ pub(crate) enum Release {
     #[value(name = "6.12")]
     V6_12,
 }
+
+const RELEASES: [Release; 2] = [Release::V6_1, Release::V6_12];
 
 impl Release {
     fn name(self) -> &'static str {
@@ -53,28 +55,48 @@ impl Release {
     }
 }
 
-/// Runs the scenario on the named kernel, or on all of them.
-pub(crate) fn kernel(workspace: &Workspace, tally: &mut Tally, only: Option<Release>, keep: bool) {
+/// Under which names a check is counted, one for each kernel.
+pub(crate) fn names_of(claim: &str) -> impl Iterator<Item = String> {
+    RELEASES
+        .iter()
+        .map(move |release| format!("{}: {claim}", run_name(*release)))
+}
+
+fn run_name(release: Release) -> String {
+    format!("e2e kernel {}", release.name())
+}
+
+/// Runs the scenario on the named kernel, or on all of them; false if this machine cannot.
+pub(crate) fn kernel(
+    workspace: &Workspace,
+    tally: &mut Tally,
+    only: Option<Release>,
+    keep: bool,
+) -> bool {
     let name = "e2e kernel";
     if let Some(why) = debian::unusable() {
-        return tally.unavailable(name, &why);
+        tally.unavailable(name, &why);
+        return false;
     }
     if let Err(error) = debian::install(PACKAGES) {
-        return tally.unavailable(name, &format!("{error:#}"));
+        tally.unavailable(name, &format!("{error:#}"));
+        return false;
     }
-    let executable = match build(workspace) {
-        Ok(executable) => executable,
-        Err(error) => return tally.failed("e2e kernel: build", &format!("{error:#}")),
-    };
-    for release in [Release::V6_1, Release::V6_12] {
-        if only.is_none_or(|only| only.name() == release.name()) {
-            one_kernel(&executable, release, keep, tally);
+    match build(workspace) {
+        Ok(executable) => {
+            for release in RELEASES {
+                if only.is_none_or(|only| only == release) {
+                    one_kernel(&executable, release, keep, tally);
+                }
+            }
         }
+        Err(error) => tally.failed("e2e kernel: build", &format!("{error:#}")),
     }
+    true
 }
 
 fn one_kernel(executable: &Path, release: Release, keep: bool, tally: &mut Tally) {
-    let name = format!("e2e kernel {}", release.name());
+    let name = run_name(release);
     let started = Instant::now();
     let kernel = match kernel::provide(release) {
         Ok(kernel) => kernel,

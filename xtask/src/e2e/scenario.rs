@@ -314,10 +314,7 @@ impl Scenario<'_> {
         let name = format!("{}: {claim}", self.name);
         match result.and(log) {
             Ok(()) => {
-                self.tally.passed(&format!(
-                    "{name} ({:.1} s)",
-                    started.elapsed().as_secs_f64()
-                ));
+                self.tally.passed(&name, started.elapsed());
             }
             Err(error) => {
                 self.tally.failed(&name, &format!("{error:#}"));

@@ -92,7 +92,7 @@ const EXPECTED: &[Expected] = &[
     line("rescanning namespaces.", ALWAYS),
     line("*: detected capacity change from # to #", ALWAYS),
     line("EXT4-fs (nvme*): mounted filesystem *", ALWAYS),
-    line("EXT4-fs (nvme*): unmounting filesystem *", ALWAYS),
+    line("EXT4-fs (nvme*): unmounting filesystem*", ALWAYS),
     // The shutdown time that Identify names, and a discovery queue shorter than the host's wish.
     line("Shutdown timeout set to # seconds", ALWAYS),
     line("D3 entry latency set to # seconds", ALWAYS),
@@ -324,6 +324,11 @@ mod tests {
             ),
             (
                 "EXT4-fs (nvme0n1): mounted filesystem with ordered data mode.",
+                ALWAYS,
+            ),
+            ("EXT4-fs (nvme0n1): unmounting filesystem.", ALWAYS),
+            (
+                "EXT4-fs (nvme0n1): unmounting filesystem 0f4a2b9e-5e57.",
                 ALWAYS,
             ),
             ("virtio_net virtio0 eth0: renamed", ALWAYS),

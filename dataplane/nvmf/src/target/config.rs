@@ -28,6 +28,9 @@ pub struct TargetConfig {
     pub connections_max: u32,
     /// Connections from one address that have not finished Connect.
     pub unassociated_per_address_max: u32,
+    /// Queues of one host, named by its NQN, over all its controllers. A Connect beyond that is
+    /// refused as busy.
+    pub queues_per_host_max: u32,
     /// Firmware revision, ASCII.
     pub firmware: [u8; 8],
     /// Model number, ASCII.
@@ -91,6 +94,7 @@ impl Default for TargetConfig {
             io_queues_max: 64,
             connections_max: 4096,
             unassociated_per_address_max: 256,
+            queues_per_host_max: 2048,
             firmware: pad(env!("CARGO_PKG_VERSION")),
             model: pad("Bowline NVMe/TCP"),
             discovery_nqn: None,

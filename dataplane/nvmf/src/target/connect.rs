@@ -84,7 +84,11 @@ impl Target {
         let Some(request) = connection.connect.take() else {
             return;
         };
-        let verdict = if request.command.qid.is_admin() {
+        let host = self.admission.host(&request.data.hostnqn);
+        let verdict = if self.admission.queues(host) >= self.config.queues_per_host_max {
+            // Others have a right to what is left.
+            BUSY
+        } else if request.command.qid.is_admin() {
             self.connect_admin(now, id, &request)
         } else {
             self.connect_io(now, &request)
@@ -192,9 +196,10 @@ impl Target {
             return refuse(INVALID.dnr(), ConnectInvalid::CNTLID);
         }
         let fenced = self
-            .controllers
+            .ended
             .iter()
-            .any(|(_, controller)| controller.fences(&data.subnqn, &data.hostnqn, &data.hostid));
+            .filter_map(|&key| self.controllers.get(key))
+            .any(|controller| controller.fences(&data.subnqn, &data.hostnqn, &data.hostid));
         if fenced {
             let until = now.after(self.config.deadlines.connect);
             return Verdict::Hold(until, Status::CONTROLLER_BUSY);
@@ -241,6 +246,7 @@ impl Target {
         controller.association_by = Some(association_by);
         controller.discovery = discovery;
         let key = self.controllers.insert(Box::new(controller))?;
+        self.by_cntlid.insert((subsystem, cntlid), key);
         if let Some(Some(subsystem)) = subsystem.and_then(|at| self.subsystems.get_mut(at)) {
             subsystem.controllers.push(key);
         }
@@ -249,32 +255,14 @@ impl Target {
     }
 
     fn allocate_cntlid(&mut self, subsystem: Option<usize>) -> Option<u16> {
-        let controllers = &self.controllers;
+        let by_cntlid = &self.by_cntlid;
+        let in_use = |cntlid| by_cntlid.contains_key(&(subsystem, cntlid));
         let Some(at) = subsystem else {
-            let in_use = |id: u16| {
-                let same = |c: &Controller| c.kind == Kind::Discovery && c.cntlid == id;
-                controllers.iter().any(|(_, controller)| same(controller))
-            };
             return self.discovery_cntlids.allocate(in_use);
         };
         let subsystem = self.subsystems.get_mut(at)?.as_mut()?;
-        let members = std::mem::take(&mut subsystem.controllers);
-        let room = members.len() < usize::from(subsystem.config.controllers_max);
-        let in_use = |id: u16| {
-            let same = |key: &Key| {
-                controllers
-                    .get(*key)
-                    .is_some_and(|other| other.cntlid == id)
-            };
-            members.iter().any(same)
-        };
-        let cntlid = if room {
-            subsystem.cntlids.allocate(in_use)
-        } else {
-            None
-        };
-        subsystem.controllers = members;
-        cntlid
+        let room = subsystem.controllers.len() < usize::from(subsystem.config.controllers_max);
+        room.then(|| subsystem.cntlids.allocate(in_use)).flatten()
     }
 
     fn connect_io(&self, now: Nanos, request: &ConnectRequest) -> Verdict {
@@ -289,11 +277,10 @@ impl Target {
         if self.stopping.is_some() {
             return BUSY;
         }
-        let found = self
-            .controllers
-            .iter()
-            .find(|(_, controller)| owns(controller));
-        let Some((key, controller)) = found else {
+        let subsystem = self.find_subsystem(data.subnqn.as_str());
+        let key = self.by_cntlid.get(&(subsystem, data.cntlid.0)).copied();
+        let found = key.and_then(|key| Some((key, self.controllers.get(key)?)));
+        let Some((key, controller)) = found.filter(|(_, controller)| owns(controller)) else {
             return refuse(INVALID, ConnectInvalid::CNTLID);
         };
         if controller.kind == Kind::Discovery || command.qid.0 > controller.features.io_queues {
@@ -328,8 +315,11 @@ impl Target {
         // Checked against the limit, which is below 65536.
         let entries = u16::try_from(request.command.entries()).unwrap_or(u16::MAX);
         let qid = request.command.qid.0;
+        let host = self.admission.host(&request.data.hostnqn);
+        self.admission.associated(connection.path.peer.ip(), host);
         connection.queue = Some(Queue {
             controller: key,
+            host,
             qid,
             entries,
             // Connect itself was the first entry.

@@ -18,6 +18,7 @@ use bowline_nvme::opcode::{admin, fabrics};
 use bowline_nvme::pdu::{C2HData, CapsuleResp, Digests, Direction, IcResp, R2t, TermReq};
 use bowline_nvme::{Cqe, Nanos, QueueId, Sqe, Status};
 
+use super::admission::HostKey;
 use super::config::Path;
 use super::connect::ConnectRequest;
 use super::output::{Output, Rx, SlotId, TxBody, TxPdu};
@@ -45,6 +46,8 @@ pub(super) enum State {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Queue {
     pub(super) controller: Key,
+    /// Whose limit it counts against.
+    pub(super) host: HostKey,
     pub(super) qid: u16,
     /// Entries of the submission queue, one-based.
     pub(super) entries: u16,

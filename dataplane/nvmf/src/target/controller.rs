@@ -284,6 +284,7 @@ impl Target {
             return;
         }
         controller.phase = Phase::Ended;
+        self.ended.push(key);
         let mut queues: Vec<Key> = controller.queues.iter().map(|&(_, queue)| queue).collect();
         queues.push(controller.admin);
         for queue in queues {
@@ -384,6 +385,9 @@ impl Target {
         let Some(controller) = self.controllers.remove(key) else {
             return;
         };
+        self.by_cntlid
+            .remove(&(controller.subsystem, controller.cntlid));
+        self.ended.retain(|&other| other != key);
         if let Some(at) = controller.subsystem
             && let Some(place) = self.subsystems.get_mut(at)
             && let Some(subsystem) = place

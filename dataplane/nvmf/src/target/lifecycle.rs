@@ -17,11 +17,7 @@ pub struct Handoff(Box<Connection>);
 impl Target {
     /// Takes a new connection; `None` if there are too many, in all or from this address.
     pub fn open(&mut self, now: Nanos, path: Path) -> Option<ConnId> {
-        let peer = path.peer.ip();
-        let waiting = self.connections.iter().filter(|(_, connection)| {
-            connection.queue.is_none() && connection.path.peer.ip() == peer
-        });
-        let from_peer = u32::try_from(waiting.count()).unwrap_or(u32::MAX);
+        let from_peer = self.admission.unassociated(path.peer.ip());
         if from_peer >= self.config.unassociated_per_address_max || self.is_full() {
             self.counters.connections_refused += 1;
             return None;
@@ -38,7 +34,9 @@ impl Target {
     }
 
     fn insert(&mut self, connection: Box<Connection>) -> Option<ConnId> {
+        let peer = connection.path.peer.ip();
         let id = self.connections.insert(connection)?;
+        self.admission.opened(peer);
         self.counters.connections_opened += 1;
         // So that no command ever makes the list grow.
         self.dirty
@@ -53,7 +51,14 @@ impl Target {
         self.connections
             .get(id)
             .filter(|connection| routing(connection))?;
-        self.connections.remove(id).map(Handoff)
+        self.remove_connection(id).map(Handoff)
+    }
+
+    fn remove_connection(&mut self, id: Key) -> Option<Box<Connection>> {
+        let connection = self.connections.remove(id)?;
+        let host = connection.queue.map(|queue| queue.host);
+        self.admission.closed(connection.path.peer.ip(), host);
+        Some(connection)
     }
 
     /// Takes over a connection from another target; [`Target::resume`] goes on with it.
@@ -164,8 +169,7 @@ impl Target {
             return;
         }
         let queue = self
-            .connections
-            .remove(id)
+            .remove_connection(id)
             .and_then(|connection| connection.queue);
         if let Some(queue) = queue.filter(|queue| queue.qid != 0)
             && let Some(controller) = self.controllers.get_mut(queue.controller)

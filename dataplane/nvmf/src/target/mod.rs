@@ -21,6 +21,7 @@
 //! from Connect on. Calls with a stale id, or that nobody asked for, have no effect.
 
 mod admin;
+mod admission;
 mod ana;
 mod async_event;
 mod command;
@@ -47,7 +48,7 @@ mod subsystem;
 mod table;
 mod timer;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bowline_nvme::{Nanos, Status};
@@ -67,6 +68,7 @@ pub use snapshot::{
     NamespaceSnapshot, QueueSnapshot, SubsystemSnapshot, TargetCounters,
 };
 
+use admission::Admission;
 use async_event::Event;
 use connection::{Connection, State};
 use controller::Controller;
@@ -83,6 +85,13 @@ pub struct Target {
     controllers: Table<Controller>,
     /// Places are reused only when the last controller of a removed subsystem has gone.
     subsystems: Vec<Option<Subsystem>>,
+    /// Where each subsystem is, those that only drain not included.
+    by_nqn: HashMap<String, usize>,
+    /// Controllers by subsystem (`None`: discovery) and controller id, until the last has gone.
+    by_cntlid: HashMap<(Option<usize>, u16), Key>,
+    /// Controllers whose association is over and whose last command has not left its device.
+    ended: Vec<Key>,
+    admission: Admission,
     discovery: Arc<DiscoveryTable>,
     discovery_cntlids: ControllerIds,
     /// Connections with outputs, or that may read again.
@@ -108,6 +117,10 @@ impl Target {
             connections: Table::new(),
             controllers: Table::new(),
             subsystems: Vec::new(),
+            by_nqn: HashMap::new(),
+            by_cntlid: HashMap::new(),
+            ended: Vec::new(),
+            admission: Admission::default(),
             discovery: Arc::default(),
             discovery_cntlids,
             dirty: VecDeque::new(),
@@ -139,7 +152,10 @@ impl Target {
             return Err(ConfigError::SubsystemExists);
         }
         let subsystem = Subsystem::new(now, config, split_mix(&mut self.random));
-        match self.subsystems.iter_mut().find(|place| place.is_none()) {
+        let vacant = self.subsystems.iter().position(Option::is_none);
+        let at = vacant.unwrap_or(self.subsystems.len());
+        self.by_nqn.insert(subsystem.config.nqn.clone(), at);
+        match self.subsystems.get_mut(at) {
             Some(place) => *place = Some(subsystem),
             None => self.subsystems.push(Some(subsystem)),
         }
@@ -156,6 +172,7 @@ impl Target {
             return Err(ConfigError::NoSubsystem);
         };
         subsystem.removed = true;
+        self.by_nqn.remove(nqn);
         let controllers = subsystem.controllers.clone();
         if controllers.is_empty() {
             self.subsystems[at] = None;
@@ -354,11 +371,7 @@ impl Target {
     }
 
     fn find_subsystem(&self, nqn: &str) -> Option<usize> {
-        self.subsystems.iter().position(|place| {
-            place
-                .as_ref()
-                .is_some_and(|it| !it.removed && it.config.nqn == nqn)
-        })
+        self.by_nqn.get(nqn).copied()
     }
 
     fn subsystem_mut(&mut self, at: usize) -> Result<&mut Subsystem, ConfigError> {

@@ -422,3 +422,30 @@ fn reserved_byte_of_a_fabrics_command_is_not_looked_at() {
         }
     }
 }
+
+/// One host could take every connection of the target.
+#[test]
+fn host_with_its_share_of_queues_is_refused_and_others_are_not() {
+    let mut glue = Glue::with(TargetConfig {
+        queues_per_host_max: 2,
+        ..TargetConfig::default()
+    });
+    let other = "nqn.2026-11.io.bowline:test:other";
+    glue.target
+        .set_hosts(glue.now, SUBNQN, Hosts::Any)
+        .expect("valid");
+    let (admin, queue) = glue.queues(Digests::NONE);
+    let third = glue.initialized(Digests::NONE);
+    let data = Glue::connect_data(SUBNQN, HOSTNQN, 0xFFFF);
+    let cqe = glue.connect(third, Glue::connect_command(0, 31), &data);
+    assert_eq!(cqe.status, Status::CONTROLLER_BUSY, "try again later");
+    let fourth = glue.initialized(Digests::NONE);
+    let data_of_other = Glue::connect_data(SUBNQN, other, 0xFFFF);
+    let cqe = glue.connect(fourth, Glue::connect_command(0, 31), &data_of_other);
+    assert!(cqe.status.is_success());
+    // Who goes makes room.
+    glue.drop_socket(queue);
+    glue.drop_socket(admin);
+    let cqe = glue.connect(third, Glue::connect_command(0, 31), &data);
+    assert!(cqe.status.is_success());
+}

@@ -18,7 +18,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::ops::{Deref, Range};
+use std::ops::{Deref, Range, RangeInclusive};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -310,8 +310,16 @@ impl BufPool {
     /// heap.
     #[must_use]
     pub fn alloc(&self, len: usize) -> Option<IoBuf> {
+        self.alloc_within(len, usize::MAX)
+    }
+
+    /// As [`alloc`](Self::alloc), from buffers of at most `buffer_bytes`: larger ones are left to
+    /// those that need them.
+    #[must_use]
+    pub fn alloc_within(&self, len: usize, buffer_bytes: usize) -> Option<IoBuf> {
         let len_u32 = u32::try_from(len).ok().filter(|len| *len > 0)?;
-        let fitting = self.inner.classes.iter().filter(|class| class.bytes >= len);
+        let fits = |class: &&Class| (len..=buffer_bytes).contains(&class.bytes);
+        let fitting = self.inner.classes.iter().filter(fits);
         for class in fitting {
             let index = class.free_head.get();
             let Some(slot) = self.inner.slot(index) else {
@@ -332,6 +340,36 @@ impl BufPool {
             .alloc_failures
             .set(self.inner.alloc_failures.get().saturating_add(1));
         None
+    }
+
+    /// The bytes of all buffers, free or not.
+    #[must_use]
+    pub fn total_bytes(&self) -> usize {
+        let classes = self.inner.classes.iter();
+        classes.map(|class| class.bytes * class.count).sum()
+    }
+
+    /// Size of the largest free buffer of at most `buffer_bytes`.
+    #[must_use]
+    pub fn largest_free(&self, buffer_bytes: usize) -> Option<usize> {
+        let free = |class: &&Class| class.bytes <= buffer_bytes && class.free.get() > 0;
+        let largest = self.inner.classes.iter().rev().find(free);
+        largest.map(|class| class.bytes)
+    }
+
+    /// The bytes of all free buffers.
+    #[must_use]
+    pub fn free_bytes(&self) -> usize {
+        let classes = self.inner.classes.iter();
+        classes.map(|class| class.bytes * class.free.get()).sum()
+    }
+
+    /// How many buffers of `sizes` bytes are free.
+    #[must_use]
+    pub fn free_of(&self, sizes: RangeInclusive<usize>) -> usize {
+        let fits = |class: &&Class| sizes.contains(&class.bytes);
+        let fitting = self.inner.classes.iter().filter(fits);
+        fitting.map(|class| class.free.get()).sum()
     }
 
     /// The largest `len` that [`alloc`](Self::alloc) can ever satisfy.
@@ -401,6 +439,13 @@ impl IoBuf {
     pub fn len(&self) -> usize {
         // A u32 always fits in a usize on the 64-bit systems io_uring and O_DIRECT exist on.
         self.len as usize
+    }
+
+    /// Size in bytes of the buffer that this is a view of: what it keeps from others.
+    #[must_use]
+    pub fn buffer_bytes(&self) -> usize {
+        let class = self.pool.classes.get(self.owner().class as usize);
+        class.map_or(0, |class| class.bytes)
     }
 
     /// Whether the view has no bytes.

@@ -16,7 +16,7 @@ pub const GATHER_BYTES_MAX: usize = 1 << 20;
 /// response's pieces.
 pub const GATHER_PIECES_MAX: usize = 500;
 
-/// Empty gathers that are kept for reuse, however few sockets there are.
+/// Gathers that are kept for reuse, however few were in use at once of late.
 const KEPT_MIN: usize = 64;
 
 /// Room for 128 commands of a host, each with its payload, so that a gather need not grow while
@@ -79,35 +79,38 @@ fn empty_message() -> libc::msghdr {
 pub(crate) struct GatherPool {
     #[expect(clippy::vec_box, reason = "the boxes are handed out as they are")]
     kept: Rc<RefCell<Vec<Box<Parts>>>>,
-    sockets: Rc<Cell<usize>>,
+    used: Rc<Cell<usize>>,
+    /// Most in use at once since the last trim.
+    used_max: Rc<Cell<usize>>,
 }
 
 impl GatherPool {
     pub(crate) fn take(&self) -> Gather {
         let parts = self.kept.borrow_mut().pop().unwrap_or_else(Parts::new);
+        self.used.set(self.used.get() + 1);
+        self.used_max.set(self.used_max.get().max(self.used.get()));
         Gather {
             parts: Some(parts),
             home: self.clone(),
         }
     }
 
-    /// Tells how many sockets are open: twice as many gathers are kept, for while one is on its way
-    /// the next is filled.
-    pub(crate) fn keep(&self, sockets: usize) {
-        self.sockets.set(sockets);
-        self.kept.borrow_mut().truncate(self.kept_max());
-    }
-
-    fn kept_max(&self) -> usize {
-        (2 * self.sockets.get()).max(KEPT_MIN)
+    /// Gives back what was not in use at once since the last call. Returns whether only the usual
+    /// number is left.
+    pub(crate) fn trim(&self) -> bool {
+        let wanted = self.used_max.replace(self.used.get()).max(KEPT_MIN);
+        let mut kept = self.kept.borrow_mut();
+        kept.truncate(wanted.saturating_sub(self.used.get()));
+        kept.shrink_to(KEPT_MIN);
+        kept.len() + self.used.get() <= KEPT_MIN
     }
 
     fn put_back(&self, mut parts: Box<Parts>) {
         // Payload goes back to its pool now, not when the gather is used again.
         parts.clear();
-        let mut kept = self.kept.borrow_mut();
-        if kept.len() < self.kept_max() && parts.arena.capacity() <= KEPT_ARENA_BYTES_MAX {
-            kept.push(parts);
+        self.used.set(self.used.get() - 1);
+        if parts.arena.capacity() <= KEPT_ARENA_BYTES_MAX {
+            self.kept.borrow_mut().push(parts);
         }
     }
 }
@@ -343,17 +346,21 @@ mod tests {
     }
 
     #[test]
-    fn two_gathers_are_kept_per_open_socket() {
+    fn gathers_are_kept_for_as_many_as_were_used_at_once_of_late() {
         let gathers = GatherPool::default();
         let use_at_once = |count| drop((0..count).map(|_| gathers.take()).collect::<Vec<_>>());
-        use_at_once(KEPT_MIN + 10);
-        assert_eq!(gathers.kept.borrow().len(), KEPT_MIN);
-        gathers.keep(5 * KEPT_MIN);
         use_at_once(10 * KEPT_MIN);
         assert_eq!(gathers.kept.borrow().len(), 10 * KEPT_MIN);
-        use_at_once(11 * KEPT_MIN);
-        assert_eq!(gathers.kept.borrow().len(), 10 * KEPT_MIN);
-        gathers.keep(0);
+        assert!(!gathers.trim());
+        assert_eq!(gathers.kept.borrow().len(), 10 * KEPT_MIN, "just used");
+        use_at_once(2 * KEPT_MIN);
+        assert!(!gathers.trim());
+        assert_eq!(gathers.kept.borrow().len(), 2 * KEPT_MIN);
+        let in_use = gathers.take();
+        assert!(gathers.trim());
+        assert_eq!(gathers.kept.borrow().len(), KEPT_MIN - 1);
+        drop(in_use);
+        assert!(gathers.trim());
         assert_eq!(gathers.kept.borrow().len(), KEPT_MIN);
     }
 

@@ -202,7 +202,6 @@ impl Reactor {
     fn insert(&mut self, stream: TcpStream, connecting: bool) -> io::Result<SocketId> {
         let fd = stream.as_raw_fd();
         let key = self.sockets.insert(Socket::new(stream, connecting));
-        self.gathers.keep(self.sockets.len());
         let token = Token::new(Kind::Socket, key);
         match &mut self.driver {
             // Connecting ends once; reading goes on.
@@ -319,6 +318,12 @@ impl Reactor {
         self.gathers.take()
     }
 
+    /// Gives the memory of gathers back that were not in use at once since the last call. Returns
+    /// whether nothing more can be given back: call it now and then until it is.
+    pub fn trim_gathers(&mut self) -> bool {
+        self.gathers.trim()
+    }
+
     /// Sends a gather; it leaves at the end of the turn, and
     /// [`Service::sent`](crate::Service::sent) gives it back. Dropped if the socket is not open.
     ///
@@ -378,7 +383,6 @@ impl Reactor {
     /// Forgets a socket: events for it find nothing, `sent` will not be called.
     fn remove(&mut self, id: SocketId) -> Option<TcpStream> {
         let Socket { stream, output, .. } = self.sockets.remove(id.0)?;
-        self.gathers.keep(self.sockets.len());
         match &mut self.driver {
             Driver::Uring(ring) => {
                 ring.unwatch(Token::new(Kind::Socket, id.0));

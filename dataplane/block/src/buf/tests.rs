@@ -54,6 +54,28 @@ fn smallest_fitting_class_with_a_free_buffer_serves() {
 }
 
 #[test]
+fn free_and_total_bytes_are_those_of_whole_buffers() {
+    let pool = pool(&[(4096, 2), (16 << 10, 1)]);
+    assert_eq!(pool.total_bytes(), 24 << 10);
+    let small = pool.alloc(1).unwrap();
+    assert_eq!((small.buffer_bytes(), pool.free_bytes()), (4096, 20 << 10));
+    assert_eq!(pool.free_of(0..=4096), 1);
+    assert_eq!(pool.largest_free(16 << 10), Some(16 << 10));
+    assert_eq!(pool.largest_free((16 << 10) - 1), Some(4096));
+    assert_eq!(pool.largest_free(4095), None);
+    assert_eq!(pool.free_of(4097..=usize::MAX), 1);
+    let second = pool.alloc(1).unwrap();
+    assert!(
+        pool.alloc_within(1, 4096).is_none(),
+        "the large one is for others"
+    );
+    let stand_in = pool.alloc(1).unwrap();
+    assert_eq!(stand_in.buffer_bytes(), 16 << 10);
+    drop((small, second, stand_in));
+    assert_eq!(pool.free_bytes(), pool.total_bytes());
+}
+
+#[test]
 fn last_view_returns_the_buffer() {
     let pool = pool(&[(4096, 1)]);
     let mut buf = pool.alloc(4096).unwrap();

@@ -97,6 +97,27 @@ impl Target {
             .map_or(0, |connection| connection.slots.capacity())
     }
 
+    /// PDUs received on the connection so far.
+    #[must_use]
+    pub fn pdus(&self, id: ConnId) -> u64 {
+        self.connections
+            .get(id)
+            .map_or(0, |connection| connection.counters.pdus)
+    }
+
+    /// Whether the connection is a queue that takes commands.
+    #[must_use]
+    pub fn is_ready(&self, id: ConnId) -> bool {
+        let ready = |connection: &Connection| connection.state == State::Ready;
+        self.connections.get(id).is_some_and(ready)
+    }
+
+    /// Connections and controllers there are, those that only wait for their last command included.
+    #[must_use]
+    pub fn connection_count(&self) -> usize {
+        self.connections.len() + self.controllers.len()
+    }
+
     /// The next connection to poll for outputs, and to ask `rx` again.
     pub fn poll_dirty(&mut self) -> Option<ConnId> {
         loop {

@@ -3,15 +3,13 @@
 
 use std::collections::VecDeque;
 
-use bowline_block::IoBuf;
+use bowline_block::{BufPool, IoBuf};
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::{ConnId, SlotId};
 use bowline_reactor::{Gather, Reactor, SocketId};
 
+use super::budget::{self, Charge, Request};
 use super::tx::Waiting;
-
-/// Carried bytes beyond this much capacity are given back to the heap once they are placed.
-const CARRY_KEPT_BYTES: usize = 512;
 
 pub(super) struct Link {
     pub(super) conn: ConnId,
@@ -19,20 +17,28 @@ pub(super) struct Link {
     places: Vec<Place>,
     /// What the next send will carry.
     gather: Option<Gather>,
-    /// Bytes of the pool that this connection's commands keep from others, until their slot is
-    /// free again and everything about them has left the socket.
-    held_bytes: usize,
-    /// Of these, bytes that come back when what is gathered has left.
-    gathered_bytes: usize,
-    /// Of these, bytes that come back when the send under way has ended.
-    leaving_bytes: usize,
+    /// What this connection's commands keep from others, until their slot is free again and
+    /// everything about them has left the socket.
+    held: Charge,
+    /// Of this, what comes back when what is gathered has left.
+    gathered: Charge,
+    /// Of this, what comes back when the send under way has ended.
+    leaving: Charge,
     /// Commands that wait until the connection holds less, in the order of arrival.
     deferred: VecDeque<Waiting>,
+    /// Commands among the service's waiting ones.
+    pub(super) queued: u16,
     /// When the send under way began.
     sending_since: Option<Nanos>,
-    /// Received, but the protocol machine holds or the pool is empty. At most one staging area:
-    /// nothing is received while it is not empty.
+    /// When an orderly end is no longer waited for.
+    pub(super) closing_by: Option<Nanos>,
+    /// Listed among the service's sends to be looked at.
+    pub(super) send_listed: bool,
+    /// Received, but the protocol machine holds or there is no buffer. At most one window of
+    /// receiving: nothing is received while it is not empty.
     carry: Vec<u8>,
+    /// The peer sends small PDUs, so that little is received at a time.
+    pub(super) dense: bool,
     /// Listed among the service's stalled links.
     pub(super) stalled: bool,
     /// Set when the target wants the socket closed once everything gathered has left.
@@ -45,8 +51,8 @@ pub(super) struct Link {
 #[derive(Default)]
 struct Place {
     buffer: Option<IoBuf>,
-    /// Bytes of `held_bytes` that are this slot's.
-    charge_bytes: usize,
+    /// What of `held` is this slot's.
+    charge: Charge,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,12 +70,16 @@ impl Link {
             socket,
             places: Vec::new(),
             gather: None,
-            held_bytes: 0,
-            gathered_bytes: 0,
-            leaving_bytes: 0,
+            held: Charge::default(),
+            gathered: Charge::default(),
+            leaving: Charge::default(),
             deferred: VecDeque::new(),
+            queued: 0,
             sending_since: None,
+            closing_by: None,
+            send_listed: false,
             carry,
+            dense: true,
             stalled: false,
             closing: None,
             leaving_to: None,
@@ -101,10 +111,31 @@ impl Link {
         self.places.get_mut(usize::from(slot.0))?.buffer.take()
     }
 
-    /// Counts pool bytes against the connection until the slot is released.
-    pub(super) fn charge(&mut self, slot: SlotId, bytes: usize) {
-        self.place_mut(slot).charge_bytes += bytes;
-        self.held_bytes += bytes;
+    /// Counts pool memory against the connection until the slot is released.
+    pub(super) fn charge(&mut self, slot: SlotId, charge: Charge) {
+        self.place_mut(slot).charge.add(charge);
+        self.held.add(charge);
+    }
+
+    /// Binds a buffer of the pool that is counted until the slot is released.
+    pub(super) fn bind_charged(&mut self, slot: SlotId, buffer: IoBuf, charge: Charge) {
+        self.charge(slot, charge);
+        self.bind(slot, buffer);
+    }
+
+    /// What to ask for when `bytes` are needed and larger buffers than `ceiling_bytes` are for
+    /// somebody else.
+    pub(super) fn request(&self, bytes: usize, ceiling_bytes: usize) -> Request {
+        Request {
+            bytes,
+            ceiling_bytes,
+            held: self.held,
+        }
+    }
+
+    /// What the connection may have besides what it holds.
+    pub(super) fn room(&self, pool: &BufPool) -> usize {
+        budget::room(pool, self.held)
     }
 
     /// The slot is free. What it had may still be in the gather, and is held until that has left.
@@ -112,20 +143,16 @@ impl Link {
         let place = self.place_mut(slot);
         // The view in the gather keeps the memory until the bytes have left.
         place.buffer = None;
-        self.gathered_bytes += std::mem::take(&mut place.charge_bytes);
+        let charge = std::mem::take(&mut place.charge);
+        self.gathered.add(charge);
     }
 
     /// The slot is free, and nothing of it is to be sent.
     pub(super) fn release(&mut self, slot: SlotId) {
         let place = self.place_mut(slot);
         place.buffer = None;
-        self.held_bytes -= std::mem::take(&mut place.charge_bytes);
-    }
-
-    /// Whether `bytes` more would be more than the connection's share. One request is always
-    /// possible, or nothing would ever come back.
-    pub(super) fn exceeds_share(&self, bytes: usize, share_bytes: usize) -> bool {
-        self.held_bytes > 0 && self.held_bytes + bytes > share_bytes
+        let charge = std::mem::take(&mut place.charge);
+        self.held.sub(charge);
     }
 
     pub(super) fn defer(&mut self, waiting: Waiting) {
@@ -154,20 +181,32 @@ impl Link {
             && let Some(gather) = self.gather.take()
         {
             cx.send(self.socket, gather);
-            self.leaving_bytes = std::mem::take(&mut self.gathered_bytes);
+            self.leaving = std::mem::take(&mut self.gathered);
             self.sending_since = Some(now);
         }
     }
 
     /// The send under way has ended, and its gather is gone.
     pub(super) fn sent(&mut self) {
-        self.held_bytes -= std::mem::take(&mut self.leaving_bytes);
+        let left = std::mem::take(&mut self.leaving);
+        self.held.sub(left);
         self.sending_since = None;
     }
 
-    /// When the send under way began, if there is one.
-    pub(super) fn sending_since(&self) -> Option<Nanos> {
-        self.sending_since
+    /// When the peer must have taken what is being sent to it, if anything is.
+    pub(super) fn send_deadline(&self, limit: Nanos) -> Option<Nanos> {
+        let sending = self.sending_since.map(|since| since.after(limit));
+        match (sending, self.closing_by) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Gives memory back that only a busy connection needs.
+    pub(super) fn tidy(&mut self) {
+        if self.deferred.is_empty() {
+            self.deferred = VecDeque::new();
+        }
     }
 
     /// Whether everything gathered has left.
@@ -183,13 +222,12 @@ impl Link {
         std::mem::take(&mut self.carry)
     }
 
-    /// Keeps `rest` for later, reusing the memory of `carried` if there was any.
+    /// Keeps what of `carried` was not consumed.
     pub(super) fn keep(&mut self, mut carried: Vec<u8>, consumed: usize) {
-        carried.drain(..consumed);
-        if carried.is_empty() {
-            carried.shrink_to(CARRY_KEPT_BYTES);
+        if consumed < carried.len() {
+            carried.drain(..consumed);
+            self.carry = carried;
         }
-        self.carry = carried;
     }
 
     pub(super) fn keep_copy(&mut self, rest: &[u8]) {

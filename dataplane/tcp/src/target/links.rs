@@ -73,8 +73,9 @@ impl Links {
         self.stalled.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Link> + '_ {
-        self.by_conn.iter().flatten()
+    /// Gives memory back that only busy connections need.
+    pub(super) fn tidy(&mut self) {
+        self.by_conn.iter_mut().flatten().for_each(Link::tidy);
     }
 
     /// The link that has been stalled longest; it is no longer listed.

@@ -6,6 +6,7 @@
 //! subsystem of another reactor moves there, socket and machine together; after that nothing of
 //! it crosses reactors.
 
+mod budget;
 mod exec;
 mod grace;
 mod link;
@@ -13,8 +14,10 @@ mod links;
 mod manage;
 mod rx;
 mod tx;
+mod work;
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -24,14 +27,17 @@ use bowline_nvme::{Nanos, Status};
 use bowline_nvmf::target::{ConnId, Handoff, Path, Target, TargetConfig};
 use bowline_reactor::{DetachError, Gather, ListenerId, Mailbox, Reactor, Service, SocketId};
 
+use budget::Reserve;
 use exec::{Executor, Finished};
 use grace::Grace;
 use link::{Closing, Link};
 use links::Links;
 use manage::Stop;
 use tx::{Need, Waiting};
+use work::LogLimit;
 
 pub use manage::{NamespaceSpec, RefreshError};
+pub use work::{Usage, Work};
 
 /// Commands that end while they start are run in rounds; a turn does at most this many before the
 /// reactor looks at its sockets again.
@@ -44,9 +50,12 @@ const COMMANDS_EXPECTED: usize = 256;
 /// How soon a full mailbox of another reactor is tried again.
 const HANDOFF_RETRY: Nanos = Nanos(500_000);
 
-/// One connection's commands may hold this part of the pool, so that a peer that does not read, or
-/// announces data and does not send it, leaves something to the others until its deadline.
-const CONNECTION_SHARE: usize = 8;
+/// Stalled connections that are tried again in a round although nothing of theirs has moved: the
+/// pool may have something for them.
+const STALLED_PER_ROUND: usize = 16;
+
+/// How long after traffic memory is given back that only traffic needs.
+const TIDY_AFTER: Nanos = Nanos::from_secs(2);
 
 /// A change of configuration, run on the reactor.
 pub type Call<D> = Box<dyn FnOnce(&mut TargetService<D>, &mut Reactor, Nanos) + Send>;
@@ -72,8 +81,8 @@ pub struct TargetService<D: Device> {
     executor: Executor<D>,
     links: Links,
     waiting: VecDeque<Waiting>,
-    /// Pool bytes that the commands of one connection may hold.
-    share_bytes: usize,
+    /// Buffers beside the pool, of each connection's own.
+    reserve: Reserve,
     /// A buffer kept for Compare.
     spare: Option<IoBuf>,
     finished: Vec<Finished>,
@@ -89,8 +98,14 @@ pub struct TargetService<D: Device> {
     departures: VecDeque<(Mailbox<TargetMessage<D>>, Box<Adoption>)>,
     /// When departures are tried again.
     departures_at: Nanos,
-    /// When to look for peers that do not read; `None` while nothing is being sent.
-    send_check_at: Option<Nanos>,
+    /// When to look whether a peer reads, by place and generation of its connection.
+    send_checks: BinaryHeap<Reverse<(Nanos, u32, u32)>>,
+    /// Received in this turn, by all connections.
+    turn_bytes: usize,
+    /// When memory is given back; `None` while nothing happens.
+    tidy_at: Option<Nanos>,
+    work: Work,
+    log_limit: LogLimit,
     grace: Grace,
     listeners: Vec<(ListenerId, u16)>,
     names: manage::Names,
@@ -102,12 +117,14 @@ impl<D: Device> TargetService<D> {
     /// A target without subsystems.
     #[must_use]
     pub fn new(config: TargetConfig) -> Self {
+        let target = Target::new(config);
+        let reserve = Reserve::new(target.config());
         Self {
-            target: Target::new(config),
+            target,
             executor: Executor::new(),
             links: Links::default(),
             waiting: VecDeque::with_capacity(COMMANDS_EXPECTED),
-            share_bytes: 0,
+            reserve,
             spare: None,
             finished: Vec::with_capacity(COMMANDS_EXPECTED),
             touched: Vec::with_capacity(COMMANDS_EXPECTED),
@@ -116,7 +133,11 @@ impl<D: Device> TargetService<D> {
             routes: HashMap::new(),
             departures: VecDeque::new(),
             departures_at: Nanos::ZERO,
-            send_check_at: None,
+            send_checks: BinaryHeap::new(),
+            turn_bytes: 0,
+            tidy_at: None,
+            work: Work::default(),
+            log_limit: LogLimit::default(),
             grace: Grace::default(),
             listeners: Vec::new(),
             names: manage::Names::default(),
@@ -131,9 +152,11 @@ impl<D: Device> TargetService<D> {
             return;
         };
         match cx.attach(stream) {
-            Ok(socket) => self.insert_link(cx, Link::new(conn, socket, Vec::new())),
+            Ok(socket) => self.links.insert(Link::new(conn, socket, Vec::new())),
             Err(error) => {
-                tracing::warn!(peer = %path.peer, %error, "connection not served");
+                if let Some(left_out) = self.log_limit.admit(now) {
+                    tracing::warn!(peer = %path.peer, %error, left_out, "connection not served");
+                }
                 self.target.closed(now, conn);
             }
         }
@@ -150,27 +173,17 @@ impl<D: Device> TargetService<D> {
         };
         match cx.attach(stream) {
             Ok(socket) => {
-                self.insert_link(cx, Link::new(conn, socket, carry));
+                self.links.insert(Link::new(conn, socket, carry));
                 self.links.stall(conn);
                 self.target.resume(now, conn);
             }
             Err(error) => {
-                tracing::warn!(%error, "connection lost while it changed reactors");
+                if let Some(left_out) = self.log_limit.admit(now) {
+                    tracing::warn!(%error, left_out, "connection lost while it changed reactors");
+                }
                 self.target.closed(now, conn);
             }
         }
-    }
-
-    fn insert_link(&mut self, cx: &Reactor, link: Link) {
-        if self.share_bytes == 0 {
-            let classes = cx.pool().stats().classes;
-            let all: usize = classes
-                .iter()
-                .map(|it| it.bytes * (it.free + it.used))
-                .sum();
-            self.share_bytes = all / CONNECTION_SHARE;
-        }
-        self.links.insert(link);
     }
 
     /// Forgets a connection whose socket is of no more use.
@@ -205,21 +218,31 @@ impl<D: Device> TargetService<D> {
     /// buffers from others.
     fn close_unread(&mut self, cx: &mut Reactor, now: Nanos) {
         let limit = self.target.config().deadlines.transfer;
-        let overdue = |link: &Link| link.sending_since().map(|since| since.after(limit));
-        let unread: Vec<ConnId> = self
-            .links
-            .iter()
-            .filter(|link| overdue(link).is_some_and(|at| at <= now))
-            .map(|link| link.conn)
-            .collect();
-        for conn in unread {
-            if let Some(link) = self.links.remove(conn) {
-                tracing::debug!(peer = ?cx.peer_addr(link.socket).ok(), "peer does not read");
-                cx.abort(link.socket);
-                self.link_gone(now, link);
+        while let Some(&Reverse((at, index, generation))) = self.send_checks.peek()
+            && at <= now
+        {
+            self.send_checks.pop();
+            let conn = ConnId { index, generation };
+            let Some(link) = self.links.get_mut(conn) else {
+                continue;
+            };
+            match link.send_deadline(limit) {
+                None => link.send_listed = false,
+                Some(at) if at > now => {
+                    link.send_listed = true;
+                    self.send_checks.push(Reverse((at, index, generation)));
+                }
+                Some(_) => {
+                    let socket = link.socket;
+                    tracing::debug!(peer = ?cx.peer_addr(socket).ok(), "peer does not read");
+                    cx.abort(socket);
+                    self.work.unread += 1;
+                    if let Some(link) = self.links.remove(conn) {
+                        self.link_gone(now, link);
+                    }
+                }
             }
         }
-        self.send_check_at = self.links.iter().filter_map(overdue).min();
     }
 
     /// Sends what the connection has gathered, and ends or moves it when that was the last.
@@ -230,9 +253,9 @@ impl<D: Device> TargetService<D> {
         // A connection that ends in anger does not wait for a peer that may never read.
         if link.closing != Some(Closing::Abort) {
             link.flush(cx, now);
+            self.tidy_at.get_or_insert(now.after(TIDY_AFTER));
             if !link.is_flushed(cx) {
-                let limit = self.target.config().deadlines.transfer;
-                self.send_check_at.get_or_insert(now.after(limit));
+                self.watch_send(now, conn);
                 return;
             }
         }
@@ -303,11 +326,64 @@ impl<D: Device> TargetService<D> {
         }
     }
 
+    /// Makes sure that somebody looks whether the peer takes what is being sent.
+    fn watch_send(&mut self, now: Nanos, conn: ConnId) {
+        let deadlines = &self.target.config().deadlines;
+        let (linger, transfer) = (deadlines.linger, deadlines.transfer);
+        let Some(link) = self.links.get_mut(conn) else {
+            return;
+        };
+        if link.closing.is_some() && link.closing_by.is_none() {
+            // Nothing is expected of it any more but to take its last words.
+            let at = now.after(linger);
+            link.closing_by = Some(at);
+            let entry = (at, conn.index, conn.generation);
+            self.send_checks.push(Reverse(entry));
+        } else if !link.send_listed {
+            link.send_listed = true;
+            let entry = (now.after(transfer), conn.index, conn.generation);
+            self.send_checks.push(Reverse(entry));
+        }
+    }
+
+    /// Gives back what only traffic needs, until there is nothing more to give.
+    fn tidy(&mut self, cx: &mut Reactor, now: Nanos) {
+        self.links.tidy();
+        let is_tidy = cx.trim_gathers();
+        self.tidy_at = (!is_tidy).then(|| now.after(TIDY_AFTER));
+    }
+
+    /// What turns have cost so far.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        self.work
+    }
+
+    /// What is kept for connections now.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        Usage {
+            connections: self.links.len(),
+            machine_connections: self.target.connection_count(),
+            waiting: self.waiting.len(),
+            stalled: self.links.stalled_count(),
+            executing: self.executor.in_flight(),
+            reserved: self.reserve.used(),
+        }
+    }
+
     fn receive_stalled(&mut self, cx: &mut Reactor, now: Nanos) {
-        for _ in 0..self.links.stalled_count() {
+        for _ in 0..self.links.stalled_count().min(STALLED_PER_ROUND) {
             if let Some(conn) = self.links.next_stalled() {
                 self.receive(cx, now, conn);
             }
+        }
+    }
+
+    /// Something of the connection has moved: it may be what it waited for.
+    fn receive_if_stalled(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId) {
+        if self.links.get(conn).is_some_and(|link| link.stalled) {
+            self.receive(cx, now, conn);
         }
     }
 
@@ -324,6 +400,7 @@ impl<D: Device> TargetService<D> {
                 moved = true;
                 self.pump(cx, now, conn);
                 self.touched.push(conn);
+                self.receive_if_stalled(cx, now, conn);
             }
             if !moved {
                 self.unfinished = false;
@@ -369,7 +446,9 @@ impl<D: Device + 'static> Service for TargetService<D> {
     }
 
     fn readable(&mut self, cx: &mut Reactor, now: Nanos, socket: SocketId) {
-        if let Some(conn) = self.links.conn(socket) {
+        if let Some(conn) = self.links.conn(socket)
+            && !self.put_off(cx, socket)
+        {
             self.receive(cx, now, conn);
         }
     }
@@ -396,6 +475,7 @@ impl<D: Device + 'static> Service for TargetService<D> {
         }
         self.pump(cx, now, conn);
         self.touched.push(conn);
+        self.receive_if_stalled(cx, now, conn);
     }
 
     fn turn(&mut self, cx: &mut Reactor, now: Nanos) {
@@ -408,8 +488,10 @@ impl<D: Device + 'static> Service for TargetService<D> {
             }
             self.target.handle_timeout(now);
         }
-        if self.send_check_at.is_some_and(|at| at <= now) {
-            self.close_unread(cx, now);
+        self.turn_bytes = 0;
+        self.close_unread(cx, now);
+        if self.tidy_at.is_some_and(|at| at <= now) {
+            self.tidy(cx, now);
         }
         self.handle_device_events(now);
         self.send_departures(now);
@@ -426,8 +508,11 @@ impl<D: Device + 'static> Service for TargetService<D> {
         let unfinished = (self.unfinished || !self.staying.is_empty()).then_some(Nanos::ZERO);
         let machine = self.target.poll_timeout().map(|at| self.grace.act_at(at));
         let devices = self.executor.poll_timeout();
-        [machine, devices, handoff, unfinished, self.send_check_at]
+        let sends = self.send_checks.peek().map(|Reverse((at, ..))| *at);
+        let own = [sends, self.tidy_at];
+        [machine, devices, handoff, unfinished]
             .into_iter()
+            .chain(own)
             .flatten()
             .min()
     }

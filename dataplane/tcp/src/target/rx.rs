@@ -5,12 +5,12 @@
 
 use std::io::IoSliceMut;
 
-use bowline_block::Device;
+use bowline_block::{BUFFER_ALIGN, Device};
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::{ConnId, Rx, SlotId};
 use bowline_reactor::{Reactor, Recv, SocketId};
 
-use super::TargetService;
+use super::{TargetService, budget};
 use bowline_nvmf::frame::crc32c;
 
 /// From this much missing payload on, receiving straight into the command's buffer beats the copy
@@ -19,6 +19,20 @@ const DIRECT_BYTES_MIN: u32 = 16 << 10;
 
 /// Received per connection and turn, so that one busy connection cannot starve the others.
 const TURN_BYTES_MAX: usize = 1 << 20;
+
+/// Received by all connections in a turn, so that a turn ends while they all send.
+const ALL_TURN_BYTES_MAX: usize = 8 << 20;
+
+/// PDUs taken per connection and turn: a turn's bytes may be tens of thousands of the smallest.
+const TURN_PDUS_MAX: u64 = 1024;
+
+/// A peer whose PDUs are smaller than this on average sends many of them.
+const DENSE_PDU_BYTES: u64 = 512;
+
+/// Received at a time from a peer that sends many PDUs, or when not everything that arrives is
+/// sure to find its place. What does not is carried, so this bounds what a connection carries. A
+/// queue of 128 Reads fits.
+const WINDOW_BYTES: usize = 16 << 10;
 
 /// How a round of receiving ended.
 enum Round {
@@ -43,15 +57,21 @@ impl<D: Device> TargetService<D> {
             return;
         }
         let mut staging = cx.take_staging();
+        let before = self.target.pdus(conn);
         let mut total = 0;
         loop {
-            match self.receive_once(cx, now, conn, socket, &mut staging) {
+            let window = self.window_bytes(cx, conn, staging.len());
+            match self.receive_once(cx, now, conn, socket, &mut staging[..window]) {
                 Round::Placed { bytes, drained } => {
                     total += bytes;
+                    self.turn_bytes += bytes;
+                    let pdus = self.target.pdus(conn).saturating_sub(before);
+                    self.note_density(conn, total, pdus);
                     if drained {
                         break;
                     }
-                    if total >= TURN_BYTES_MAX {
+                    if total >= TURN_BYTES_MAX || pdus >= TURN_PDUS_MAX {
+                        self.work.turns_cut += 1;
                         cx.rearm(socket);
                         break;
                     }
@@ -68,6 +88,45 @@ impl<D: Device> TargetService<D> {
             }
         }
         cx.put_staging(staging);
+        let pdus = self.target.pdus(conn).saturating_sub(before);
+        self.work.note_turn(total, pdus);
+    }
+
+    /// Whether this turn has received enough; the socket is then seen again in the next.
+    pub(super) fn put_off(&mut self, cx: &mut Reactor, socket: SocketId) -> bool {
+        let is_over = self.turn_bytes >= ALL_TURN_BYTES_MAX;
+        if is_over {
+            self.work.turns_cut += 1;
+            cx.rearm(socket);
+        }
+        is_over
+    }
+
+    fn note_density(&mut self, conn: ConnId, bytes: usize, pdus: u64) {
+        if let Some(link) = self.links.get_mut(conn) {
+            link.dense = pdus.saturating_mul(DENSE_PDU_BYTES) > bytes as u64;
+        }
+    }
+
+    /// How much to receive at a time: all that fits, if all of it will find a buffer, whatever it
+    /// turns out to be.
+    fn window_bytes(&self, cx: &Reactor, conn: ConnId, most: usize) -> usize {
+        let Some(link) = self.links.get(conn) else {
+            return WINDOW_BYTES.min(most);
+        };
+        // A command in a capsule takes a buffer of four times its size, or the smallest.
+        let slots = usize::from(self.target.slots(conn));
+        let worst_bytes = 4 * most + slots * BUFFER_ALIGN;
+        let is_sure = link.room(cx.pool()) >= worst_bytes
+            && cx
+                .pool()
+                .free_of(self.reserve.bytes()..=4 * self.reserve.bytes())
+                >= slots;
+        if is_sure && !link.dense && self.target.is_ready(conn) {
+            most
+        } else {
+            WINDOW_BYTES.min(most)
+        }
     }
 
     fn receive_once(
@@ -130,6 +189,7 @@ impl<D: Device> TargetService<D> {
             if let Some(link) = self.links.get_mut(conn) {
                 link.keep_copy(&staging[placed..staged]);
             }
+            self.work.note_carry(staged - placed);
             return Round::Stalled;
         }
         Round::Placed { bytes, drained }
@@ -222,19 +282,26 @@ impl<D: Device> TargetService<D> {
         self.target.handle_payload(now, conn, landed, crc);
     }
 
-    /// Makes sure the slot has a buffer. False when the pool has none to give now.
+    /// Makes sure the slot has a buffer. False when the connection must first give one back.
     fn bind(&mut self, cx: &Reactor, conn: ConnId, slot: SlotId, transfer_len: u32) -> bool {
+        let ceiling_bytes = self.ceiling_bytes();
         let Some(link) = self.links.get_mut(conn) else {
             return false;
         };
         if link.buffer(slot).is_some() {
             return true;
         }
-        let Some(buffer) = cx.pool().alloc(transfer_len as usize) else {
-            return false;
-        };
-        link.bind(slot, buffer);
-        true
+        let request = link.request(transfer_len as usize, ceiling_bytes);
+        match budget::for_capsule(cx.pool(), &self.reserve, &request) {
+            Some((buffer, charge)) => {
+                link.bind_charged(slot, buffer, charge);
+                true
+            }
+            None => {
+                self.work.stalls += 1;
+                false
+            }
+        }
     }
 
     /// Where the next `len` payload bytes of the slot go.

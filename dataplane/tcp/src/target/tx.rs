@@ -6,10 +6,15 @@ use bowline_nvmf::target::{ConnId, IoCommand, IoOp, Output, Rx, SlotId, TxPdu};
 use bowline_reactor::Reactor;
 
 use super::TargetService;
+use super::budget::{self, Charge, Wait};
 use super::link::Closing;
 use bowline_nvmf::frame::crc32c;
 
-/// A command that waits for the pool to have a buffer again, in the order of arrival.
+/// Of those who wait for the pool, at most this many are looked at in a round.
+const WAITING_PER_ROUND: usize = 64;
+
+/// A command that waits for a buffer, in the order of arrival.
+#[derive(Clone, Copy)]
 pub(super) struct Waiting {
     pub(super) conn: ConnId,
     pub(super) slot: SlotId,
@@ -60,15 +65,12 @@ impl<D: Device> TargetService<D> {
     fn handle_output(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId, output: Output) {
         match output {
             Output::Execute { slot, command } => {
-                self.supply(
-                    cx,
-                    now,
-                    Waiting {
-                        conn,
-                        slot,
-                        need: Need::Execute(command),
-                    },
-                );
+                if let (IoOp::Read { .. }, Some(link)) = (command.op, self.links.get_mut(conn)) {
+                    // What an earlier part was read into.
+                    link.release_with_gather(slot);
+                }
+                let need = Need::Execute(command);
+                self.supply(cx, now, Waiting { conn, slot, need });
             }
             Output::Send {
                 pdu,
@@ -76,26 +78,16 @@ impl<D: Device> TargetService<D> {
                 release,
             } => self.send(cx, conn, &pdu, payload, release),
             Output::NeedBuffer { slot, len } => {
-                self.supply(
-                    cx,
-                    now,
-                    Waiting {
-                        conn,
-                        slot,
-                        need: Need::Transfer { len },
-                    },
-                );
+                if let Some(link) = self.links.get_mut(conn) {
+                    // What an earlier part was written from.
+                    link.release(slot);
+                }
+                let need = Need::Transfer { len };
+                self.supply(cx, now, Waiting { conn, slot, need });
             }
             Output::Fill { slot, len } => {
-                self.supply(
-                    cx,
-                    now,
-                    Waiting {
-                        conn,
-                        slot,
-                        need: Need::Fill { len },
-                    },
-                );
+                let need = Need::Fill { len };
+                self.supply(cx, now, Waiting { conn, slot, need });
             }
             Output::Inspect { slot, len } => {
                 let buffer = self.links.get(conn).and_then(|link| link.buffer(slot));
@@ -137,68 +129,81 @@ impl<D: Device> TargetService<D> {
     }
 
     /// Gives a command its buffer and goes on with it, or lets it wait: behind its own
-    /// connection's commands when that has its share of the pool, behind everybody's when the
-    /// pool has nothing left.
+    /// connection's commands while that holds something, behind everybody's when only the pool
+    /// can help.
     fn supply(&mut self, cx: &mut Reactor, now: Nanos, waiting: Waiting) {
         let bytes = self.need_bytes(&waiting.need);
-        let share_bytes = self.share_bytes;
         // What needs nothing must not wait: it may be what gives the others' buffers back. A
         // Compare has its data already, and waiting would keep that from others.
         if bytes > 0
             && !waiting.is_compare()
             && let Some(link) = self.links.get_mut(waiting.conn)
-            && (link.has_deferred() || link.exceeds_share(bytes, share_bytes))
+            && (link.has_deferred() || link.queued > 0)
         {
             link.defer(waiting);
             return;
         }
-        self.supply_now(cx, now, waiting, bytes);
+        if let Err(wait) = self.try_supply(cx, now, &waiting, self.ceiling_bytes()) {
+            self.wait(waiting, wait, false);
+        }
     }
 
     /// Goes on with commands that waited for their connection to hold less.
     fn supply_deferred(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId) {
-        let share_bytes = self.share_bytes;
         while let Some(link) = self.links.get_mut(conn)
+            && link.queued == 0
             && let Some(first) = link.deferred_mut().pop_front()
         {
-            let bytes = self.need_bytes(&first.need);
-            let Some(link) = self.links.get_mut(conn) else {
-                return;
-            };
-            if link.exceeds_share(bytes, share_bytes) {
-                link.deferred_mut().push_front(first);
+            let ceiling_bytes = self.ceiling_bytes();
+            if let Err(wait) = self.try_supply(cx, now, &first, ceiling_bytes) {
+                self.wait(first, wait, true);
                 return;
             }
-            self.supply_now(cx, now, first, bytes);
         }
     }
 
-    fn supply_now(&mut self, cx: &mut Reactor, now: Nanos, waiting: Waiting, bytes: usize) {
-        // First come, first served, or a large transfer would starve behind others. Smaller ones
-        // have buffers of their own.
-        let is_first = self
-            .waiting
-            .iter()
-            .all(|other| bytes < self.need_bytes(&other.need));
-        if !(is_first || waiting.is_compare()) || !self.try_supply(cx, now, &waiting) {
-            self.waiting.push_back(waiting);
+    fn wait(&mut self, waiting: Waiting, wait: Wait, is_first: bool) {
+        let Some(link) = self.links.get_mut(waiting.conn) else {
+            return;
+        };
+        match wait {
+            Wait::Own if is_first => link.deferred_mut().push_front(waiting),
+            Wait::Own => link.defer(waiting),
+            Wait::Pool => {
+                link.queued += 1;
+                self.waiting.push_back(waiting);
+            }
         }
+    }
+
+    /// Buffers from this size on are left to those who wait for one, or a large transfer would
+    /// starve behind others.
+    pub(super) fn ceiling_bytes(&self) -> usize {
+        let first = self.waiting.iter().take(WAITING_PER_ROUND);
+        let least = first.map(|other| self.need_bytes(&other.need)).min();
+        least.map_or(usize::MAX, |bytes| bytes.saturating_sub(1))
     }
 
     /// Serves those who wait for buffers, oldest first. Who needs less than one that cannot be
     /// served is not held up by it.
     pub(super) fn supply_waiting(&mut self, cx: &mut Reactor, now: Nanos) {
         self.keep_spare(cx);
-        let mut unserved_bytes = usize::MAX;
-        for _ in 0..self.waiting.len() {
-            let Some(waiting) = self.waiting.pop_front() else {
+        let mut ceiling_bytes = usize::MAX;
+        let mut at = 0;
+        for _ in 0..WAITING_PER_ROUND {
+            let Some(waiting) = self.waiting.get(at).copied() else {
                 return;
             };
             let bytes = self.need_bytes(&waiting.need);
-            let may_try = bytes < unserved_bytes || waiting.is_compare();
-            if !may_try || !self.try_supply(cx, now, &waiting) {
-                unserved_bytes = unserved_bytes.min(bytes);
-                self.waiting.push_back(waiting);
+            let may_try = bytes <= ceiling_bytes || waiting.is_compare();
+            if may_try && self.try_supply(cx, now, &waiting, ceiling_bytes).is_ok() {
+                self.waiting.remove(at);
+                if let Some(link) = self.links.get_mut(waiting.conn) {
+                    link.queued = link.queued.saturating_sub(1);
+                }
+            } else {
+                ceiling_bytes = ceiling_bytes.min(bytes.saturating_sub(1));
+                at += 1;
             }
         }
     }
@@ -217,61 +222,95 @@ impl<D: Device> TargetService<D> {
         }
     }
 
-    /// False when the pool has no buffer now.
-    fn try_supply(&mut self, cx: &mut Reactor, now: Nanos, waiting: &Waiting) -> bool {
+    /// Gives the command its buffer and goes on with it, if there is one for it now.
+    fn try_supply(
+        &mut self,
+        cx: &mut Reactor,
+        now: Nanos,
+        waiting: &Waiting,
+        ceiling_bytes: usize,
+    ) -> Result<(), Wait> {
         let &Waiting { conn, slot, need } = waiting;
-        let Some(link) = self.links.get_mut(conn) else {
+        if self.links.get(conn).is_none() {
             // The connection is gone, but its end waits for every command handed out.
             if let Need::Execute(_) = need {
                 self.target
                     .complete(now, conn, slot, Status::ABORTED_SQ_DELETION);
             }
-            return true;
+            return Ok(());
+        }
+        let bytes = self.need_bytes(&need);
+        let buffer = match bytes {
+            0 => None,
+            _ if waiting.is_compare() => Some(self.second_buffer(cx, waiting, bytes)?),
+            _ => Some(self.buffer_for(cx, conn, slot, bytes, ceiling_bytes)?),
         };
-        match need {
+        let charge = buffer.as_ref().map(Charge::of).unwrap_or_default();
+        let Some(link) = self.links.get_mut(conn) else {
+            return Ok(());
+        };
+        match (need, buffer) {
             // A command that was given up meanwhile wants no buffer any more: it goes back at once.
-            Need::Transfer { len } => {
-                let Some(buffer) = cx.pool().alloc(len as usize) else {
-                    return false;
-                };
-                if self.target.handle_buffer(now, conn, slot) {
-                    link.charge(slot, len as usize);
-                    link.bind(slot, buffer);
+            (Need::Transfer { .. }, Some(buffer)) => {
+                let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+                if self.target.handle_part_buffer(now, conn, slot, len) {
+                    link.bind_charged(slot, buffer, charge);
                 }
             }
-            Need::Fill { len } => {
-                let Some(mut buffer) = cx.pool().alloc(len as usize) else {
-                    return false;
-                };
-                let bytes = buffer.as_mut().unwrap_or_default();
-                if self.target.fill(now, conn, slot, bytes) {
-                    link.charge(slot, len as usize);
-                    link.bind(slot, buffer);
+            (Need::Fill { .. }, Some(mut buffer)) => {
+                let data = buffer.as_mut().unwrap_or_default();
+                if self.target.fill(now, conn, slot, data) {
+                    link.bind_charged(slot, buffer, charge);
                 }
             }
-            Need::Execute(command) => {
-                let bytes = self.executor.read_bytes(&command);
-                let scratch = match bytes {
-                    0 => None,
-                    _ => match cx
-                        .pool()
-                        .alloc(bytes)
-                        .or_else(|| self.lend_spare(waiting, bytes))
-                    {
-                        Some(buffer) => Some(buffer),
-                        None => return false,
-                    },
-                };
-                let Some(link) = self.links.get_mut(conn) else {
-                    return true;
-                };
-                link.charge(slot, bytes);
+            (Need::Transfer { .. } | Need::Fill { .. }, None) => {}
+            (Need::Execute(mut command), mut scratch) => {
+                if let Some(buffer) = scratch.as_mut().filter(|buffer| buffer.len() < bytes) {
+                    let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+                    if let Some(part) = self.target.cut_read(conn, slot, len) {
+                        command = part;
+                        buffer.truncate(part.bytes as usize);
+                        self.work.parts += 1;
+                    }
+                }
+                link.charge(slot, charge);
                 let payload = link.take_buffer(slot);
                 let done = self.executor.start(conn, slot, &command, payload, scratch);
                 self.finished.extend(done);
             }
         }
-        true
+        Ok(())
+    }
+
+    /// A buffer for a command's data, or for a part of it.
+    fn buffer_for(
+        &self,
+        cx: &Reactor,
+        conn: ConnId,
+        slot: SlotId,
+        bytes: usize,
+        ceiling_bytes: usize,
+    ) -> Result<IoBuf, Wait> {
+        let link = self.links.get(conn).ok_or(Wait::Pool)?;
+        let request = link.request(bytes, ceiling_bytes);
+        if let Some(buffer) = budget::shared(cx.pool(), &request) {
+            return Ok(buffer);
+        }
+        let unit = self.target.part_unit(conn, slot);
+        let unit = unit.and_then(|unit| usize::try_from(unit).ok());
+        budget::for_standstill(cx.pool(), &self.reserve, &request, unit)
+    }
+
+    /// A buffer for a command that holds one already.
+    fn second_buffer(
+        &mut self,
+        cx: &Reactor,
+        waiting: &Waiting,
+        bytes: usize,
+    ) -> Result<IoBuf, Wait> {
+        let buffer = cx.pool().alloc(bytes);
+        let buffer = buffer.or_else(|| self.lend_spare(waiting, bytes));
+        buffer.ok_or(Wait::Pool)
     }
 
     /// The spare buffer, for a Compare.

@@ -1,0 +1,288 @@
+//! Who may have how much of the pool.
+//!
+//! A connection may hold as much as a quarter of what is free: one alone a fifth of the pool, the
+//! second as much of the rest, and so on. Shares shrink by themselves as more connections are
+//! active, and what is free never ends because of those who hold much already.
+//!
+//! Beside the pool every connection has two buffers of its own, so that it never waits for
+//! others: one for data that arrives in a capsule, which its device gives back, and one for a
+//! part of a transfer when it holds nothing else. Their memory is taken only when they are used.
+
+use bowline_block::{BufPool, ClassConfig, IoBuf, PoolConfig};
+use bowline_nvmf::target::TargetConfig;
+
+/// A connection holds at most one part in so many of what is free.
+const SHARE: usize = 4;
+
+/// Buffers of each connection's own.
+const RESERVED: usize = 2;
+
+/// Fabrics and admin commands carry this much whatever else is configured. [TCP-1.0 §3.3.2.2]
+const CONTROL_BYTES: usize = 8192;
+
+/// Pool memory that is counted against a connection.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Charge {
+    /// Of the pool and of the connection's own buffers.
+    pub(super) bytes: usize,
+    /// Its own buffers for data in a capsule.
+    pub(super) landings: u16,
+}
+
+impl Charge {
+    /// For a buffer of the pool, or the one for a part of a transfer. The whole buffer counts,
+    /// however little of it is used.
+    pub(super) fn of(buffer: &IoBuf) -> Self {
+        Self {
+            bytes: buffer.buffer_bytes(),
+            landings: 0,
+        }
+    }
+
+    /// For the connection's own buffer for data in a capsule.
+    fn landing(buffer: &IoBuf) -> Self {
+        Self {
+            landings: 1,
+            ..Self::of(buffer)
+        }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.landings += other.landings;
+    }
+
+    pub(super) fn sub(&mut self, other: Self) {
+        self.bytes -= other.bytes;
+        self.landings -= other.landings;
+    }
+
+    pub(super) const fn is_none(self) -> bool {
+        self.bytes == 0
+    }
+}
+
+/// Why a connection gets no buffer now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// It holds some, which come back.
+    Own,
+    /// It holds nothing and needs a buffer in one piece: it is its turn when one is free.
+    Pool,
+}
+
+/// What is asked for.
+pub(super) struct Request {
+    pub(super) bytes: usize,
+    /// Larger buffers are for somebody who waits.
+    pub(super) ceiling_bytes: usize,
+    /// What the connection holds.
+    pub(super) held: Charge,
+}
+
+/// The buffers that connections have beside the pool.
+pub(super) struct Reserve {
+    buffers: Option<BufPool>,
+    bytes: usize,
+}
+
+impl Reserve {
+    /// Memory for the most connections there can be; none of it is touched yet. Without address
+    /// space for it, connections wait for the pool.
+    pub(super) fn new(config: &TargetConfig) -> Self {
+        let icd_bytes = config.icd_bytes as usize;
+        let bytes = icd_bytes.max(CONTROL_BYTES).next_multiple_of(4096);
+        let count = RESERVED * config.connections_max as usize;
+        let classes = vec![ClassConfig { bytes, count }];
+        Self {
+            buffers: BufPool::new(PoolConfig { classes }).ok(),
+            bytes,
+        }
+    }
+
+    /// Size of each buffer.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Buffers in use.
+    pub(super) fn used(&self) -> usize {
+        let stats = self.buffers.as_ref().map(BufPool::stats);
+        let classes = stats.map(|stats| stats.classes).unwrap_or_default();
+        classes.iter().map(|class| class.used).sum()
+    }
+
+    fn alloc(&self, bytes: usize) -> Option<IoBuf> {
+        self.buffers.as_ref()?.alloc(bytes)
+    }
+}
+
+/// What a connection that holds `held` may have besides.
+pub(super) fn room(pool: &BufPool, held: Charge) -> usize {
+    (pool.free_bytes() / SHARE).saturating_sub(held.bytes)
+}
+
+/// A buffer for data that arrives in a capsule. `None` only while the connection's own one is in
+/// use, which its device gives back.
+pub(super) fn for_capsule(
+    pool: &BufPool,
+    reserve: &Reserve,
+    request: &Request,
+) -> Option<(IoBuf, Charge)> {
+    if let Some(buffer) = shared(pool, request) {
+        let charge = Charge::of(&buffer);
+        return Some((buffer, charge));
+    }
+    if request.held.landings > 0 {
+        return None;
+    }
+    let buffer = reserve.alloc(request.bytes)?;
+    let charge = Charge::landing(&buffer);
+    Some((buffer, charge))
+}
+
+/// A buffer for all that is asked for, within the connection's share.
+pub(super) fn shared(pool: &BufPool, request: &Request) -> Option<IoBuf> {
+    let most = room(pool, request.held).min(request.ceiling_bytes);
+    pool.alloc_within(request.bytes, most)
+}
+
+/// What a connection gets when [`shared`] has nothing for it: if it holds nothing, as large a
+/// part as there is, which may be cut at `unit` bytes, or one of its own buffers.
+pub(super) fn for_standstill(
+    pool: &BufPool,
+    reserve: &Reserve,
+    request: &Request,
+    unit: Option<usize>,
+) -> Result<IoBuf, Wait> {
+    if !request.held.is_none() {
+        return Err(Wait::Own);
+    }
+    if request.bytes <= reserve.bytes {
+        return reserve.alloc(request.bytes).ok_or(Wait::Pool);
+    }
+    let Some(unit) = unit.filter(|&unit| unit <= reserve.bytes) else {
+        // Only in one piece: whoever holds nothing may go beyond its share for that.
+        let whole = pool.alloc_within(request.bytes, request.ceiling_bytes);
+        return whole.ok_or(Wait::Pool);
+    };
+    let most = room(pool, request.held).min(request.ceiling_bytes);
+    let largest = pool.largest_free(most).filter(|&it| it > reserve.bytes);
+    if let Some(buffer) = largest.and_then(|largest| {
+        let part = request.bytes.min(largest) / unit * unit;
+        pool.alloc_within(part, largest)
+    }) {
+        return Ok(buffer);
+    }
+    reserve.alloc(reserve.bytes / unit * unit).ok_or(Wait::Pool)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(classes: &[(usize, usize)]) -> BufPool {
+        let classes = classes
+            .iter()
+            .map(|&(bytes, count)| ClassConfig { bytes, count })
+            .collect();
+        BufPool::new(PoolConfig { classes }).expect("memory")
+    }
+
+    fn reserve(connections_max: u32) -> Reserve {
+        Reserve::new(&TargetConfig {
+            connections_max,
+            ..TargetConfig::default()
+        })
+    }
+
+    fn request(bytes: usize, held: Charge) -> Request {
+        Request {
+            bytes,
+            ceiling_bytes: usize::MAX,
+            held,
+        }
+    }
+
+    const MIB: usize = 1 << 20;
+
+    /// Connections came one after the other and took what they could. The first eight had all.
+    #[test]
+    fn shares_shrink_with_the_number_of_active_connections_and_never_end() {
+        let pool = pool(&[(4096, 4096)]);
+        let total = pool.total_bytes();
+        let mut held = Vec::new();
+        let mut shares: Vec<usize> = Vec::new();
+        for _ in 0..20 {
+            let mut charge = Charge::default();
+            while let Some(buffer) = shared(&pool, &request(4096, charge)) {
+                charge.add(Charge::of(&buffer));
+                held.push(buffer);
+            }
+            shares.push(charge.bytes);
+        }
+        assert!(shares[0].abs_diff(total / 5) <= 4096, "{}", shares[0]);
+        assert!(shares.is_sorted_by(|a, b| a >= b), "{shares:?}");
+        assert!(
+            shares[19] >= 4096 && pool.free_bytes() >= 4 * 4096,
+            "{shares:?}"
+        );
+    }
+
+    #[test]
+    fn small_commands_do_not_take_large_buffers_beyond_their_share() {
+        let pool = pool(&[(4096, 1), (MIB, 8)]);
+        let mut charge = Charge::default();
+        let mut held = Vec::new();
+        while let Some(buffer) = shared(&pool, &request(512, charge)) {
+            charge.add(Charge::of(&buffer));
+            held.push(buffer);
+        }
+        assert_eq!((held.len(), charge.bytes), (2, 4096 + MIB));
+    }
+
+    #[test]
+    fn connection_that_holds_nothing_always_gets_a_part() {
+        let pool = pool(&[(4096, 16), (128 << 10, 4), (MIB, 1)]);
+        let reserve = reserve(3);
+        let _large = pool.alloc(MIB).expect("free");
+        let none = Charge::default();
+        let get = |bytes, unit| for_standstill(&pool, &reserve, &request(bytes, none), unit);
+        let first = get(MIB, Some(4096)).expect("a part");
+        assert_eq!(
+            first.len(),
+            128 << 10,
+            "the largest there is within its share"
+        );
+        // Nothing is left of the pool: each connection has its own.
+        let taken: Vec<IoBuf> = std::iter::from_fn(|| pool.alloc(512)).collect();
+        assert_eq!(taken.len(), 19);
+        let own: Vec<IoBuf> = (0..3)
+            .map(|_| get(MIB, Some(4096)).expect("its own"))
+            .collect();
+        assert!(own.iter().all(|buffer| buffer.len() == reserve.bytes()));
+        assert_eq!(get(512, None).expect("small").len(), 512);
+        assert_eq!(get(64 << 10, None).err(), Some(Wait::Pool), "in one piece");
+        let held = Charge::of(&own[0]);
+        let more = for_standstill(&pool, &reserve, &request(512, held), None);
+        assert_eq!(more.err(), Some(Wait::Own));
+        // Capsules land whatever else is held, one at a time.
+        let (_landing, mut charge) =
+            for_capsule(&pool, &reserve, &request(8192, held)).expect("its own");
+        charge.add(held);
+        assert!(for_capsule(&pool, &reserve, &request(512, charge)).is_none());
+        drop(taken);
+        assert!(for_capsule(&pool, &reserve, &request(512, charge)).is_some());
+    }
+
+    #[test]
+    fn who_waits_for_a_large_buffer_is_not_overtaken() {
+        let pool = pool(&[(4096, 4), (MIB, 4)]);
+        let ahead = Request {
+            ceiling_bytes: MIB - 1,
+            ..request(MIB, Charge::default())
+        };
+        let part = for_standstill(&pool, &reserve(1), &ahead, Some(512)).expect("a part");
+        assert_eq!(part.buffer_bytes(), 16 << 10, "none of the large ones");
+    }
+}

@@ -15,7 +15,9 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::dataplane::DataplaneFlags;
 use crate::dev::DevFlags;
 use crate::error::CliError;
-use crate::manage::{ConnectionCommand, HostCommand, NamespaceCommand, SubsystemCommand};
+use crate::manage::{
+    AnaCommand, ConnectionCommand, HostCommand, NamespaceCommand, SubsystemCommand,
+};
 
 /// Version of the executable.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -42,6 +44,7 @@ enum Command {
     Subsystem(SubsystemCommand),
     Namespace(NamespaceCommand),
     Host(HostCommand),
+    Ana(AnaCommand),
     Connection(ConnectionCommand),
 }
 
@@ -69,6 +72,7 @@ fn run(command: Command, matches: &ArgMatches) -> Result<(), CliError> {
         Command::Dev(flags) => dev::run(flags),
         Command::Subsystem(command) => manage::block_on(command.run()),
         Command::Namespace(command) => manage::block_on(command.run()),
+        Command::Ana(command) => manage::block_on(command.run()),
         Command::Host(command) => manage::block_on(command.run()),
         Command::Connection(command) => manage::block_on(command.run()),
     }

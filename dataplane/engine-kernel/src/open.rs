@@ -30,6 +30,9 @@ pub struct OpenOptions {
     pub block_bytes: Option<u32>,
     /// Open for reading only, and refuse every modifying request.
     pub read_only: bool,
+    /// Let others that also say so open it at the same time. Blocks stay whole and coherent;
+    /// nothing else is agreed on between them.
+    pub shared: bool,
     /// Requests held at once, 1 to 1024.
     pub depth: usize,
     /// Threads that execute requests where there is no `io_uring`, 1 to 64.
@@ -37,12 +40,13 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
-    /// The defaults for `path`: for reading and writing, 256 requests, 4 threads.
+    /// The defaults for `path`: for reading and writing, alone, 256 requests, 4 threads.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             block_bytes: None,
             read_only: false,
+            shared: false,
             depth: DEPTH,
             threads: THREADS,
         }
@@ -108,8 +112,8 @@ pub struct Backing {
 }
 
 impl Backing {
-    /// Opens and locks the path. The lock (O_EXCL on block devices, `flock` on files) is held as
-    /// long as the backing, or the device made from it, exists. May block.
+    /// Opens and locks the path. The lock (O_EXCL and a range lock on block devices, `flock` on
+    /// files) is held as long as the backing, or the device made from it, exists. May block.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -124,7 +128,7 @@ impl Backing {
         let metadata = fs::metadata(path).map_err(|error| open_error(options, error))?;
         let kind = backing_kind(path, &metadata)?;
         let (file, direct) = open_file(options, kind)?;
-        lock(path, kind, &file)?;
+        lock(options, kind, &file)?;
         // Not every driver refuses to be opened for writing; all of them refuse the writes.
         if kind == BackingKind::BlockDevice
             && !options.read_only
@@ -219,20 +223,24 @@ fn open_file(options: &OpenOptions, kind: BackingKind) -> Result<(OwnedFd, bool)
     } else {
         OFlags::RDWR
     };
-    let exclusive = match kind {
-        BackingKind::BlockDevice => OFlags::EXCL,
-        BackingKind::File => OFlags::empty(),
+    let flags = access | OFlags::CLOEXEC;
+    let open = |flags| {
+        rustix::fs::open(&options.path, flags, Mode::empty())
+            .map_err(|errno| open_error(options, errno.into()))
     };
-    let flags = access | exclusive | OFlags::CLOEXEC;
+    let exclusive = match (kind, options.shared) {
+        (BackingKind::BlockDevice, false) => OFlags::EXCL,
+        (BackingKind::BlockDevice, true) => {
+            // Whoever holds it for himself, a mounted file system for one, is found out so.
+            drop(open(flags | OFlags::EXCL)?);
+            OFlags::empty()
+        }
+        (BackingKind::File, _) => OFlags::empty(),
+    };
+    let flags = flags | exclusive;
     match rustix::fs::open(&options.path, flags | OFlags::DIRECT, Mode::empty()) {
         Ok(file) => Ok((file, true)),
-        Err(rustix::io::Errno::INVAL) => {
-            let file = rustix::fs::open(&options.path, flags, Mode::empty());
-            Ok((
-                file.map_err(|errno| open_error(options, errno.into()))?,
-                false,
-            ))
-        }
+        Err(rustix::io::Errno::INVAL) => Ok((open(flags)?, false)),
         Err(errno) => Err(open_error(options, errno.into())),
     }
 }
@@ -272,22 +280,37 @@ fn is_write_protected(path: &Path) -> bool {
     sys::is_write_protected(file.as_fd()).unwrap_or(false)
 }
 
-fn lock(path: &Path, kind: BackingKind, file: &OwnedFd) -> Result<(), OpenError> {
-    let locked = rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
-    match (locked, kind) {
-        (Ok(()), _) => Ok(()),
-        // O_EXCL is the lock there. This one only asks the device manager to keep its hands off,
-        // and it may be probing the device just now.
-        (Err(_), BackingKind::BlockDevice) => Ok(()),
+fn lock(options: &OpenOptions, kind: BackingKind, file: &OwnedFd) -> Result<(), OpenError> {
+    let path = &options.path;
+    let operation = match options.shared {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    let failed = |source| OpenError::System {
+        path: path.clone(),
+        doing: "lock",
+        source,
+    };
+    match (rustix::fs::flock(file, operation), kind) {
+        (Ok(()), BackingKind::File) => Ok(()),
         (Err(rustix::io::Errno::WOULDBLOCK), BackingKind::File) => Err(OpenError::Busy {
-            path: path.to_owned(),
+            path: path.clone(),
             holder: lock_holder(file),
         }),
-        (Err(errno), BackingKind::File) => Err(OpenError::System {
-            path: path.to_owned(),
-            doing: "lock",
-            source: errno.into(),
-        }),
+        (Err(errno), BackingKind::File) => Err(failed(errno.into())),
+        // On a block device this one only asks the device manager to keep its hands off, and it
+        // may be probing the device just now. O_EXCL is the lock against everybody, and the range
+        // lock tells those who share from those who do not.
+        (_, BackingKind::BlockDevice) => {
+            let locked = sys::try_lock(file.as_fd(), !options.shared && !options.read_only);
+            locked.map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied => OpenError::Busy {
+                    path: path.clone(),
+                    holder: None,
+                },
+                _ => failed(error),
+            })
+        }
     }
 }
 

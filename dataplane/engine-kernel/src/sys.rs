@@ -47,6 +47,24 @@ pub(crate) fn is_write_protected(fd: BorrowedFd<'_>) -> io::Result<bool> {
     ioctl_u32(fd, BLKROGET).map(|flag| flag != 0)
 }
 
+/// Takes a lock on a file that belongs to this opening of it and ends with it, alone or with
+/// others that do not ask to be alone. Other kinds of locks do not see it.
+pub(crate) fn try_lock(fd: BorrowedFd<'_>, alone: bool) -> io::Result<()> {
+    let kind = if alone { libc::F_WRLCK } else { libc::F_RDLCK };
+    // SAFETY: the structure is plain numbers, for which zero is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::c_short::try_from(kind).unwrap_or_default();
+    lock.l_whence = libc::c_short::try_from(libc::SEEK_SET).unwrap_or_default();
+    lock.l_len = 1;
+    // SAFETY: F_OFD_SETLK reads one structure from the address.
+    let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 fn ioctl_u32(fd: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<u32> {
     let mut value = 0_u32;
     // SAFETY: the requests above that come here store one 32-bit integer at the address.

@@ -48,11 +48,14 @@ pub(crate) fn open(config: &BackingConfig, block_bytes: Option<u32>) -> Result<O
                 block_bytes,
             })
         }
-        BackingConfig::Path(path) => {
-            let mut options = OpenOptions::new(path);
-            options.block_bytes = block_bytes;
-            let backing =
-                KernelBacking::open(&options).map_err(|error| explain_open(path, &error))?;
+        BackingConfig::Path { path, shared } => {
+            let options = OpenOptions {
+                block_bytes,
+                shared: *shared,
+                ..OpenOptions::new(path)
+            };
+            let backing = KernelBacking::open(&options)
+                .map_err(|error| explain_open(path, *shared, &error))?;
             log_truth(&backing);
             Ok(Opened::Kernel(Box::new(backing)))
         }
@@ -156,7 +159,7 @@ fn log_truth(backing: &KernelBacking) {
 }
 
 /// The engine's messages say what is wrong, and after a semicolon what to do.
-fn explain_open(path: &Path, error: &OpenError) -> Failure {
+fn explain_open(path: &Path, shared: bool, error: &OpenError) -> Failure {
     let text = error.to_string();
     let (cause, hint) = text
         .split_once("; ")
@@ -173,6 +176,10 @@ fn explain_open(path: &Path, error: &OpenError) -> Failure {
         OpenError::Permission { .. } if rustix::process::geteuid().is_root() => {
             "root may not either: look for an immutable file (`lsattr`), a security policy, or a \
              capability that the container lacks"
+        }
+        OpenError::Busy { .. } if shared => {
+            "only data planes share a device, and all of them must say so: unmount it, or start \
+             the other data plane with --shared-device too"
         }
         _ => hint,
     };
@@ -193,7 +200,7 @@ mod tests {
             access: "reading and writing",
         };
         let is_root = rustix::process::geteuid().is_root();
-        let hint = explain_open(path, &error).hint;
+        let hint = explain_open(path, false, &error).hint;
         assert_eq!(hint.contains("lsattr"), is_root, "{hint}");
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use bowline_block::Geometry;
-use bowline_nvmf::target::{DiscoveryKind, DiscoveryRecord, Hosts};
+use bowline_nvmf::target::{AnaConfig, DiscoveryKind, DiscoveryRecord, Hosts, SubsystemConfig};
 
 use crate::config::BackingConfig;
 use crate::listen::Portal;
@@ -44,6 +44,16 @@ pub(crate) struct Catalog {
 pub(crate) struct Subsystem {
     /// The reactor that owns it.
     pub(crate) reactor: usize,
+    /// Serial number, padded with spaces.
+    pub(crate) serial: [u8; 20],
+    /// First and last controller ID.
+    pub(crate) cntlids: (u16, u16),
+    /// Controllers at a time.
+    pub(crate) controllers_max: u16,
+    /// The highest namespace identifier.
+    pub(crate) namespaces_max: u32,
+    /// How ANA is reported, if it is.
+    pub(crate) ana: Option<AnaConfig>,
     pub(crate) access: Access,
     pub(crate) namespaces: BTreeMap<u32, Namespace>,
     /// The highest namespace identifier that was given up.
@@ -74,15 +84,25 @@ impl Access {
 #[derive(Debug, Clone)]
 pub(crate) struct Namespace {
     pub(crate) backing: BackingConfig,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) nguid: [u8; 16],
+    /// ANA group; 0 without ANA.
+    pub(crate) ana_group: u32,
     /// As the device last said.
     pub(crate) geometry: Geometry,
     pub(crate) origin: Origin,
 }
 
 impl Subsystem {
-    pub(crate) fn new(reactor: usize, origin: Origin) -> Self {
+    /// A subsystem without hosts and namespaces, as the target is told of it.
+    pub(crate) fn new(reactor: usize, config: &SubsystemConfig, origin: Origin) -> Self {
         Self {
             reactor,
+            serial: config.serial,
+            cntlids: config.cntlids,
+            controllers_max: config.controllers_max,
+            namespaces_max: config.namespaces_max,
+            ana: config.ana,
             access: Access::default(),
             namespaces: BTreeMap::new(),
             given_up_nsid: 0,
@@ -93,13 +113,9 @@ impl Subsystem {
 
     /// The next namespace identifier that is free. Those just given up come last: a namespace's
     /// identity follows from its identifier, and a host must not take a new one for the old.
-    pub(crate) fn free_nsid(
-        &self,
-        nsid_max: u32,
-        is_reserved: impl Fn(u32) -> bool,
-    ) -> Option<u32> {
-        let given_up = self.given_up_nsid.min(nsid_max);
-        (given_up + 1..=nsid_max)
+    pub(crate) fn free_nsid(&self, is_reserved: impl Fn(u32) -> bool) -> Option<u32> {
+        let given_up = self.given_up_nsid.min(self.namespaces_max);
+        (given_up + 1..=self.namespaces_max)
             .chain(1..=given_up)
             .find(|nsid| !self.namespaces.contains_key(nsid) && !is_reserved(*nsid))
     }
@@ -132,9 +148,16 @@ impl Catalog {
     pub(crate) fn backed_by(&self, path: &Path) -> Option<(&str, u32)> {
         self.namespaces()
             .find(|(_, _, namespace)| match &namespace.backing {
-                BackingConfig::Path(other) => other == path,
+                BackingConfig::Path { path: other, .. } => other == path,
                 BackingConfig::Memory { .. } => false,
             })
+            .map(|(nqn, nsid, _)| (nqn, nsid))
+    }
+
+    /// The namespace that hosts know by one of these already.
+    pub(crate) fn identified_by(&self, uuid: [u8; 16], nguid: [u8; 16]) -> Option<(&str, u32)> {
+        self.namespaces()
+            .find(|(_, _, namespace)| namespace.uuid == uuid || namespace.nguid == nguid)
             .map(|(nqn, nsid, _)| (nqn, nsid))
     }
 
@@ -170,9 +193,9 @@ mod tests {
     fn catalog(reactors: &[usize]) -> Catalog {
         let mut catalog = Catalog::default();
         for (index, reactor) in reactors.iter().enumerate() {
-            catalog
-                .subsystems
-                .insert(format!("s{index}"), Subsystem::new(*reactor, Origin::Api));
+            let config = SubsystemConfig::new("", "");
+            let subsystem = Subsystem::new(*reactor, &config, Origin::Api);
+            catalog.subsystems.insert(format!("s{index}"), subsystem);
         }
         catalog
     }

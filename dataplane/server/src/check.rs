@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use bowline_nvme::nqn;
+use bowline_nvmf::target::{CNTLID_MAX, NSID_MAX};
 
 use crate::config::{
     BackingConfig, Config, IN_CAPSULE_DATA_BYTES, Limits, MAX_TRANSFER_BYTES, MEMORY_BLOCK_BYTES,
@@ -11,6 +12,8 @@ use crate::config::{
 use crate::error::StartError;
 use crate::names::ANY_HOST;
 
+/// Bytes of a serial number. [BASE-2.0 §5.17.2.1, SN]
+const SERIAL_BYTES_MAX: usize = 20;
 /// Least transfer a host may rely on: one page. [BASE-2.0 §5.17.2.1, MDTS]
 const TRANSFER_BYTES_MIN: u32 = 4096;
 /// In-capsule data is counted in units of 16 bytes. [BASE-2.0 §5.17.2.1, IOCCSZ]
@@ -29,6 +32,7 @@ impl Config {
         self.check_backing()?;
         self.check_listeners()?;
         self.check_names()?;
+        self.check_identity()?;
         self.limits.check()
     }
 
@@ -104,6 +108,35 @@ impl Config {
     }
 }
 
+impl Config {
+    fn check_identity(&self) -> Result<(), StartError> {
+        let refused = |flag: &str, (message, hint): (String, String)| {
+            StartError::config(format!("{flag}: {message}"), hint)
+        };
+        if let Some(serial) = &self.serial {
+            check_serial(serial).map_err(|why| refused("--serial", why))?;
+        }
+        if let Some(range) = self.cntlids {
+            check_cntlids(range).map_err(|why| refused("--cntlid-range", why))?;
+        }
+        if let Some(most) = self.controllers_max {
+            check_controllers_max(most).map_err(|why| refused("--controllers-max", why))?;
+        }
+        if let Some(most) = self.namespaces_max {
+            check_namespaces_max(most).map_err(|why| refused("--namespaces-max", why))?;
+        }
+        for (flag, identifier) in [("--uuid", self.uuid), ("--nguid", self.nguid)] {
+            if identifier == Some([0; 16]) {
+                return Err(StartError::config(
+                    format!("{flag} of zeroes is no identity"),
+                    "make one with `uuidgen`, or leave it out",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Limits {
     fn check(&self) -> Result<(), StartError> {
         let transfer = self.max_transfer_bytes;
@@ -130,6 +163,54 @@ impl Limits {
         }
         Ok(())
     }
+}
+
+/// What is wrong, and what to write instead.
+type Wrong = (String, String);
+
+/// A serial number that Identify Controller can hold. [BASE-2.0 §5.17.2.1, SN]
+pub(crate) fn check_serial(serial: &str) -> Result<(), Wrong> {
+    let is_text = serial.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    // Spaces pad it on the wire, so at the ends they would be lost.
+    if is_text && (1..=SERIAL_BYTES_MAX).contains(&serial.len()) && serial.trim() == serial {
+        return Ok(());
+    }
+    let message = format!("serial number {serial:?} is not possible");
+    Err((
+        message,
+        format!("write 1 to {SERIAL_BYTES_MAX} ASCII characters, no space at the ends"),
+    ))
+}
+
+/// Controller IDs that may be given out. [BASE-2.0 CNTLID]
+pub(crate) fn check_cntlids((first, last): (u16, u16)) -> Result<(), Wrong> {
+    if (1..=CNTLID_MAX).contains(&first) && (first..=CNTLID_MAX).contains(&last) {
+        return Ok(());
+    }
+    let message = format!("controller IDs {first} to {last} are not possible");
+    Err((
+        message,
+        format!("write a range within 1-{CNTLID_MAX}, the lower end first"),
+    ))
+}
+
+pub(crate) fn check_controllers_max(most: u16) -> Result<(), Wrong> {
+    if most > 0 {
+        return Ok(());
+    }
+    let message = "no controller at all is not possible".to_owned();
+    Err((
+        message,
+        "write how many hosts may connect at a time".to_owned(),
+    ))
+}
+
+pub(crate) fn check_namespaces_max(most: u32) -> Result<(), Wrong> {
+    if (1..=NSID_MAX).contains(&most) {
+        return Ok(());
+    }
+    let message = format!("{most} namespaces are not possible");
+    Err((message, format!("write 1 to {NSID_MAX}")))
 }
 
 /// An NQN that a subsystem may have: valid, not the discovery one, and without "/",

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use bowline_nvmf::target::AnaState;
 pub use bowline_reactor::{IoBackend, PollMode};
 
 /// Largest transfer of one command in bytes (MDTS), the default and the most.
@@ -34,6 +35,20 @@ pub struct Config {
     pub node: String,
     /// NQN of the first subsystem; `None` derives it from node and device.
     pub nqn: Option<String>,
+    /// Serial number of the first subsystem, 1 to 20 characters; `None` derives it from the NQN.
+    pub serial: Option<String>,
+    /// First and last controller ID of the first subsystem; `None` takes all there are.
+    pub cntlids: Option<(u16, u16)>,
+    /// Controllers of the first subsystem at a time; `None` takes the default.
+    pub controllers_max: Option<u16>,
+    /// Namespaces of the first subsystem at most; `None` takes the default.
+    pub namespaces_max: Option<u32>,
+    /// State in which namespace 1 is reached at first; `None` reports no ANA to hosts.
+    pub ana: Option<AnaState>,
+    /// UUID of namespace 1; `None` derives it from NQN and NSID.
+    pub uuid: Option<[u8; 16]>,
+    /// NGUID of namespace 1; `None` derives it from NQN and NSID.
+    pub nguid: Option<[u8; 16]>,
     /// Who may connect to it. Nobody is allowed by default.
     pub hosts: Vec<String>,
     /// CPUs, one pinned reactor each; empty runs one reactor that is not pinned.
@@ -52,7 +67,12 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BackingConfig {
     /// A block device or a file.
-    Path(PathBuf),
+    Path {
+        /// Where it is.
+        path: PathBuf,
+        /// Other data planes that also say so may serve it at the same time.
+        shared: bool,
+    },
     /// Memory of the process.
     Memory {
         /// Size in bytes, a positive multiple of the block size.
@@ -64,8 +84,21 @@ impl BackingConfig {
     /// The path, unless it is memory.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Path(path) => Some(path),
+            Self::Path { path, .. } => Some(path),
             Self::Memory { .. } => None,
+        }
+    }
+
+    /// Whether somebody else may serve it too.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Path { shared: true, .. })
+    }
+
+    /// The same, by another path.
+    pub(crate) fn at(&self, path: PathBuf) -> Self {
+        match *self {
+            Self::Path { shared, .. } => Self::Path { path, shared },
+            Self::Memory { size_bytes } => Self::Memory { size_bytes },
         }
     }
 }
@@ -73,7 +106,7 @@ impl BackingConfig {
 impl fmt::Display for BackingConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path(path) => path.display().fmt(f),
+            Self::Path { path, .. } => path.display().fmt(f),
             Self::Memory { size_bytes } => write!(f, "{size_bytes} bytes of memory"),
         }
     }

@@ -34,7 +34,7 @@ mod takeover;
 mod view;
 
 pub use config::{
-    BackingConfig, Config, IN_CAPSULE_DATA_BYTES, IoBackend, Limits, MAX_TRANSFER_BYTES,
+    AnaState, BackingConfig, Config, IN_CAPSULE_DATA_BYTES, IoBackend, Limits, MAX_TRANSFER_BYTES,
     MEMORY_BLOCK_BYTES, PollMode, QUEUE_DEPTH,
 };
 pub use error::{RunError, StartError};

@@ -1,6 +1,8 @@
 //! Changes to what is served: checked here, done on the reactor that owns the
 //! subsystem, then recorded in the catalog and told to discovery. One at a time.
 
+mod ana;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +10,9 @@ use std::sync::Arc;
 use bowline_api::{Failure, Reason};
 use bowline_block::Device;
 use bowline_nvme::NamespaceId;
-use bowline_nvmf::target::{ConfigError, DiscoveryTable, SubsystemConfig};
+use bowline_nvmf::target::{
+    AnaConfig, AnaState, CNTLID_MAX, ConfigError, DiscoveryTable, SubsystemConfig, pad,
+};
 use bowline_tcp::target::{NamespaceSpec, RefreshError};
 
 use crate::allow::AllowList;
@@ -20,14 +24,21 @@ use crate::listen::Portal;
 use crate::names::{self, ANY_HOST};
 use crate::{check, identity, observe};
 
+pub(crate) use ana::AnaGroup;
+
 /// Subsystems of one data plane at most.
 const SUBSYSTEMS_MAX: usize = 1024;
 /// Hosts allowed by name in one subsystem at most.
 const HOSTS_MAX: usize = 1024;
 /// Backings being opened at a time at most: each that hangs holds a thread.
 const OPENING_MAX: usize = 16;
-/// Highest namespace identifier, and so the most namespaces of a subsystem.
-const NSID_MAX: u32 = 256;
+/// Highest namespace identifier, and so the most namespaces of a subsystem, unless told otherwise.
+/// Hosts size tables by it.
+const NAMESPACES_DEFAULT: u32 = 256;
+/// The ANA group of namespaces that were made without a word about groups.
+pub(crate) const FIRST_ANA_GROUP: u32 = 1;
+/// Controllers of a subsystem at a time, unless told otherwise.
+const CONTROLLERS_DEFAULT: u16 = 1024;
 
 /// The only place that changes what is served.
 pub(crate) struct Manager {
@@ -63,6 +74,20 @@ pub(crate) struct Reserved {
     pub(crate) new: NewNamespace,
 }
 
+/// A subsystem to be made; `None` takes the default.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NewSubsystem {
+    pub(crate) nqn: String,
+    /// Derived from the NQN by default.
+    pub(crate) serial: Option<String>,
+    /// First and last controller ID.
+    pub(crate) cntlids: Option<(u16, u16)>,
+    pub(crate) controllers_max: Option<u16>,
+    pub(crate) namespaces_max: Option<u32>,
+    /// State of an ANA group at first; hosts are told of no ANA by default.
+    pub(crate) ana: Option<AnaState>,
+}
+
 /// A namespace to be made.
 #[derive(Debug, Clone)]
 pub(crate) struct NewNamespace {
@@ -71,6 +96,12 @@ pub(crate) struct NewNamespace {
     pub(crate) backing: BackingConfig,
     /// `None` takes the backing's own.
     pub(crate) block_bytes: Option<u32>,
+    /// `None` derives it from NQN and NSID.
+    pub(crate) uuid: Option<[u8; 16]>,
+    /// `None` derives it from NQN and NSID.
+    pub(crate) nguid: Option<[u8; 16]>,
+    /// `None` takes the first, where the subsystem reports ANA.
+    pub(crate) ana_group: Option<u32>,
 }
 
 impl Manager {
@@ -87,14 +118,11 @@ impl Manager {
 
     pub(crate) async fn create_subsystem(
         &mut self,
-        nqn: &str,
+        new: NewSubsystem,
         origin: Origin,
     ) -> Result<(), Failure> {
-        check::check_subsystem_nqn(nqn).map_err(|why| {
-            Failure::invalid_field("subsystem.nqn", format!("NQN {nqn:?} is not possible"))
-                .cause(why)
-                .hint("write it like nqn.2026-11.io.bowline:node:drive")
-        })?;
+        let nqn = new.nqn.as_str();
+        check_subsystem(&new)?;
         if self.catalog.subsystems.contains_key(nqn) {
             return Err(exists(names::subsystem(nqn)));
         }
@@ -102,21 +130,28 @@ impl Manager {
             return Err(limit("subsystems of the data plane", SUBSYSTEMS_MAX));
         }
         let owner = self.catalog.least_loaded(self.fleet.members.len());
-        let serial = identity::serial_number(nqn);
         let config = SubsystemConfig {
-            serial,
-            namespaces_max: NSID_MAX,
+            serial: match &new.serial {
+                Some(serial) => pad(serial),
+                None => identity::serial_number(nqn),
+            },
+            cntlids: new.cntlids.unwrap_or((1, CNTLID_MAX)),
+            controllers_max: new.controllers_max.unwrap_or(CONTROLLERS_DEFAULT),
+            namespaces_max: new.namespaces_max.unwrap_or(NAMESPACES_DEFAULT),
+            ana: new.ana.map(|initial| AnaConfig {
+                initial,
+                ..AnaConfig::default()
+            }),
             ..SubsystemConfig::new(nqn, "")
         };
+        let subsystem = Subsystem::new(owner, &config, origin);
         self.fleet
             .call(owner, move |service, _, now| {
                 service.target().add_subsystem(now, config)
             })
             .await?
             .map_err(|error| refused(&names::subsystem(nqn), error))?;
-        self.catalog
-            .subsystems
-            .insert(nqn.to_owned(), Subsystem::new(owner, origin));
+        self.catalog.subsystems.insert(nqn.to_owned(), subsystem);
         self.route(nqn, Some(owner)).await?;
         self.tell_discovery().await
     }
@@ -190,11 +225,12 @@ impl Manager {
         origin: Origin,
     ) -> Result<u32, Failure> {
         let (owner, nsid) = self.place_namespace(nqn, &new)?;
+        let (uuid, nguid) = new.identity(nqn, nsid);
         let spec = NamespaceSpec {
             nsid: Some(nsid),
-            uuid: identity::namespace_uuid(nqn, nsid),
-            nguid: identity::namespace_nguid(nqn, nsid),
-            ana_group: None,
+            uuid,
+            nguid,
+            ana_group: new.ana_group,
         };
         let name = nqn.to_owned();
         let geometry = self
@@ -214,6 +250,12 @@ impl Manager {
             })?;
         let namespace = Namespace {
             backing: new.backing,
+            uuid,
+            nguid,
+            ana_group: match self.subsystem(nqn)?.ana {
+                Some(_) => new.ana_group.unwrap_or(FIRST_ANA_GROUP),
+                None => 0,
+            },
             geometry,
             origin,
         };
@@ -340,7 +382,7 @@ impl Manager {
             })
     }
 
-    fn subsystem_mut(&mut self, nqn: &str) -> Result<&mut Subsystem, Failure> {
+    pub(crate) fn subsystem_mut(&mut self, nqn: &str) -> Result<&mut Subsystem, Failure> {
         self.catalog
             .subsystems
             .get_mut(nqn)
@@ -353,11 +395,13 @@ impl Manager {
         let is_opening = |nsid: u32| self.opening.iter().any(|opening| opening.is(nqn, nsid));
         let nsid = match new.nsid {
             None => subsystem
-                .free_nsid(NSID_MAX, is_opening)
-                .ok_or_else(|| limit("namespaces of a subsystem", NSID_MAX as usize))?,
-            Some(nsid) if nsid > NSID_MAX => {
-                let message = format!("nsid {nsid} is larger than {NSID_MAX}");
-                return Err(Failure::invalid_field("namespace.nsid", message));
+                .free_nsid(is_opening)
+                .ok_or_else(|| limit("namespaces of the subsystem", subsystem.namespaces_max))?,
+            Some(nsid) if nsid > subsystem.namespaces_max => {
+                let most = subsystem.namespaces_max;
+                let message = format!("nsid {nsid} is larger than {most}");
+                return Err(Failure::invalid_field("namespace.nsid", message)
+                    .hint("how many a subsystem may have is said when it is made"));
             }
             Some(nsid) if subsystem.namespaces.contains_key(&nsid) => {
                 return Err(exists(names::namespace(nqn, nsid)));
@@ -365,10 +409,14 @@ impl Manager {
             Some(nsid) if is_opening(nsid) => return Err(opening(&names::namespace(nqn, nsid))),
             Some(nsid) => nsid,
         };
-        if let BackingConfig::Path(path) = &new.backing {
+        if let Some(path) = new.backing.path() {
             self.unused(path)?;
         }
-        Ok((subsystem.reactor, nsid))
+        let (uuid, nguid) = new.identity(nqn, nsid);
+        match self.catalog.identified_by(uuid, nguid) {
+            Some((nqn, nsid)) => Err(same_identity(&names::namespace(nqn, nsid))),
+            None => Ok((subsystem.reactor, nsid)),
+        }
     }
 
     /// A path backs one namespace at most.
@@ -441,6 +489,47 @@ impl Manager {
     }
 }
 
+impl NewNamespace {
+    /// UUID and NGUID.
+    fn identity(&self, nqn: &str, nsid: u32) -> ([u8; 16], [u8; 16]) {
+        let uuid = self
+            .uuid
+            .unwrap_or_else(|| identity::namespace_uuid(nqn, nsid));
+        let nguid = self
+            .nguid
+            .unwrap_or_else(|| identity::namespace_nguid(nqn, nsid));
+        (uuid, nguid)
+    }
+}
+
+/// Finds what is impossible, with the field of the request that says so.
+fn check_subsystem(new: &NewSubsystem) -> Result<(), Failure> {
+    let refused = |field, (message, hint): (String, String)| {
+        Failure::invalid_field(field, message).hint(hint)
+    };
+    check::check_subsystem_nqn(&new.nqn).map_err(|why| {
+        let nqn = &new.nqn;
+        Failure::invalid_field("subsystem.nqn", format!("NQN {nqn:?} is not possible"))
+            .cause(why)
+            .hint("write it like nqn.2026-11.io.bowline:node:drive")
+    })?;
+    if let Some(serial) = &new.serial {
+        check::check_serial(serial).map_err(|why| refused("subsystem.serial_number", why))?;
+    }
+    if let Some(range) = new.cntlids {
+        check::check_cntlids(range).map_err(|why| refused("subsystem.cntlid_range", why))?;
+    }
+    if let Some(most) = new.controllers_max {
+        let field = "subsystem.controller_max_count";
+        check::check_controllers_max(most).map_err(|why| refused(field, why))?;
+    }
+    if let Some(most) = new.namespaces_max {
+        let field = "subsystem.namespace_max_count";
+        check::check_namespaces_max(most).map_err(|why| refused(field, why))?;
+    }
+    Ok(())
+}
+
 enum AddError {
     Attach(io::Error),
     Config(ConfigError),
@@ -466,7 +555,14 @@ fn missing(name: String) -> Failure {
     Failure::new(Reason::NotFound, format!("{name} does not exist")).with("resource", name)
 }
 
-fn limit(what: &str, most: usize) -> Failure {
+fn same_identity(name: &str) -> Failure {
+    let message = format!("{name} has the same UUID or NGUID");
+    Failure::new(Reason::AlreadyExists, message)
+        .cause("hosts would take the two for one disk")
+        .with("resource", name)
+}
+
+fn limit(what: &str, most: impl std::fmt::Display) -> Failure {
     Failure::new(
         Reason::LimitReached,
         format!("the limit of {most} {what} is reached"),
@@ -476,7 +572,7 @@ fn limit(what: &str, most: usize) -> Failure {
 }
 
 /// What the protocol machine refused although it was checked before.
-fn refused(name: &str, error: ConfigError) -> Failure {
+pub(crate) fn refused(name: &str, error: ConfigError) -> Failure {
     let reason = match error {
         ConfigError::SubsystemExists => Reason::AlreadyExists,
         ConfigError::NoSubsystem | ConfigError::NoNamespace => Reason::NotFound,
@@ -489,7 +585,14 @@ fn refused(name: &str, error: ConfigError) -> Failure {
         ConfigError::NamespaceIdentity => Reason::AlreadyExists,
         ConfigError::ControllerIds => Reason::Internal,
     };
-    Failure::new(reason, format!("{name} not changed")).cause(error.to_string())
+    let hint = match error {
+        ConfigError::NoAna => "make the subsystem with ANA: --ana at start, or `ana` over the API",
+        ConfigError::Ana => "ask for fewer namespaces, or start with a larger --max-transfer",
+        _ => "",
+    };
+    Failure::new(reason, format!("{name} not changed"))
+        .cause(error.to_string())
+        .hint(hint)
 }
 
 fn not_resized(name: &str, error: &RefreshError) -> Failure {
@@ -523,7 +626,7 @@ mod tests {
             not_flushed: Arc::default(),
         });
         let mut manager = Manager::new(fleet, Vec::new(), AllowList::default());
-        let subsystem = Subsystem::new(0, Origin::Api);
+        let subsystem = Subsystem::new(0, &SubsystemConfig::new(NQN, ""), Origin::Api);
         manager.catalog.subsystems.insert(NQN.to_owned(), subsystem);
         manager
     }
@@ -531,8 +634,14 @@ mod tests {
     fn new(nsid: Option<u32>) -> NewNamespace {
         NewNamespace {
             nsid,
-            backing: BackingConfig::Path("/asked".into()),
+            backing: BackingConfig::Path {
+                path: "/asked".into(),
+                shared: false,
+            },
             block_bytes: None,
+            uuid: None,
+            nguid: None,
+            ana_group: None,
         }
     }
 

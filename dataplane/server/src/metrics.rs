@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 
 use crate::observe::{self, Observation};
 use crate::service::Management;
+use crate::view;
 
 /// What Prometheus expects of the format.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -128,6 +129,7 @@ impl Scrape {
                 ("other", io.errors.saturating_sub(io.media_errors)),
             ]
         })?;
+        self.encode_ana(encoder)?;
         let help = "NVMe/TCP connections now";
         let mut metric = gauge(encoder, "bowline_target_connections", help)?;
         for reactor in &self.reactors {
@@ -137,6 +139,34 @@ impl Scrape {
                 .encode_gauge(&count)?;
         }
         self.encode_connects(encoder)
+    }
+
+    /// One series for each ANA group, which the operator makes.
+    fn encode_ana(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "State of an ANA group; always 1";
+        let mut metric = gauge(encoder, "bowline_target_ana_state", help)?;
+        let subsystems = self.reactors.iter().flat_map(|reactor| &reactor.subsystems);
+        for subsystem in subsystems {
+            for group in subsystem.ana.iter().flat_map(|ana| &ana.groups) {
+                let labels = [
+                    ("subsystem", subsystem.nqn.clone()),
+                    ("group", group.id.to_string()),
+                    (
+                        "state",
+                        view::ana_state(group.state).as_str_name().to_owned(),
+                    ),
+                ];
+                metric.encode_family(&labels)?.encode_gauge(&1_i64)?;
+            }
+        }
+        let help = "Changes of the ANA log";
+        let mut metric = counter(encoder, "bowline_target_ana_changes", help)?;
+        for subsystem in self.reactors.iter().flat_map(|reactor| &reactor.subsystems) {
+            if let Some(ana) = &subsystem.ana {
+                put(&mut metric, &[("subsystem", &subsystem.nqn)], ana.changes)?;
+            }
+        }
+        Ok(())
     }
 
     /// One series for each namespace and kind; namespaces are made by the operator, so

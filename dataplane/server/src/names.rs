@@ -12,6 +12,7 @@ pub(crate) const ANY_HOST: &str = "any";
 const SUBSYSTEMS: &str = "subsystems/";
 const NAMESPACES: &str = "/namespaces/";
 const HOSTS: &str = "/hosts/";
+const ANA_GROUPS: &str = "/anaGroups/";
 
 /// The parent of a list: one subsystem, or all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,10 @@ pub(crate) fn host(nqn: &str, host: &str) -> String {
     format!("{SUBSYSTEMS}{nqn}{HOSTS}{host}")
 }
 
+pub(crate) fn ana_group(nqn: &str, id: u32) -> String {
+    format!("{SUBSYSTEMS}{nqn}{ANA_GROUPS}{id}")
+}
+
 pub(crate) fn controller(nqn: &str, cntlid: u16) -> String {
     format!("{SUBSYSTEMS}{nqn}/controllers/{cntlid}")
 }
@@ -72,14 +77,23 @@ pub(crate) fn parse_namespace<'a>(
     name: &'a str,
 ) -> Result<(&'a str, u32), Failure> {
     let bad = || malformed(field, name, "subsystems/{nqn}/namespaces/{nsid}");
-    let (parent, nsid) = name.split_once(NAMESPACES).ok_or_else(bad)?;
-    let nqn = parse_subsystem(field, parent).map_err(|_| bad())?;
-    let nsid: u32 = nsid.parse().map_err(|_| bad())?;
-    if nsid == 0 {
-        Err(bad())
-    } else {
-        Ok((nqn, nsid))
-    }
+    parse_numbered(name, NAMESPACES).ok_or_else(bad)
+}
+
+pub(crate) fn parse_ana_group<'a>(
+    field: &'static str,
+    name: &'a str,
+) -> Result<(&'a str, u32), Failure> {
+    let bad = || malformed(field, name, "subsystems/{nqn}/anaGroups/{ana_group_id}");
+    parse_numbered(name, ANA_GROUPS).ok_or_else(bad)
+}
+
+/// The subsystem and the number, from 1, of something in a collection of numbers.
+fn parse_numbered<'a>(name: &'a str, collection: &str) -> Option<(&'a str, u32)> {
+    let (parent, number) = name.split_once(collection)?;
+    let nqn = parse_subsystem("name", parent).ok()?;
+    let number: u32 = number.parse().ok()?;
+    (number != 0).then_some((nqn, number))
 }
 
 pub(crate) fn parse_host<'a>(
@@ -131,6 +145,10 @@ mod tests {
             (NQN, 7)
         );
         assert_eq!(
+            parse_ana_group("name", &ana_group(NQN, 32)).unwrap(),
+            (NQN, 32)
+        );
+        assert_eq!(
             parse_host("name", &host(NQN, ANY_HOST)).unwrap(),
             (NQN, ANY_HOST)
         );
@@ -168,6 +186,8 @@ mod tests {
             "subsystems/a",
         ] {
             assert!(parse_namespace("name", name).is_err(), "{name}");
+            let name = name.replace("namespaces", "anaGroups");
+            assert!(parse_ana_group("name", &name).is_err(), "{name}");
         }
         for name in ["subsystems/a/hosts/", "subsystems//hosts/x", "hosts/x"] {
             assert!(parse_host("name", name).is_err(), "{name}");

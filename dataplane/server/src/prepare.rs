@@ -41,11 +41,12 @@ impl Prepared {
             Some(nqn) => nqn.clone(),
             None => default_nqn(&config, &sockets),
         };
-        let backing = match &config.backing {
-            BackingConfig::Path(path) => {
-                BackingConfig::Path(path.canonicalize().unwrap_or_else(|_| path.clone()))
+        let backing = match config.backing.path() {
+            Some(path) => {
+                let real = path.canonicalize();
+                config.backing.at(real.unwrap_or_else(|_| path.to_owned()))
             }
-            memory @ BackingConfig::Memory { .. } => memory.clone(),
+            None => config.backing.clone(),
         };
         Ok(Self {
             config,

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::error::{RunError, StartError};
 use crate::fleet::{Ended, Fleet};
 use crate::listen::Sockets;
-use crate::manage::{Manager, NewNamespace};
+use crate::manage::{Manager, NewNamespace, NewSubsystem};
 use crate::metrics;
 use crate::prepare::Prepared;
 use crate::service::Management;
@@ -145,6 +145,9 @@ impl DataPlane {
             nsid: Some(FIRST_NSID),
             backing,
             block_bytes: config.block_bytes,
+            uuid: config.uuid,
+            nguid: config.nguid,
+            ana_group: None,
         };
         first_subsystem(&mut manager, &config, &nqn, device, opened)
             .await
@@ -296,7 +299,15 @@ async fn first_subsystem(
     device: NewNamespace,
     opened: Opened,
 ) -> Result<(), Failure> {
-    manager.create_subsystem(nqn, Origin::Start).await?;
+    let subsystem = NewSubsystem {
+        nqn: nqn.to_owned(),
+        serial: config.serial.clone(),
+        cntlids: config.cntlids,
+        controllers_max: config.controllers_max,
+        namespaces_max: config.namespaces_max,
+        ana: config.ana,
+    };
+    manager.create_subsystem(subsystem, Origin::Start).await?;
     manager
         .attach_namespace(nqn, device, opened, Origin::Start)
         .await?;

@@ -2,6 +2,10 @@
 //! answers. Every change runs in a task of its own, so that a caller who hangs up
 //! cannot leave it half done.
 
+mod ana;
+mod namespace;
+mod subsystem;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -15,11 +19,10 @@ use prost::Message;
 use tokio::sync::Mutex;
 use tonic::{Request, Response, Status};
 
-use crate::backing::{self, Opened};
 use crate::catalog::Origin;
-use crate::config::{BackingConfig, MEMORY_BLOCK_BYTES};
+use crate::config::AnaState;
 use crate::fleet::Member;
-use crate::manage::{Manager, NewNamespace, Reserved};
+use crate::manage::Manager;
 use crate::names::{self, ANY_HOST, Counted, DATA_PLANE, Parent};
 use crate::page::Page;
 use crate::requests::{Requests, Seen};
@@ -51,6 +54,28 @@ impl Management {
         };
         Self {
             state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// Waits while the same request is under way already: its answer will do for both.
+    async fn settled(
+        &self,
+        method: &'static str,
+        id: &str,
+        request: &impl Message,
+    ) -> Result<(), Failure> {
+        loop {
+            let seen = self
+                .state
+                .lock()
+                .await
+                .requests
+                .running(method, id, request)?;
+            match seen {
+                // It ends when the first call drops its side, which is the only thing it does.
+                Some(mut running) => while running.changed().await.is_ok() {},
+                None => return Ok(()),
+            }
         }
     }
 
@@ -148,11 +173,9 @@ impl DataPlaneService for Management {
         let id = request.request_id.clone();
         self.once("CreateSubsystem", id, request, |manager, request| {
             Box::pin(async move {
-                let nqn = request
-                    .subsystem
-                    .map(|subsystem| subsystem.nqn)
-                    .unwrap_or_default();
-                manager.create_subsystem(&nqn, Origin::Api).await?;
+                let new = subsystem::new(request.subsystem)?;
+                let nqn = new.nqn.clone();
+                manager.create_subsystem(new, Origin::Api).await?;
                 let made = view::subsystem(&nqn, manager.subsystem(&nqn)?);
                 tracing::info!(subsystem_nqn = %nqn, "subsystem created, until the process ends");
                 Ok(made)
@@ -220,8 +243,10 @@ impl DataPlaneService for Management {
         &self,
         request: Request<api::CreateNamespaceRequest>,
     ) -> Result<Response<api::Namespace>, Status> {
-        let state = Arc::clone(&self.state);
-        change(create_namespace(state, request.into_inner())).await
+        let request = request.into_inner();
+        self.settled("CreateNamespace", &request.request_id, &request)
+            .await?;
+        change(namespace::create(Arc::clone(&self.state), request)).await
     }
 
     async fn resize_namespace(
@@ -335,6 +360,64 @@ impl DataPlaneService for Management {
         .await
     }
 
+    async fn list_ana_groups(
+        &self,
+        request: Request<api::ListAnaGroupsRequest>,
+    ) -> Result<Response<api::ListAnaGroupsResponse>, Status> {
+        let state = self.state.lock().await;
+        Ok(Response::new(ana::list(&state, request.get_ref()).await?))
+    }
+
+    async fn get_ana_group(
+        &self,
+        request: Request<api::GetAnaGroupRequest>,
+    ) -> Result<Response<api::AnaGroup>, Status> {
+        let request = request.into_inner();
+        let (nqn, id) = names::parse_ana_group("name", &request.name)?;
+        let state = self.state.lock().await;
+        let group = state.manager.ana_group(nqn, id).await?;
+        Ok(Response::new(view::ana_group(nqn, &group)))
+    }
+
+    async fn set_ana_state(
+        &self,
+        request: Request<api::SetAnaStateRequest>,
+    ) -> Result<Response<api::AnaGroup>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        let shared = Arc::clone(&self.state);
+        self.once("SetAnaState", id, request, |manager, request| {
+            Box::pin(async move {
+                let (nqn, id) = names::parse_ana_group("name", &request.name)?;
+                let wanted = ana::state("state", request.state)?;
+                let group = manager.set_ana_state(nqn, id, wanted).await?;
+                if wanted == AnaState::Change {
+                    ana::end_change(shared, nqn.to_owned(), &group);
+                }
+                Ok(view::ana_group(nqn, &group))
+            })
+        })
+        .await
+    }
+
+    async fn set_ana_group(
+        &self,
+        request: Request<api::SetAnaGroupRequest>,
+    ) -> Result<Response<api::Namespace>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.once("SetAnaGroup", id, request, |manager, request| {
+            Box::pin(async move {
+                let (nqn, nsid) = names::parse_namespace("name", &request.name)?;
+                let group = subsystem::number("ana_group_id", request.ana_group_id)?;
+                manager.set_ana_group(nqn, nsid, group).await?;
+                let (_, namespace) = manager.namespace(nqn, nsid)?;
+                Ok(view::namespace(nqn, nsid, namespace))
+            })
+        })
+        .await
+    }
+
     async fn list_controllers(
         &self,
         request: Request<api::ListControllersRequest>,
@@ -438,110 +521,4 @@ impl State {
             Parent::Subsystem(nqn) => self.manager.subsystem(nqn).map(|_| ()),
         }
     }
-}
-
-/// Makes a namespace. The state is not locked while the backing opens.
-async fn create_namespace(
-    state: Arc<Mutex<State>>,
-    request: api::CreateNamespaceRequest,
-) -> Result<api::Namespace, Failure> {
-    let nqn = names::parse_subsystem("parent", &request.parent)?;
-    let (ticket, mut reserved) = {
-        let State {
-            manager, requests, ..
-        } = &mut *state.lock().await;
-        let ticket = match requests.look_up("CreateNamespace", &request.request_id, &request)? {
-            Seen::Done(answer) => return Ok(answer),
-            Seen::New(ticket) => ticket,
-        };
-        let new = new_namespace(request.namespace.as_ref())?;
-        (ticket, manager.reserve(nqn, new)?)
-    };
-    let opened = open(&state, &mut reserved).await;
-    let State {
-        manager, requests, ..
-    } = &mut *state.lock().await;
-    manager.release(&reserved);
-    let nsid = manager
-        .attach_namespace(nqn, reserved.new, opened?, Origin::Api)
-        .await?;
-    let (_, namespace) = manager.namespace(nqn, nsid)?;
-    let made = view::namespace(nqn, nsid, namespace);
-    tracing::info!(subsystem_nqn = %nqn, nsid, "namespace added, until the process ends");
-    requests.remember(ticket, &made);
-    Ok(made)
-}
-
-/// Opens what is reserved, after finding out what its path really is.
-async fn open(state: &Mutex<State>, reserved: &mut Reserved) -> Result<Opened, Failure> {
-    if let BackingConfig::Path(asked) = reserved.new.backing.clone() {
-        let allow = state.lock().await.manager.allow.clone();
-        let real = off_thread(move || allow.resolve(&asked)).await?;
-        state.lock().await.manager.claim(reserved, &real)?;
-        reserved.new.backing = BackingConfig::Path(real);
-    }
-    let NewNamespace {
-        backing,
-        block_bytes,
-        ..
-    } = reserved.new.clone();
-    off_thread(move || backing::open(&backing, block_bytes)).await
-}
-
-/// Devices and file servers may be slow to answer; the management thread must not wait.
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(Failure::new(Reason::Internal, "opening was not finished")))
-}
-
-/// What a request for a namespace asks for. Its path is not looked at yet.
-fn new_namespace(asked: Option<&api::Namespace>) -> Result<NewNamespace, Failure> {
-    let asked = asked.ok_or_else(|| Failure::invalid_field("namespace", "namespace is missing"))?;
-    let nsid = u32::try_from(asked.nsid).map_err(|_| {
-        Failure::invalid_field("namespace.nsid", format!("nsid {} is negative", asked.nsid))
-    })?;
-    let block_bytes = match asked.block_size_bytes {
-        0 => None,
-        512 => Some(512),
-        4096 => Some(4096),
-        other => {
-            let message = format!("a block size of {other} bytes is not possible");
-            return Err(
-                Failure::invalid_field("namespace.block_size_bytes", message)
-                    .hint("choose 512 or 4096, or 0 for the backing's own"),
-            );
-        }
-    };
-    let backing = match asked
-        .backing
-        .as_ref()
-        .and_then(|backing| backing.kind.as_ref())
-    {
-        Some(api::backing::Kind::Memory(memory)) => {
-            let field = "namespace.backing.memory.size_bytes";
-            let unit = i64::from(block_bytes.unwrap_or(MEMORY_BLOCK_BYTES));
-            if memory.size_bytes <= 0 || memory.size_bytes % unit != 0 {
-                let message = format!("{} bytes of memory are not possible", memory.size_bytes);
-                return Err(Failure::invalid_field(field, message)
-                    .hint(format!("give a positive multiple of {unit}")));
-            }
-            BackingConfig::Memory {
-                size_bytes: memory.size_bytes.unsigned_abs(),
-            }
-        }
-        Some(api::backing::Kind::Path(path)) => BackingConfig::Path(PathBuf::from(&path.path)),
-        None => {
-            return Err(
-                Failure::invalid_field("namespace.backing", "backing is missing")
-                    .hint("name memory or a path"),
-            );
-        }
-    };
-    Ok(NewNamespace {
-        nsid: (nsid != 0).then_some(nsid),
-        backing,
-        block_bytes,
-    })
 }

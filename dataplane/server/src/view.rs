@@ -3,11 +3,13 @@
 use std::time::SystemTime;
 
 use bowline_api::dataplane::v1 as api;
+use bowline_nvmf::target::AnaState;
 use uuid::Uuid;
 
 use crate::catalog::{Namespace, Origin, Subsystem};
 use crate::config::BackingConfig;
-use crate::{identity, names};
+use crate::manage::AnaGroup;
+use crate::names;
 
 pub(crate) fn subsystem(nqn: &str, subsystem: &Subsystem) -> api::Subsystem {
     let access = match (subsystem.access.any_host, subsystem.access.hosts.is_empty()) {
@@ -18,14 +20,57 @@ pub(crate) fn subsystem(nqn: &str, subsystem: &Subsystem) -> api::Subsystem {
     api::Subsystem {
         name: names::subsystem(nqn),
         nqn: nqn.to_owned(),
-        serial_number: String::from_utf8_lossy(&identity::serial_number(nqn)).into_owned(),
+        serial_number: text(&subsystem.serial),
         host_access: access.into(),
         namespace_count: count(subsystem.namespaces.len()),
         host_count: count(subsystem.access.hosts.len()),
         reactor_index: count(subsystem.reactor),
         persistent: subsystem.origin.is_persistent(),
         create_time: Some(timestamp(subsystem.created)),
+        cntlid_range: Some(api::CntlidRange {
+            first_cntlid: i32::from(subsystem.cntlids.0),
+            last_cntlid: i32::from(subsystem.cntlids.1),
+        }),
+        controller_max_count: i32::from(subsystem.controllers_max),
+        namespace_max_count: number(subsystem.namespaces_max),
+        ana: subsystem.ana.is_some(),
+        initial_ana_state: match subsystem.ana {
+            Some(ana) => ana_state(ana.initial).into(),
+            None => api::AnaState::Unspecified.into(),
+        },
     }
+}
+
+pub(crate) fn ana_group(nqn: &str, found: &AnaGroup) -> api::AnaGroup {
+    let AnaGroup { group, executing } = found;
+    api::AnaGroup {
+        name: names::ana_group(nqn, group.id),
+        ana_group_id: number(group.id),
+        state: ana_state(group.state).into(),
+        change_count: bytes(group.changes),
+        nsids: group.nsids.iter().copied().map(number).collect(),
+        executing_command_count: count(*executing),
+    }
+}
+
+pub(crate) fn ana_state(state: AnaState) -> api::AnaState {
+    match state {
+        AnaState::Optimized => api::AnaState::Optimized,
+        AnaState::NonOptimized => api::AnaState::NonOptimized,
+        AnaState::Inaccessible => api::AnaState::Inaccessible,
+        AnaState::PersistentLoss => api::AnaState::PersistentLoss,
+        AnaState::Change => api::AnaState::Change,
+    }
+}
+
+/// Identifiers and limits, which stay far below the largest value of their fields.
+fn number(value: u32) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
+
+/// ASCII that is padded with spaces.
+fn text(padded: &[u8]) -> String {
+    String::from_utf8_lossy(padded).trim_end().to_owned()
 }
 
 pub(crate) fn namespace(nqn: &str, nsid: u32, namespace: &Namespace) -> api::Namespace {
@@ -34,23 +79,23 @@ pub(crate) fn namespace(nqn: &str, nsid: u32, namespace: &Namespace) -> api::Nam
         BackingConfig::Memory { size_bytes } => api::backing::Kind::Memory(api::MemoryBacking {
             size_bytes: bytes(*size_bytes),
         }),
-        BackingConfig::Path(path) => api::backing::Kind::Path(api::PathBacking {
+        BackingConfig::Path { path, shared } => api::backing::Kind::Path(api::PathBacking {
             path: path.display().to_string(),
+            shared: *shared,
         }),
     };
     api::Namespace {
         name: names::namespace(nqn, nsid),
-        nsid: i32::try_from(nsid).unwrap_or(i32::MAX),
+        nsid: number(nsid),
         backing: Some(api::Backing { kind: Some(kind) }),
         size_bytes: bytes(geometry.bytes()),
-        block_size_bytes: i32::try_from(geometry.block_bytes).unwrap_or(i32::MAX),
-        uuid: Uuid::from_bytes(identity::namespace_uuid(nqn, nsid)).to_string(),
-        nguid: Uuid::from_bytes(identity::namespace_nguid(nqn, nsid))
-            .simple()
-            .to_string(),
+        block_size_bytes: number(geometry.block_bytes),
+        uuid: Uuid::from_bytes(namespace.uuid).to_string(),
+        nguid: Uuid::from_bytes(namespace.nguid).simple().to_string(),
         volatile_write_cache: geometry.volatile_cache,
         read_only: geometry.read_only,
         persistent: namespace.origin.is_persistent(),
+        ana_group_id: number(namespace.ana_group),
     }
 }
 

@@ -1,24 +1,21 @@
 //! The flags of `bowline dataplane`: the command line over the environment over a
 //! TOML file. One structure describes all three, so that they cannot differ.
 
-use std::net::{IpAddr, SocketAddr};
+mod values;
+
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, ValueEnum};
+use clap::{ArgMatches, Args};
 use serde::Deserialize;
+
+pub(crate) use values::{
+    Address, AnaFlag, BlockSize, CntlidRange, Cores, Engine, Identifier, IoFlag, PollFlag,
+};
 
 use crate::error::CliError;
 use crate::log::LogFormat;
 use crate::size::Size;
-
-/// Port of NVMe/TCP I/O controllers, where an address has none. [TCP-1.0 §3.1.1]
-const NVME_PORT: u16 = 4420;
-/// Port of the management API, where an address has none.
-const RPC_PORT: u16 = 7410;
-/// Port of the metrics, where an address has none.
-const METRICS_PORT: u16 = 9410;
 
 const LONG_ABOUT: &str = "\
 Serve one device (or memory) to hosts over NVMe/TCP, until SIGTERM.
@@ -82,6 +79,18 @@ pub(crate) struct DataplaneFlags {
     )]
     pub(crate) block_size: Option<BlockSize>,
 
+    /// Let other data planes that also say so serve the same device or file at the same time.
+    /// Blocks stay whole, but nothing else is agreed on between them: use it only to switch a
+    /// host from one to the other with ANA states; see docs/guide/multipath.md.
+    #[arg(
+        long,
+        env = "BOWLINE_SHARED_DEVICE",
+        hide_env = true,
+        help_heading = "Backing"
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    pub(crate) shared_device: Option<bool>,
+
     /// Namespaces made over the management API may use this path and what lies under it;
     /// may be repeated [default: none, only memory].
     #[arg(
@@ -137,6 +146,85 @@ pub(crate) struct DataplaneFlags {
         help_heading = "NVMe"
     )]
     pub(crate) nqn: Option<String>,
+
+    /// Serial number of the subsystem, 1 to 20 characters [default: derived from the NQN].
+    #[arg(
+        long,
+        value_name = "TEXT",
+        env = "BOWLINE_SERIAL",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) serial: Option<String>,
+
+    /// Tell hosts how the namespaces are reached through this data plane (Asymmetric Namespace
+    /// Access), which several paths to one disk need [default: false].
+    #[arg(long, env = "BOWLINE_ANA", hide_env = true, help_heading = "NVMe")]
+    #[arg(num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    pub(crate) ana: Option<bool>,
+
+    /// State of the subsystem's ANA groups at first; `bowline ana set` changes it
+    /// [default: optimized].
+    #[arg(
+        long,
+        value_enum,
+        value_name = "STATE",
+        env = "BOWLINE_ANA_STATE",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) ana_state: Option<AnaFlag>,
+
+    /// UUID of namespace 1 [default: derived from the NQN].
+    #[arg(
+        long,
+        value_name = "UUID",
+        env = "BOWLINE_UUID",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) uuid: Option<Identifier>,
+
+    /// NGUID of namespace 1, 32 hexadecimal digits [default: derived from the NQN].
+    #[arg(
+        long,
+        value_name = "NGUID",
+        env = "BOWLINE_NGUID",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) nguid: Option<Identifier>,
+
+    /// Controller IDs that this data plane may give out, such as 1-1000; data planes that
+    /// export one subsystem need ranges that do not overlap [default: all, 1-65519].
+    #[arg(
+        long,
+        value_name = "FIRST-LAST",
+        env = "BOWLINE_CNTLID_RANGE",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) cntlid_range: Option<CntlidRange>,
+
+    /// Controllers of the subsystem at a time; hosts beyond that are refused [default: 1024].
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "BOWLINE_CONTROLLERS_MAX",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) controllers_max: Option<u16>,
+
+    /// Namespaces of the subsystem at most; hosts size tables by it [default: 256].
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "BOWLINE_NAMESPACES_MAX",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) namespaces_max: Option<u32>,
 
     /// Host that may connect, or "any" for every host; may be repeated [default: nobody].
     #[arg(
@@ -311,174 +399,6 @@ pub(crate) struct DataplaneFlags {
     pub(crate) end_with: Option<i32>,
 }
 
-/// An address with a port, or one that takes the default port of its flag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub(crate) struct Address {
-    ip: IpAddr,
-    port: Option<u16>,
-}
-
-impl Address {
-    fn with_port(self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.ip, self.port.unwrap_or(port))
-    }
-
-    /// As an NVMe/TCP address.
-    pub(crate) fn nvme(self) -> SocketAddr {
-        self.with_port(NVME_PORT)
-    }
-
-    /// As an address of the management API.
-    pub(crate) fn rpc(self) -> SocketAddr {
-        self.with_port(RPC_PORT)
-    }
-
-    /// As an address of the metrics.
-    pub(crate) fn metrics(self) -> SocketAddr {
-        self.with_port(METRICS_PORT)
-    }
-
-    /// The loopback address with the default port of its flag.
-    pub(crate) const LOOPBACK: Self = Self {
-        ip: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-        port: None,
-    };
-}
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(address) = text.parse::<SocketAddr>() {
-            return Ok(Self {
-                ip: address.ip(),
-                port: Some(address.port()),
-            });
-        }
-        let bare = text
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-            .unwrap_or(text);
-        if let Ok(ip) = bare.parse() {
-            return Ok(Self { ip, port: None });
-        }
-        Err(format!(
-            "{text:?} is not an address; write 192.0.2.10:4420, [2001:db8::1]:4420, or the \
-             address alone for the default port"
-        ))
-    }
-}
-
-impl TryFrom<String> for Address {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-/// Logical block size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Size")]
-pub(crate) struct BlockSize(pub(crate) u32);
-
-impl TryFrom<Size> for BlockSize {
-    type Error = String;
-
-    fn try_from(size: Size) -> Result<Self, String> {
-        match size.0 {
-            512 => Ok(Self(512)),
-            4096 => Ok(Self(4096)),
-            _ => Err(format!(
-                "a block size of {size} is not possible; choose 512 or 4096"
-            )),
-        }
-    }
-}
-
-impl FromStr for BlockSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        text.parse::<Size>()?.try_into()
-    }
-}
-
-/// CPUs in the order given, without repetition.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub(crate) struct Cores(pub(crate) Vec<usize>);
-
-/// CPUs a list may hold, far above any machine.
-const CORES_MAX: usize = 1024;
-
-impl FromStr for Cores {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not a list of CPUs; write 0,2-3");
-        let mut cores = Vec::new();
-        for part in text.split(',') {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let first: usize = first.trim().parse().map_err(|_| bad())?;
-            let last: usize = last.trim().parse().map_err(|_| bad())?;
-            if first > last || last - first >= CORES_MAX || cores.len() >= CORES_MAX {
-                return Err(bad());
-            }
-            for core in first..=last {
-                if cores.contains(&core) {
-                    return Err(format!("CPU {core} is twice in the list {text:?}"));
-                }
-                cores.push(core);
-            }
-        }
-        Ok(Self(cores))
-    }
-}
-
-impl TryFrom<String> for Cores {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-/// What performs the I/O on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Engine {
-    /// The kernel's block layer.
-    Kernel,
-    /// SPDK's user-space drivers; needs a build with them.
-    Spdk,
-}
-
-/// Kernel interface for I/O.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum IoFlag {
-    /// io_uring where it is permitted, else epoll; the log says which and why.
-    Auto,
-    /// io_uring, or fail.
-    Uring,
-    /// epoll and a thread pool.
-    Epoll,
-}
-
-/// Whether reactors spin for events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum PollFlag {
-    /// Spin while there is traffic, sleep when idle.
-    Adaptive,
-    /// Never sleep: one CPU per reactor.
-    Always,
-    /// Sleep whenever there is nothing to do.
-    Never,
-}
-
 impl DataplaneFlags {
     /// Drops what the environment says about the backing where the command line names
     /// one: `--memory` beats `BOWLINE_DEVICE`.
@@ -512,7 +432,16 @@ impl DataplaneFlags {
                 self.listen
             },
             advertise: self.advertise.or(file.advertise),
+            shared_device: self.shared_device.or(file.shared_device),
             nqn: self.nqn.or(file.nqn),
+            serial: self.serial.or(file.serial),
+            ana: self.ana.or(file.ana),
+            ana_state: self.ana_state.or(file.ana_state),
+            uuid: self.uuid.or(file.uuid),
+            nguid: self.nguid.or(file.nguid),
+            cntlid_range: self.cntlid_range.or(file.cntlid_range),
+            controllers_max: self.controllers_max.or(file.controllers_max),
+            namespaces_max: self.namespaces_max.or(file.namespaces_max),
             host: list(self.host, file.host),
             max_transfer: self.max_transfer.or(file.max_transfer),
             in_capsule_data: self.in_capsule_data.or(file.in_capsule_data),

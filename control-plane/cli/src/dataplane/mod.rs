@@ -6,11 +6,11 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use bowline_server::{BackingConfig, Config, IoBackend, Limits, PollMode, Ready};
+use bowline_server::{AnaState, BackingConfig, Config, IoBackend, Limits, PollMode, Ready};
 use clap::ArgMatches;
 use serde::Serialize;
 
-pub(crate) use flags::{Address, BlockSize, DataplaneFlags};
+pub(crate) use flags::{Address, AnaFlag, BlockSize, CntlidRange, DataplaneFlags, Identifier};
 use flags::{Engine, IoFlag, PollFlag};
 
 use crate::error::CliError;
@@ -77,7 +77,9 @@ struct ReadyLine<'a> {
 fn config(flags: DataplaneFlags) -> Result<Config, CliError> {
     refuse_what_is_not_there(&flags)?;
     let limits = limits(&flags)?;
-    let backing = backing(flags.device, flags.memory)?;
+    let ana = ana(flags.ana, flags.ana_state)?;
+    let shared = flags.shared_device.unwrap_or(false);
+    let backing = backing(flags.device, flags.memory, shared)?;
     let mut listen: Vec<SocketAddr> = flags.listen.iter().map(|address| address.nvme()).collect();
     if listen.is_empty() {
         listen.push(Address::LOOPBACK.nvme());
@@ -91,6 +93,15 @@ fn config(flags: DataplaneFlags) -> Result<Config, CliError> {
         metrics: flags.metrics.unwrap_or(Address::LOOPBACK).metrics(),
         node: flags.node.unwrap_or_else(host_name),
         nqn: flags.nqn,
+        serial: flags.serial,
+        cntlids: flags
+            .cntlid_range
+            .map(|CntlidRange(first, last)| (first, last)),
+        controllers_max: flags.controllers_max,
+        namespaces_max: flags.namespaces_max,
+        ana,
+        uuid: flags.uuid.map(|Identifier(bytes)| bytes),
+        nguid: flags.nguid.map(|Identifier(bytes)| bytes),
         hosts: flags.host,
         cores: flags.cores.map_or_else(Vec::new, |cores| cores.0),
         io: match flags.io {
@@ -108,9 +119,16 @@ fn config(flags: DataplaneFlags) -> Result<Config, CliError> {
     })
 }
 
-fn backing(device: Option<PathBuf>, memory: Option<Size>) -> Result<BackingConfig, CliError> {
+fn backing(
+    device: Option<PathBuf>,
+    memory: Option<Size>,
+    shared: bool,
+) -> Result<BackingConfig, CliError> {
     match (device, memory) {
-        (Some(path), None) => Ok(BackingConfig::Path(path)),
+        (Some(path), None) => Ok(BackingConfig::Path { path, shared }),
+        (None, Some(_)) if shared => Err(CliError::usage("--memory cannot be shared")
+            .cause("it is memory of one process")
+            .hint("share a device or a file: --device PATH --shared-device")),
         (None, Some(Size(size_bytes))) => Ok(BackingConfig::Memory { size_bytes }),
         (Some(_), Some(_)) => Err(CliError::usage("both --device and --memory are given")
             .cause("a data plane serves one device")
@@ -119,6 +137,29 @@ fn backing(device: Option<PathBuf>, memory: Option<Size>) -> Result<BackingConfi
             CliError::usage("nothing to serve: neither --device nor --memory")
                 .hint("give --device PATH, or try it with --memory 1GiB"),
         ),
+    }
+}
+
+fn ana(on: Option<bool>, state: Option<AnaFlag>) -> Result<Option<AnaState>, CliError> {
+    let initial = match state {
+        None | Some(AnaFlag::Optimized) => AnaState::Optimized,
+        Some(AnaFlag::NonOptimized) => AnaState::NonOptimized,
+        Some(AnaFlag::Inaccessible) => AnaState::Inaccessible,
+        Some(AnaFlag::PersistentLoss) => AnaState::PersistentLoss,
+        Some(AnaFlag::Change) => {
+            return Err(
+                CliError::usage("--ana-state change is no state to begin with")
+                    .cause("hosts wait for a change to end")
+                    .hint("give --ana-state inaccessible, and set another with `bowline ana set`"),
+            );
+        }
+    };
+    match (on.unwrap_or(false), state) {
+        (true, _) => Ok(Some(initial)),
+        (false, None) => Ok(None),
+        (false, Some(_)) => Err(CliError::usage("--ana-state is given without --ana")
+            .cause("hosts are told of states only if the subsystem reports them")
+            .hint("add --ana")),
     }
 }
 

@@ -23,6 +23,11 @@ fn file(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
+fn served(path: &str, shared: bool) -> BackingConfig {
+    let path = path.into();
+    BackingConfig::Path { path, shared }
+}
+
 fn addresses(config: &Config) -> Vec<String> {
     config.listen.iter().map(ToString::to_string).collect()
 }
@@ -52,10 +57,12 @@ fn every_flag_reaches_the_configuration() {
                 --host nqn.2014-08.org.nvmexpress:uuid:0f4a2b9e-5e57-4b5c-9a53-6b1f6ac9d1a2 \
                 --io epoll --poll never --cores 0,2-3 --rpc 127.0.0.1:1 --metrics [::1] \
                 --node n --allow-path /srv --max-transfer 128KiB --in-capsule-data 4KiB \
-                --queue-depth 32 --engine kernel --log-format json --log-level warn";
+                --ana --ana-state non-optimized --shared-device --serial SN-1 --cntlid-range 7-9 --controllers-max 3 \
+                --namespaces-max 10000 --uuid 5b3e1c1a-3f0e-4b7e-8f52-0d8c5a3f0b11 \
+                --nguid 00112233445566778899aabbccddeeff --queue-depth 32 --engine kernel --log-format json --log-level warn";
     let line: Vec<&str> = line.split_whitespace().collect();
     let config = parse(&line).unwrap();
-    assert_eq!(config.backing, BackingConfig::Path("/dev/x".into()));
+    assert_eq!(config.backing, served("/dev/x", true));
     assert_eq!(config.block_bytes, Some(4096));
     assert_eq!(addresses(&config), ["0.0.0.0:4420", "[::1]:0"]);
     assert_eq!(config.advertise.unwrap().to_string(), "192.0.2.1:4420");
@@ -70,6 +77,13 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!(config.limits.max_transfer_bytes, 128 << 10);
     assert_eq!(config.limits.in_capsule_data_bytes, 4096);
     assert_eq!(config.limits.queue_depth, 32);
+    assert_eq!(config.serial.as_deref(), Some("SN-1"));
+    assert_eq!(config.cntlids, Some((7, 9)));
+    assert_eq!(config.ana, Some(AnaState::NonOptimized));
+    assert_eq!(config.controllers_max, Some(3));
+    assert_eq!(config.namespaces_max, Some(10_000));
+    assert_eq!(config.uuid.unwrap()[..2], [0x5b, 0x3e]);
+    assert_eq!(config.nguid.unwrap()[14..], [0xee, 0xff]);
 }
 
 #[test]
@@ -78,70 +92,90 @@ fn command_line_wins_over_the_file() {
     let path = file.path().to_str().unwrap();
     let config = parse(&["--config", path, "--node", "typed", "--device", "/dev/x"]).unwrap();
     assert_eq!(config.node, "typed");
-    assert_eq!(config.backing, BackingConfig::Path("/dev/x".into()));
+    assert_eq!(config.backing, served("/dev/x", false));
     assert_eq!(config.hosts, ["any"]);
     assert_eq!(config.io, IoBackend::Epoll);
 }
 
+/// Command lines, and what their errors say.
+const WRONG: &[(&str, &str)] = &[
+    ("", "nothing to serve"),
+    (
+        "--memory 64MiB --device /dev/x",
+        "both --device and --memory",
+    ),
+    ("--memory 64Mib --bogus", "--bogus"),
+    ("--memory lots", "64MiB"),
+    ("--memory 1000", "positive multiple"),
+    ("--memory 0", "positive multiple"),
+    ("--memory 1MiB --block-size 1024", "512 or 4096"),
+    ("--memory 1MiB --listen localhost", "192.0.2.10:4420"),
+    (
+        "--memory 1MiB --listen 127.0.0.1:99999",
+        "is not an address",
+    ),
+    ("--memory 1MiB --listen 127.0.0.1:7410", "given twice"),
+    (
+        "--memory 1MiB --advertise 192.0.2.1:0",
+        "no address that a host can reach",
+    ),
+    (
+        "--memory 1MiB --advertise [::]:4420",
+        "no address that a host can reach",
+    ),
+    ("--memory 1MiB --host bob", "hostnqn"),
+    (
+        "--memory 1MiB --nqn bob",
+        "nqn.2026-11.io.bowline:node:drive",
+    ),
+    (
+        "--memory 1MiB --nqn nqn.2014-08.org.nvmexpress.discovery",
+        "discovery",
+    ),
+    (
+        "--memory 1MiB --nqn nqn.2026-11.io.bowline:a/b",
+        "ambiguous",
+    ),
+    ("--memory 1MiB --shared-device", "cannot be shared"),
+    ("--memory 1MiB --serial abcdefghijklmnopqrstu", "1 to 20"),
+    ("--memory 1MiB --ana-state optimized", "without --ana"),
+    (
+        "--memory 1MiB --ana --ana-state change",
+        "no state to begin",
+    ),
+    ("--memory 1MiB --cntlid-range 5", "1-1000"),
+    ("--memory 1MiB --cntlid-range 9-5", "within 1-65519"),
+    ("--memory 1MiB --cntlid-range 0-5", "within 1-65519"),
+    ("--memory 1MiB --controllers-max 0", "how many hosts"),
+    ("--memory 1MiB --namespaces-max 16385", "1 to 16384"),
+    ("--memory 1MiB --uuid 7", "uuidgen"),
+    (
+        "--memory 1MiB --nguid 00000000000000000000000000000000",
+        "no identity",
+    ),
+    ("--memory 1MiB --cores 3-1", "0,2-3"),
+    ("--memory 1MiB --cores 0,0", "twice"),
+    ("--memory 1MiB --poll sometimes", "adaptive"),
+    ("--memory 1MiB --max-transfer 2MiB", "can only be lowered"),
+    ("--memory 1MiB --max-transfer 5000", "power of two"),
+    ("--memory 1MiB --in-capsule-data 17", "multiple of 16"),
+    ("--memory 1MiB --queue-depth 1", "16 to 128"),
+    ("--memory 1MiB --allow-path srv", "not absolute"),
+    (
+        "--memory 1MiB --engine spdk",
+        "built without the SPDK engine",
+    ),
+    (
+        "--memory 1MiB --controller http://c:7400",
+        "not available yet",
+    ),
+    ("--device /dev/x --format", "not available yet"),
+    ("--memory 1MiB --config /nonexistent", "not read"),
+];
+
 #[test]
 fn wrong_values_are_refused_with_what_to_write_instead() {
-    for (line, expected) in [
-        ("", "nothing to serve"),
-        (
-            "--memory 64MiB --device /dev/x",
-            "both --device and --memory",
-        ),
-        ("--memory 64Mib --bogus", "--bogus"),
-        ("--memory lots", "64MiB"),
-        ("--memory 1000", "positive multiple"),
-        ("--memory 0", "positive multiple"),
-        ("--memory 1MiB --block-size 1024", "512 or 4096"),
-        ("--memory 1MiB --listen localhost", "192.0.2.10:4420"),
-        (
-            "--memory 1MiB --listen 127.0.0.1:99999",
-            "is not an address",
-        ),
-        ("--memory 1MiB --listen 127.0.0.1:7410", "given twice"),
-        (
-            "--memory 1MiB --advertise 192.0.2.1:0",
-            "no address that a host can reach",
-        ),
-        (
-            "--memory 1MiB --advertise [::]:4420",
-            "no address that a host can reach",
-        ),
-        ("--memory 1MiB --host bob", "hostnqn"),
-        (
-            "--memory 1MiB --nqn bob",
-            "nqn.2026-11.io.bowline:node:drive",
-        ),
-        (
-            "--memory 1MiB --nqn nqn.2014-08.org.nvmexpress.discovery",
-            "discovery",
-        ),
-        (
-            "--memory 1MiB --nqn nqn.2026-11.io.bowline:a/b",
-            "ambiguous",
-        ),
-        ("--memory 1MiB --cores 3-1", "0,2-3"),
-        ("--memory 1MiB --cores 0,0", "twice"),
-        ("--memory 1MiB --poll sometimes", "adaptive"),
-        ("--memory 1MiB --max-transfer 2MiB", "can only be lowered"),
-        ("--memory 1MiB --max-transfer 5000", "power of two"),
-        ("--memory 1MiB --in-capsule-data 17", "multiple of 16"),
-        ("--memory 1MiB --queue-depth 1", "16 to 128"),
-        ("--memory 1MiB --allow-path srv", "not absolute"),
-        (
-            "--memory 1MiB --engine spdk",
-            "built without the SPDK engine",
-        ),
-        (
-            "--memory 1MiB --controller http://c:7400",
-            "not available yet",
-        ),
-        ("--device /dev/x --format", "not available yet"),
-        ("--memory 1MiB --config /nonexistent", "not read"),
-    ] {
+    for (line, expected) in WRONG {
         let line: Vec<&str> = line.split_whitespace().collect();
         let error = parse(&line).unwrap_err();
         let text = error.to_string();

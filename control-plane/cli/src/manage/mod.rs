@@ -1,5 +1,6 @@
 //! The verbs that talk to a running data plane over its management API.
 
+mod ana;
 mod connection;
 mod host;
 mod namespace;
@@ -15,6 +16,7 @@ use clap::Args;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
+pub(crate) use ana::AnaCommand;
 pub(crate) use connection::ConnectionCommand;
 pub(crate) use host::HostCommand;
 pub(crate) use namespace::NamespaceCommand;

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use bowline_api::dataplane::v1 as api;
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::output::{self, Column, OutputFlags, Row};
 use super::{Client, PAGE_ITEMS, RpcFlags, done, every_page, parent, request_id, until_restart};
-use crate::dataplane::BlockSize;
+use crate::dataplane::{BlockSize, Identifier};
 use crate::error::CliError;
 use crate::size::Size;
 
@@ -66,6 +67,18 @@ struct AddFlags {
     /// Logical block size [default: the device's own; 4096 for memory].
     #[arg(long, value_name = "512|4096")]
     block_size: Option<BlockSize>,
+    /// UUID by which hosts know it [default: derived from NQN and NSID].
+    #[arg(long, value_name = "UUID")]
+    uuid: Option<Identifier>,
+    /// NGUID by which hosts know it [default: derived from NQN and NSID].
+    #[arg(long, value_name = "NGUID")]
+    nguid: Option<Identifier>,
+    /// ANA group, where the subsystem reports ANA [default: 1].
+    #[arg(long, value_name = "GROUP", value_parser = clap::value_parser!(i32).range(1..))]
+    ana_group: Option<i32>,
+    /// Let other data planes that also say so serve the same path: see docs/guide/multipath.md.
+    #[arg(long, requires = "path")]
+    shared: bool,
 }
 
 /// What holds the data: one of the two.
@@ -127,7 +140,8 @@ async fn add(client: &mut Client, flags: AddFlags) -> Result<(), CliError> {
             let path = path.into_os_string().into_string().map_err(|path| {
                 CliError::usage(what.clone()).cause(format!("{path:?} is not UTF-8"))
             })?;
-            api::backing::Kind::Path(api::PathBacking { path })
+            let shared = flags.shared;
+            api::backing::Kind::Path(api::PathBacking { path, shared })
         }
         (None, memory) => {
             let bytes = memory.map_or(0, |size| size.0);
@@ -143,6 +157,9 @@ async fn add(client: &mut Client, flags: AddFlags) -> Result<(), CliError> {
             None => 0,
             Some(BlockSize(bytes)) => i32::try_from(bytes).unwrap_or(0),
         },
+        uuid: hexadecimal(flags.uuid),
+        nguid: hexadecimal(flags.nguid),
+        ana_group_id: flags.ana_group.unwrap_or(0),
         ..Default::default()
     };
     let request = api::CreateNamespaceRequest {
@@ -157,6 +174,13 @@ async fn add(client: &mut Client, flags: AddFlags) -> Result<(), CliError> {
         flags.nqn,
         made.size()
     ))
+}
+
+/// Empty for what the data plane chooses.
+fn hexadecimal(identifier: Option<Identifier>) -> String {
+    identifier.map_or_else(String::new, |Identifier(bytes)| {
+        Uuid::from_bytes(bytes).simple().to_string()
+    })
 }
 
 async fn resize(client: &mut Client, nqn: &str, nsid: i32) -> Result<(), CliError> {
@@ -205,8 +229,11 @@ pub(super) struct NamespaceRow {
     backing: String,
     uuid: String,
     nguid: String,
+    /// 0 without ANA.
+    ana_group_id: i32,
     volatile_write_cache: bool,
     read_only: bool,
+    shared: bool,
     persistent: bool,
     #[serde(skip)]
     in_memory: bool,
@@ -225,10 +252,11 @@ impl NamespaceRow {
 
 impl From<api::Namespace> for NamespaceRow {
     fn from(namespace: api::Namespace) -> Self {
-        let (backing, in_memory) = match namespace.backing.and_then(|backing| backing.kind) {
-            Some(api::backing::Kind::Path(path)) => (path.path, false),
-            Some(api::backing::Kind::Memory(_)) => ("memory".to_owned(), true),
-            None => (String::new(), false),
+        let kind = namespace.backing.and_then(|backing| backing.kind);
+        let (backing, in_memory, shared) = match kind {
+            Some(api::backing::Kind::Path(path)) => (path.path, false, path.shared),
+            Some(api::backing::Kind::Memory(_)) => ("memory".to_owned(), true, false),
+            None => (String::new(), false, false),
         };
         let nqn = namespace
             .name
@@ -242,8 +270,10 @@ impl From<api::Namespace> for NamespaceRow {
             backing,
             uuid: namespace.uuid,
             nguid: namespace.nguid,
+            ana_group_id: namespace.ana_group_id,
             volatile_write_cache: namespace.volatile_write_cache,
             read_only: namespace.read_only,
+            shared,
             persistent: namespace.persistent,
             in_memory,
         }
@@ -259,6 +289,8 @@ impl Row for NamespaceRow {
         Column("BACKING", false),
         Column("UUID", true),
         Column("CACHE", true),
+        Column("SHARED", true),
+        Column("ANA GROUP", true),
         Column("AFTER RESTART", true),
     ];
 
@@ -276,6 +308,11 @@ impl Row for NamespaceRow {
             self.backing.clone(),
             self.uuid.clone(),
             cache.to_owned(),
+            if self.shared { "yes" } else { "no" }.to_owned(),
+            match self.ana_group_id {
+                0 => "-".to_owned(),
+                group => group.to_string(),
+            },
             match (self.persistent, self.in_memory) {
                 // It comes back, its data does not.
                 (true, true) => "empty".to_owned(),

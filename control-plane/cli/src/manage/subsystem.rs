@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::output::{self, Column, OutputFlags, Row};
 use super::{Client, PAGE_ITEMS, RpcFlags, done, every_page, namespace, request_id, until_restart};
+use crate::dataplane::CntlidRange;
 use crate::error::CliError;
 
 /// List, create and delete subsystems of a data plane.
@@ -25,10 +26,7 @@ enum Verb {
         output: OutputFlags,
     },
     /// Make an empty subsystem that serves nobody yet; it is gone after a restart.
-    Create {
-        /// NQN of the subsystem.
-        nqn: String,
-    },
+    Create(CreateFlags),
     /// End every association with a subsystem, and remove it and its namespaces. What the start
     /// flags made comes back at a restart.
     Delete {
@@ -40,12 +38,34 @@ enum Verb {
     },
 }
 
+#[derive(Debug, Args)]
+struct CreateFlags {
+    /// NQN of the subsystem.
+    nqn: String,
+    /// Serial number, 1 to 20 characters [default: derived from the NQN].
+    #[arg(long, value_name = "TEXT")]
+    serial: Option<String>,
+    /// Controller IDs that this data plane may give out; data planes that export one subsystem
+    /// need ranges that do not overlap [default: all, 1-65519].
+    #[arg(long, value_name = "FIRST-LAST")]
+    cntlid_range: Option<CntlidRange>,
+    /// Controllers at a time; hosts beyond that are refused [default: 1024].
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i32).range(1..=65519))]
+    controllers_max: Option<i32>,
+    /// Tell hosts how its namespaces are reached through this data plane.
+    #[arg(long)]
+    ana: bool,
+    /// Namespaces at most; hosts size tables by it [default: 256].
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i32).range(1..=16384))]
+    namespaces_max: Option<i32>,
+}
+
 impl SubsystemCommand {
     pub(crate) async fn run(self) -> Result<(), CliError> {
         let mut client = self.rpc.connect().await?;
         match self.verb {
             Verb::List { output } => output::print(&list(&mut client).await?, output.output),
-            Verb::Create { nqn } => create(&mut client, nqn).await,
+            Verb::Create(flags) => create(&mut client, flags).await,
             Verb::Delete { nqn, yes } => delete(&mut client, nqn, yes).await,
         }
     }
@@ -66,10 +86,20 @@ async fn list(client: &mut Client) -> Result<Vec<SubsystemRow>, CliError> {
     Ok(all.await?.into_iter().map(SubsystemRow::from).collect())
 }
 
-async fn create(client: &mut Client, nqn: String) -> Result<(), CliError> {
-    let what = format!("subsystem {nqn} not created");
+async fn create(client: &mut Client, flags: CreateFlags) -> Result<(), CliError> {
+    let what = format!("subsystem {} not created", flags.nqn);
     let subsystem = api::Subsystem {
-        nqn,
+        nqn: flags.nqn,
+        serial_number: flags.serial.unwrap_or_default(),
+        cntlid_range: flags
+            .cntlid_range
+            .map(|CntlidRange(first, last)| api::CntlidRange {
+                first_cntlid: i32::from(first),
+                last_cntlid: i32::from(last),
+            }),
+        controller_max_count: flags.controllers_max.unwrap_or(0),
+        ana: flags.ana,
+        namespace_max_count: flags.namespaces_max.unwrap_or(0),
         ..Default::default()
     };
     let request = api::CreateSubsystemRequest {
@@ -118,6 +148,11 @@ struct SubsystemRow {
     hosts: String,
     host_count: i32,
     namespace_count: i32,
+    namespace_max_count: i32,
+    /// "1-65519".
+    cntlid_range: String,
+    controller_max_count: i32,
+    ana: bool,
     reactor_index: i32,
     persistent: bool,
 }
@@ -129,7 +164,12 @@ impl From<api::Subsystem> for SubsystemRow {
             api::HostAccess::Listed => "listed",
             api::HostAccess::None | api::HostAccess::Unspecified => "none",
         };
+        let range = subsystem.cntlid_range.unwrap_or_default();
         Self {
+            cntlid_range: format!("{}-{}", range.first_cntlid, range.last_cntlid),
+            controller_max_count: subsystem.controller_max_count,
+            ana: subsystem.ana,
+            namespace_max_count: subsystem.namespace_max_count,
             hosts: hosts.to_owned(),
             nqn: subsystem.nqn,
             serial_number: subsystem.serial_number,
@@ -147,6 +187,8 @@ impl Row for SubsystemRow {
         Column("NAMESPACES", false),
         Column("HOSTS", false),
         Column("SERIAL", true),
+        Column("CNTLIDS", true),
+        Column("ANA", true),
         Column("REACTOR", true),
         Column("AFTER RESTART", true),
     ];
@@ -161,6 +203,8 @@ impl Row for SubsystemRow {
             self.namespace_count.to_string(),
             hosts,
             self.serial_number.clone(),
+            self.cntlid_range.clone(),
+            if self.ana { "yes" } else { "no" }.to_owned(),
             self.reactor_index.to_string(),
             super::after_restart(self.persistent),
         ]

@@ -4,5 +4,7 @@
 mod dataplane;
 mod dev;
 mod harness;
+mod host;
 mod hosts;
 mod management;
+mod paths;

@@ -41,7 +41,14 @@ fn memory(nqn: &str, nsid: i32, size_bytes: i64) -> api::CreateNamespaceRequest 
 
 fn path(nqn: &str, path: &std::path::Path) -> api::CreateNamespaceRequest {
     let path = path.to_str().unwrap().to_owned();
-    namespace(nqn, 0, api::backing::Kind::Path(api::PathBacking { path }))
+    namespace(
+        nqn,
+        0,
+        api::backing::Kind::Path(api::PathBacking {
+            path,
+            shared: false,
+        }),
+    )
 }
 
 fn namespace(nqn: &str, nsid: i32, kind: api::backing::Kind) -> api::CreateNamespaceRequest {
@@ -273,6 +280,34 @@ async fn lists_come_in_pages() {
     assert_eq!(reason(&status), "INVALID_PAGE_TOKEN");
 }
 
+fn impossible_subsystems() -> [api::Subsystem; 4] {
+    let possible = || api::Subsystem {
+        nqn: NQN.to_owned(),
+        ..Default::default()
+    };
+    [
+        api::Subsystem {
+            serial_number: " space".to_owned(),
+            ..possible()
+        },
+        api::Subsystem {
+            cntlid_range: Some(api::CntlidRange {
+                first_cntlid: 1,
+                last_cntlid: 65520,
+            }),
+            ..possible()
+        },
+        api::Subsystem {
+            controller_max_count: -1,
+            ..possible()
+        },
+        api::Subsystem {
+            namespace_max_count: 16385,
+            ..possible()
+        },
+    ]
+}
+
 #[tokio::test]
 async fn impossible_requests_say_why() {
     let plane = start(&[]);
@@ -286,6 +321,16 @@ async fn impossible_requests_say_why() {
     ] {
         refused.push(client.create_subsystem(create(nqn, "")).await.unwrap_err());
     }
+    for subsystem in impossible_subsystems() {
+        let request = api::CreateSubsystemRequest {
+            subsystem: Some(subsystem),
+            request_id: String::new(),
+        };
+        refused.push(client.create_subsystem(request).await.unwrap_err());
+    }
+    let mut nil = memory(FIRST, 2, 4096);
+    nil.namespace.as_mut().unwrap().uuid = "00000000-0000-0000-0000-000000000000".to_owned();
+    refused.push(client.create_namespace(nil).await.unwrap_err());
     for (nsid, bytes) in [(-1, 4096), (1000, 4096), (2, 0), (2, -4096), (2, 1000)] {
         refused.push(
             client
@@ -316,6 +361,47 @@ async fn impossible_requests_say_why() {
         reason(&client.list_hosts(list).await.unwrap_err()),
         "NOT_FOUND"
     );
+}
+
+#[tokio::test]
+async fn subsystem_and_namespace_have_the_identity_and_limits_asked_for() {
+    let plane = start(&[]);
+    let mut client = client(&plane).await;
+    let range = api::CntlidRange {
+        first_cntlid: 17,
+        last_cntlid: 20,
+    };
+    let subsystem = api::Subsystem {
+        nqn: NQN.to_owned(),
+        serial_number: "SERIAL 7".to_owned(),
+        cntlid_range: Some(range),
+        controller_max_count: 3,
+        namespace_max_count: 10_000,
+        ..Default::default()
+    };
+    let request = api::CreateSubsystemRequest {
+        subsystem: Some(subsystem),
+        request_id: String::new(),
+    };
+    let made = client.create_subsystem(request).await.unwrap().into_inner();
+    assert_eq!(made.serial_number, "SERIAL 7");
+    assert_eq!(made.cntlid_range, Some(range));
+    assert_eq!(
+        (made.controller_max_count, made.namespace_max_count),
+        (3, 10_000)
+    );
+    let mut last = memory(NQN, 10_000, 1 << 20);
+    let identity = last.namespace.as_mut().unwrap();
+    identity.uuid = "5b3e1c1a-3f0e-4b7e-8f52-0d8c5a3f0b11".to_owned();
+    identity.nguid = "00112233445566778899AABBCCDDEEFF".to_owned();
+    let made = client.create_namespace(last).await.unwrap().into_inner();
+    assert_eq!(made.uuid, "5b3e1c1a-3f0e-4b7e-8f52-0d8c5a3f0b11");
+    assert_eq!(made.nguid, "00112233445566778899aabbccddeeff");
+    // Hosts would take it for the same disk, wherever in the data plane it is.
+    let mut twin = memory(FIRST, 7, 1 << 20);
+    twin.namespace.as_mut().unwrap().nguid = made.nguid;
+    let status = client.create_namespace(twin).await.unwrap_err();
+    assert_eq!(reason(&status), "ALREADY_EXISTS");
 }
 
 #[tokio::test]

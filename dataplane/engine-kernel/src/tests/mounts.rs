@@ -348,6 +348,28 @@ fn block_device_in_use_is_refused() {
 }
 
 #[test]
+fn block_device_is_shared_only_among_those_who_say_so() {
+    let Some(_alone) = alone_as_root() else {
+        return;
+    };
+    let device = Loop::new(8 << 20, &[]);
+    let shared = || {
+        Backing::open(&OpenOptions {
+            shared: true,
+            ..OpenOptions::new(&device.device)
+        })
+    };
+    let (first, second) = (shared().unwrap(), shared().unwrap());
+    drop(first);
+    assert!(matches!(device.open(), Err(OpenError::Busy { .. })));
+    drop(second);
+    let alone = device.open().unwrap();
+    assert!(matches!(shared(), Err(OpenError::Busy { .. })));
+    drop(alone);
+    shared().unwrap();
+}
+
+#[test]
 fn write_protected_device_is_opened_only_for_reading() {
     let Some(_alone) = alone_as_root() else {
         return;

@@ -244,6 +244,24 @@ fn file_locked_by_another_process_is_refused_and_the_process_is_named() {
 }
 
 #[test]
+fn file_is_shared_only_among_those_who_say_so() {
+    let _alone = alone();
+    let (_dir, path) = file(1 << 20);
+    let shared = OpenOptions {
+        shared: true,
+        ..OpenOptions::new(&path)
+    };
+    let (first, second) = (Backing::open(&shared), Backing::open(&shared));
+    assert!(first.is_ok() && second.is_ok());
+    drop(first);
+    let alone = error(&OpenOptions::new(&path));
+    assert!(matches!(alone, OpenError::Busy { .. }), "{alone}");
+    drop(second);
+    let _alone = open(&path).unwrap();
+    assert!(matches!(error(&shared), OpenError::Busy { .. }));
+}
+
+#[test]
 fn file_of_somebody_else_is_refused_and_said_so() {
     let (dir, path) = file(1 << 20);
     let mode = |path: &Path, mode| {

@@ -205,6 +205,14 @@ impl Target {
             .collect()
     }
 
+    /// The ANA groups of a subsystem, if there is such a one and it reports ANA.
+    #[must_use]
+    pub fn ana(&self, nqn: &str) -> Option<AnaSnapshot> {
+        let at = self.find_subsystem(nqn)?;
+        let subsystem = self.subsystems.get(at)?.as_ref()?;
+        subsystem.ana.as_ref().map(ana)
+    }
+
     /// The discovery controllers.
     #[must_use]
     pub fn discovery_controllers(&self) -> Vec<ControllerSnapshot> {

@@ -22,6 +22,7 @@ use super::output::NamespaceHandle;
 use super::slot::Stage;
 use super::subsystem::Subsystem;
 use super::table::Key;
+use super::timer::{Armed, TimerKey};
 use super::{Target, feature};
 
 const HEADER_BYTES: u64 = 16;
@@ -39,6 +40,7 @@ pub(super) struct Ana {
     pub(super) changes: u64,
     /// By ascending id. A group stays: its state may be set before its first namespace comes.
     pub(super) groups: Vec<Group>,
+    armed: Armed,
 }
 
 /// An ANA group.
@@ -46,6 +48,8 @@ pub(super) struct Ana {
 pub(super) struct Group {
     pub(super) id: u32,
     pub(super) state: AnaState,
+    /// When the state Change ends by itself; not looked at in another state.
+    change_by: Nanos,
     /// Changes of the state and of who belongs to it. Never 0, which would mean "not counted".
     pub(super) changes: u64,
     /// Ascending.
@@ -58,6 +62,7 @@ impl Ana {
             config,
             changes: 0,
             groups: Vec::new(),
+            armed: Armed::default(),
         }
     }
 
@@ -76,6 +81,7 @@ impl Ana {
                 let group = Group {
                     id,
                     state: self.config.initial,
+                    change_by: Nanos::MAX,
                     changes: 1,
                     nsids: Vec::new(),
                 };
@@ -115,17 +121,26 @@ impl Ana {
     }
 
     /// `None` if that is the state already, else the namespaces that are reached in another way.
-    fn set_state(&mut self, id: u32, state: AnaState) -> Option<Vec<u32>> {
+    fn set_state(&mut self, now: Nanos, id: u32, state: AnaState) -> Option<Vec<u32>> {
+        let transition = Nanos::from_secs(u64::from(self.config.transition_seconds));
         let group = self.group(id);
         if group.state == state {
             return None;
         }
         group.state = state;
+        group.change_by = now.after(transition);
         group.changes += 1;
         let nsids = group.nsids.clone();
         // The log names only groups that have namespaces.
         self.changes += u64::from(!nsids.is_empty());
         Some(nsids)
+    }
+
+    /// The first group in the state Change, and when it must leave it.
+    fn transition(&self) -> Option<(Nanos, u32)> {
+        let changing = self.groups.iter();
+        let changing = changing.filter(|group| group.state == AnaState::Change);
+        changing.map(|group| (group.change_by, group.id)).min()
     }
 
     /// The log that hosts make room for, with all groups and namespaces that there can be. What
@@ -204,14 +219,19 @@ impl Subsystem {
     }
 }
 
+fn ana_of(subsystems: &mut [Option<Subsystem>], at: usize) -> Option<&mut Ana> {
+    subsystems.get_mut(at)?.as_mut()?.ana.as_mut()
+}
+
 impl Target {
     /// Says how the namespaces of a group are reached through this target from now on, and tells
     /// the hosts. In a state without access, commands that are not at their device yet fail with
     /// its status, for the host to repeat elsewhere; [`Target::ana_executing`] says when the others
     /// have finished. What the device still caches, its owner flushes.
     ///
-    /// A group in the state [`AnaState::Change`] must leave it within
-    /// [`transition_seconds`](AnaConfig::transition_seconds).
+    /// A group that is left in the state [`AnaState::Change`] for longer than
+    /// [`transition_seconds`](AnaConfig::transition_seconds) becomes inaccessible: Linux resets a
+    /// controller that does not keep its word.
     ///
     /// # Errors
     /// There is no such subsystem, it does not report ANA, or the group id is 0 or too high.
@@ -226,12 +246,20 @@ impl Target {
         let subsystem = self.subsystem_mut(at)?;
         let ana = subsystem.ana.as_mut().ok_or(ConfigError::NoAna)?;
         ana.check(group)?;
-        let Some(nsids) = ana.set_state(group, state) else {
-            return Ok(());
+        if let Some(nsids) = ana.set_state(now, group, state) {
+            self.group_changed(now, at, state, &nsids);
+        }
+        self.arm_transition(at);
+        Ok(())
+    }
+
+    fn group_changed(&mut self, now: Nanos, at: usize, state: AnaState, nsids: &[u32]) {
+        let Some(Some(subsystem)) = self.subsystems.get_mut(at) else {
+            return;
         };
         let mut handles = Vec::with_capacity(nsids.len());
         for nsid in nsids {
-            if let Some(namespace) = subsystem.namespaces.get_mut(nsid) {
+            if let Some(namespace) = subsystem.namespaces.get_mut(*nsid) {
                 namespace.access = state;
                 handles.push(namespace.handle);
             }
@@ -239,7 +267,34 @@ impl Target {
         if !handles.is_empty() {
             self.ana_changed(now, at, state, handles);
         }
-        Ok(())
+    }
+
+    fn arm_transition(&mut self, at: usize) {
+        let ana = ana_of(&mut self.subsystems, at);
+        if let (Some(ana), Ok(index)) = (ana, u32::try_from(at))
+            && let Some((by, _)) = ana.transition()
+        {
+            let key = TimerKey::AnaTransition(index);
+            self.timers.arm(&mut ana.armed, key, by);
+        }
+    }
+
+    /// A group may have been in the state Change for too long.
+    pub(super) fn ana_timeout(&mut self, now: Nanos, index: u32, armed_for: Nanos) {
+        let Ok(at) = usize::try_from(index) else {
+            return;
+        };
+        if !ana_of(&mut self.subsystems, at).is_some_and(|ana| ana.armed.fires(armed_for)) {
+            return;
+        }
+        let state = AnaState::Inaccessible;
+        while let Some(ana) = ana_of(&mut self.subsystems, at)
+            && let Some((_, group)) = ana.transition().filter(|(by, _)| *by <= now)
+        {
+            let nsids = ana.set_state(now, group, state).unwrap_or_default();
+            self.group_changed(now, at, state, &nsids);
+        }
+        self.arm_transition(at);
     }
 
     /// Moves a namespace to another group.

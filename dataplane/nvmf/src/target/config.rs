@@ -214,7 +214,7 @@ pub struct AnaConfig {
     pub groups_max: u32,
     /// The longest that a group stays in the state [`AnaState::Change`] (ANATT), in seconds.
     pub transition_seconds: u8,
-    /// The state of a group that nothing was said about yet.
+    /// The state of a group that nothing was said about yet; not [`AnaState::Change`].
     pub initial: AnaState,
 }
 
@@ -267,7 +267,8 @@ impl SubsystemConfig {
             // Linux reads the whole log in one command, or does without ANA.
             let log_fits = Ana::log_bytes_max(ana, self.namespaces_max) <= u64::from(mdts_bytes);
             let groups_ok = (1..=ANA_GROUPS_MAX).contains(&ana.groups_max);
-            if !groups_ok || !log_fits || ana.transition_seconds == 0 {
+            let times_ok = ana.transition_seconds > 0 && ana.initial != AnaState::Change;
+            if !groups_ok || !log_fits || !times_ok {
                 return Err(ConfigError::Ana);
             }
         }
@@ -388,7 +389,8 @@ pub enum ConfigError {
     NoAna,
     /// The ANA group id is 0 or above the subsystem's maximum.
     AnaGroup,
-    /// No or too many ANA groups, no transition time, or a log larger than MDTS.
+    /// No or too many ANA groups, no transition time or one that never ends, or a log larger than
+    /// MDTS.
     Ana,
 }
 

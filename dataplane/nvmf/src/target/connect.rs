@@ -91,7 +91,7 @@ impl Target {
         } else if request.command.qid.is_admin() {
             self.connect_admin(now, id, &request)
         } else {
-            self.connect_io(now, &request)
+            self.connect_io(now, id, &request)
         };
         match verdict {
             Verdict::Accept(controller) => self.connected(now, id, &request, controller),
@@ -180,6 +180,9 @@ impl Target {
         let Some(path) = self.connections.get(id).map(|connection| connection.path) else {
             return BUSY;
         };
+        let Some(kato) = kato(command.kato_ms) else {
+            return Verdict::Refuse(Status::KATO_INVALID.dnr(), None);
+        };
         let is_discovery = self.config.is_discovery(data.subnqn.as_str());
         let subsystem = self.find_subsystem(data.subnqn.as_str());
         if subsystem.is_none() && !is_discovery {
@@ -204,7 +207,7 @@ impl Target {
             let until = now.after(self.config.deadlines.connect);
             return Verdict::Hold(until, Status::CONTROLLER_BUSY);
         }
-        self.new_controller(now, id, request, subsystem)
+        self.new_controller(now, id, request, subsystem, kato)
             .map_or(BUSY, Verdict::Accept)
     }
 
@@ -214,6 +217,7 @@ impl Target {
         admin: Key,
         request: &ConnectRequest,
         subsystem: Option<usize>,
+        kato: Nanos,
     ) -> Option<Key> {
         let cntlid = self.allocate_cntlid(subsystem)?;
         let data = &request.data;
@@ -235,7 +239,7 @@ impl Target {
             hostnqn: data.hostnqn,
             hostid: data.hostid,
             admin,
-            kato: kato(request.command.kato_ms),
+            kato,
             io_queues: self.config.io_queues_max,
             volatile_cache,
             ana_changes,
@@ -265,7 +269,7 @@ impl Target {
         room.then(|| subsystem.cntlids.allocate(in_use)).flatten()
     }
 
-    fn connect_io(&self, now: Nanos, request: &ConnectRequest) -> Verdict {
+    fn connect_io(&self, now: Nanos, id: Key, request: &ConnectRequest) -> Verdict {
         let (command, data) = (&request.command, &request.data);
         let owns = |controller: &Controller| {
             controller.cntlid == data.cntlid.0
@@ -284,6 +288,11 @@ impl Target {
             return refuse(INVALID, ConnectInvalid::CNTLID);
         };
         if controller.kind == Kind::Discovery || command.qid.0 > controller.features.io_queues {
+            return refuse(INVALID.dnr(), ConnectInvalid::QID);
+        }
+        // A path is one port: what ANA says of it holds for all queues of the controller.
+        let port = |key| self.connections.get(key).map(|it| it.path.listener);
+        if controller.ana && port(id) != port(controller.admin) {
             return refuse(INVALID.dnr(), ConnectInvalid::QID);
         }
         if !controller.is_enabled() {

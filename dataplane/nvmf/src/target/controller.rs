@@ -10,6 +10,8 @@
 //! RDY stays set in `Resetting`, and an `Ended` controller stays in the way of its host's next
 //! Connect: in both cases a write still at its device could otherwise overtake a newer one.
 
+use std::net::SocketAddr;
+
 use bowline_nvme::fabrics::Cc;
 use bowline_nvme::nqn::Nqn;
 use bowline_nvme::{Nanos, Sqe, Status};
@@ -51,6 +53,38 @@ pub(super) enum Shutdown {
     },
     Complete,
 }
+
+/// An association that ended because its host let a deadline pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// Host NQN.
+    pub hostnqn: String,
+    /// Subsystem NQN.
+    pub subnqn: String,
+    /// Controller id.
+    pub cntlid: u16,
+    /// The host's address.
+    pub peer: Option<SocketAddr>,
+    /// Which deadline it was.
+    pub reason: ExpiryReason,
+}
+
+/// Why an association expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpiryReason {
+    /// Neither a Keep Alive nor another command for so long.
+    KeepAlive {
+        /// The controller's Keep Alive Timeout.
+        kato: Nanos,
+    },
+    /// A discovery controller that was to be short was left alone.
+    Idle,
+    /// Not enabled in time, or not again after a reset or a shutdown.
+    NotEnabled,
+}
+
+/// Most expiries that wait to be asked about.
+const EXPIRIES_MAX: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Controller {
@@ -422,22 +456,24 @@ impl Target {
         self.touch(admin);
     }
 
+    /// When the host must have been heard of again. [BASE-2.0 §3.9]
+    fn keep_alive_by(&self, controller: &Controller) -> Option<Nanos> {
+        let timeout = controller.keep_alive(self.config.deadlines.discovery)?;
+        let queues = controller.queues.iter().map(|&(_, key)| key);
+        let heard = queues
+            .chain([controller.admin])
+            .filter_map(|key| self.connections.get(key))
+            .map(|connection| connection.last_command)
+            .fold(controller.alive_since, Nanos::max);
+        Some(heard.after(timeout))
+    }
+
     fn controller_deadline(&self, controller: &Controller) -> Option<Nanos> {
-        let keep_alive = controller
-            .keep_alive(self.config.deadlines.discovery)
-            .map(|timeout| {
-                let queues = controller.queues.iter().map(|&(_, key)| key);
-                let heard = queues
-                    .chain([controller.admin])
-                    .filter_map(|key| self.connections.get(key))
-                    .map(|connection| connection.last_command)
-                    .fold(controller.alive_since, Nanos::max);
-                heard.after(timeout)
-            });
-        match (keep_alive, controller.association_by) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let keep_alive = self.keep_alive_by(controller);
+        [keep_alive, controller.association_by]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub(super) fn arm_controller(&mut self, key: Key) {
@@ -470,17 +506,46 @@ impl Target {
         if controller.phase == Phase::Ended {
             return;
         }
-        if self
-            .controller_deadline(controller)
-            .is_some_and(|deadline| deadline <= now)
-        {
-            if let Some(controller) = self.controllers.get_mut(key) {
-                controller.fatal = true;
-            }
-            self.counters.keep_alive_expired += 1;
-            self.end(now, key);
-        } else {
-            self.arm_controller(key);
+        let passed = |deadline: Option<Nanos>| deadline.is_some_and(|deadline| deadline <= now);
+        if !passed(self.controller_deadline(controller)) {
+            return self.arm_controller(key);
         }
+        let keep_alive = passed(self.keep_alive_by(controller));
+        self.expire(now, key, keep_alive);
+    }
+
+    /// Gives up an association, and leaves a word about it for the owner.
+    fn expire(&mut self, now: Nanos, key: Key, keep_alive: bool) {
+        let Some(controller) = self.controllers.get_mut(key) else {
+            return;
+        };
+        controller.fatal = true;
+        let admin = self.connections.get(controller.admin);
+        let reason = match (keep_alive, controller.kato) {
+            (false, _) => ExpiryReason::NotEnabled,
+            (true, Nanos::ZERO) => ExpiryReason::Idle,
+            (true, kato) => ExpiryReason::KeepAlive { kato },
+        };
+        if keep_alive {
+            self.counters.keep_alive_expired += 1;
+        } else {
+            self.counters.timed_out += 1;
+        }
+        if self.expiries.len() < EXPIRIES_MAX {
+            self.expiries.push_back(Expiry {
+                hostnqn: controller.hostnqn.as_str().to_owned(),
+                subnqn: controller.subnqn.as_str().to_owned(),
+                cntlid: controller.cntlid,
+                peer: admin.map(|admin| admin.path.peer),
+                reason,
+            });
+        }
+        self.end(now, key);
+    }
+
+    /// The next association that ended because its host let a deadline pass; those that nobody
+    /// asks about are only counted beyond a limit.
+    pub fn poll_expiry(&mut self) -> Option<Expiry> {
+        self.expiries.pop_front()
     }
 }

@@ -198,7 +198,7 @@ impl Controller {
                 if value == 0 {
                     return Err(Status::KATO_INVALID.dnr());
                 }
-                self.kato = kato(value);
+                self.kato = kato(value).ok_or(Status::KATO_INVALID.dnr())?;
                 Ok(0)
             }
             id::HOST_BEHAVIOR => self.features.set_host_behavior(data),
@@ -242,10 +242,12 @@ fn unchangeable(same: bool) -> Result<u32, Status> {
     }
 }
 
-/// KATO from milliseconds, rounded up to the granularity. [BASE-2.0 §5.27.1.12]
-pub(super) fn kato(ms: u32) -> Nanos {
-    let unit = u64::from(KAS) * 100;
-    Nanos::from_millis(u64::from(ms).div_ceil(unit) * unit)
+/// KATO from milliseconds, rounded up to the granularity; `None` if the result, which hosts read
+/// back, does not fit in the field. The transport sets no other limit. [BASE-2.0 §5.27.1.12]
+pub(super) fn kato(ms: u32) -> Option<Nanos> {
+    let unit = u32::from(KAS) * 100;
+    let rounded = ms.div_ceil(unit).checked_mul(unit)?;
+    Some(Nanos::from_millis(u64::from(rounded)))
 }
 
 fn kato_ms(kato: Nanos) -> u32 {

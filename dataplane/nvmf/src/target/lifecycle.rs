@@ -235,6 +235,7 @@ impl Target {
             match key {
                 TimerKey::Connection(index) => self.connection_timeout(now, index, at),
                 TimerKey::Controller(index) => self.controller_timeout(now, index, at),
+                TimerKey::AnaTransition(index) => self.ana_timeout(now, index, at),
             }
         }
         if self.stopping.is_some_and(|at| at <= now) {

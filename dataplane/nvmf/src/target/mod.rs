@@ -15,7 +15,7 @@
 //!    The glue then drops the buffers of all the connection's slots but those at their device;
 //!    these are still to be completed with the same id.
 //! 5. [`poll_timeout`](Target::poll_timeout) says when [`handle_timeout`](Target::handle_timeout)
-//!    is due.
+//!    is due; then [`poll_expiry`](Target::poll_expiry) names the hosts it gave up.
 //!
 //! Nothing is allocated for a command: slots, outputs, and event requests have their maximum
 //! from Connect on. Calls with a stale id, or that nobody asked for, have no effect.
@@ -59,6 +59,7 @@ pub use config::{
     NamespaceConfig, NsGeometry, Path, SubsystemConfig, TargetConfig, pad,
 };
 pub use connection::ConnectionCounters;
+pub use controller::{Expiry, ExpiryReason};
 pub use discovery::{DiscoveryKind, DiscoveryRecord, DiscoveryTable};
 pub use health::{HealthTotals, IoCounters};
 pub use lifecycle::Handoff;
@@ -99,6 +100,8 @@ pub struct Target {
     /// Connections whose Connect waits.
     held: Vec<Key>,
     timers: Timers,
+    /// Associations that expired, for the owner to hear of.
+    expiries: VecDeque<Expiry>,
     /// When a graceful stop becomes less graceful.
     stopping: Option<Nanos>,
     counters: TargetCounters,
@@ -126,6 +129,7 @@ impl Target {
             dirty: VecDeque::new(),
             held: Vec::new(),
             timers: Timers::default(),
+            expiries: VecDeque::new(),
             stopping: None,
             counters: TargetCounters::default(),
             random,

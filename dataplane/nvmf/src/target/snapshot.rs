@@ -29,7 +29,7 @@ pub struct TargetCounters {
     pub terminated_by_us: u64,
     /// Connections ended by an H2CTermReq.
     pub terminated_by_host: u64,
-    /// Connections closed because nothing happened for too long.
+    /// Connections closed, and associations ended, because nothing happened for too long.
     pub timed_out: u64,
     /// Associations ended because the host was silent.
     pub keep_alive_expired: u64,

@@ -18,6 +18,8 @@ pub(super) struct Armed(Option<Nanos>);
 pub(super) enum TimerKey {
     Connection(u32),
     Controller(u32),
+    /// An ANA group of the subsystem must leave the state Change.
+    AnaTransition(u32),
 }
 
 #[derive(Debug, Default)]

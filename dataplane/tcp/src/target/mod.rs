@@ -24,7 +24,7 @@ use std::sync::atomic::AtomicUsize;
 
 use bowline_block::{Device, IoBuf};
 use bowline_nvme::{Nanos, Status};
-use bowline_nvmf::target::{ConnId, Handoff, Path, Target, TargetConfig};
+use bowline_nvmf::target::{ConnId, ExpiryReason, Handoff, Path, Target, TargetConfig};
 use bowline_reactor::{DetachError, Gather, ListenerId, Mailbox, Reactor, Service, SocketId};
 
 use budget::Reserve;
@@ -313,6 +313,29 @@ impl<D: Device> TargetService<D> {
         }
     }
 
+    fn tell_expired(&mut self) {
+        while let Some(it) = self.target.poll_expiry() {
+            let peer = it.peer.map(tracing::field::display);
+            let (host, subsystem, cntlid) = (it.hostnqn, it.subnqn, it.cntlid);
+            match it.reason {
+                ExpiryReason::KeepAlive { kato } => {
+                    let kato_ms = kato.as_millis();
+                    tracing::warn!(
+                        %host, %subsystem, cntlid, peer, kato_ms,
+                        "host silent for its keep-alive timeout, association ended"
+                    );
+                }
+                ExpiryReason::Idle => {
+                    tracing::info!(%host, cntlid, peer, "idle discovery controller ended");
+                }
+                ExpiryReason::NotEnabled => tracing::info!(
+                    %host, %subsystem, cntlid, peer,
+                    "controller not enabled in time, association ended"
+                ),
+            }
+        }
+    }
+
     fn send_departures(&mut self, now: Nanos) {
         while let Some((mailbox, adoption)) = self.departures.pop_front() {
             match mailbox.try_send(TargetMessage::Adopt(adoption)) {
@@ -487,6 +510,7 @@ impl<D: Device + 'static> Service for TargetService<D> {
                 self.target.stalled(now, conn);
             }
             self.target.handle_timeout(now);
+            self.tell_expired();
         }
         self.turn_bytes = 0;
         self.close_unread(cx, now);

@@ -22,7 +22,7 @@ fn controller(kind: Kind) -> Controller {
             index: 0,
             generation: 1,
         },
-        kato: kato(5000),
+        kato: kato(5000).expect("fits"),
         io_queues: 64,
         volatile_cache: true,
         ana_changes: None,

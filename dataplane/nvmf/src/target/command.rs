@@ -96,6 +96,22 @@ impl Target {
         io::plan(sqe, &subsystem.namespaces, terms)
     }
 
+    /// Looks at a command again that was accepted for a device: meanwhile its namespace may have
+    /// gone, and the NSID to another, or the path to it.
+    pub(super) fn plan_again(
+        &self,
+        key: Key,
+        sqe: &Sqe,
+        accepted_for: NamespaceHandle,
+    ) -> Result<IoPlan, Refusal> {
+        match self.plan_io(key, sqe) {
+            Ok(plan) if plan.namespace() != accepted_for => {
+                Err((Status::INVALID_NAMESPACE.dnr(), NSID_AT))
+            }
+            plan => plan,
+        }
+    }
+
     /// Only Connect, and only one at a time. [FABRICS-1.1 §3.3]
     fn plan_before_connect(&self, id: ConnId, sqe: &Sqe) -> Plan {
         if !is_connect(sqe) {
@@ -184,14 +200,8 @@ impl Target {
             connection.push(Pending::Inspect(slot));
             return;
         };
-        // Again, for the namespace may have gone while the data came, and its NSID to another.
         let accepted_for = command.command.namespace;
-        let plan = match self.plan_io(queue.controller, &sqe) {
-            Ok(plan) if plan.namespace() != accepted_for => {
-                Err((Status::INVALID_NAMESPACE.dnr(), NSID_AT))
-            }
-            plan => plan,
-        };
+        let plan = self.plan_again(queue.controller, &sqe, accepted_for);
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };

@@ -457,6 +457,7 @@ impl Connection {
     fn data(&mut self, now: Nanos, id: SlotId) -> Option<Output> {
         let slot = self.slots.at_stage(id, Stage::Respond)?;
         let (len, last) = (slot.part_len(), !slot.has_more_parts());
+        let goes_on = slot.is_between_parts();
         let success = slot.fused_response && last;
         let data = C2HData {
             cccid: slot.sqe.cid(),
@@ -469,7 +470,7 @@ impl Connection {
         if success {
             self.slots.release(id);
         }
-        if !last {
+        if goes_on {
             self.read_on(now, id);
         }
         Some(Output::Send {

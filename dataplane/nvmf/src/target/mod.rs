@@ -404,7 +404,7 @@ impl Target {
     }
 
     /// Answers those commands of a controller's I/O queues whose Execute has not been polled, and
-    /// which therefore have not happened.
+    /// which therefore have not happened, and the Reads that wait between two parts.
     fn fail_queued(
         &mut self,
         now: Nanos,
@@ -423,7 +423,8 @@ impl Target {
             let queued: Vec<SlotId> = connection
                 .slots
                 .iter()
-                .filter(|(_, it)| it.stage == Stage::Queued && concerns(&it.command))
+                .filter(|(_, it)| it.stage == Stage::Queued || it.is_between_parts())
+                .filter(|(_, it)| concerns(&it.command))
                 .map(|(slot, _)| slot)
                 .collect();
             for slot in queued {

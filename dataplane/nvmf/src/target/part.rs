@@ -77,17 +77,28 @@ impl Target {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        let state = connection.state;
-        let Some(command) = connection.slots.get_mut(slot) else {
+        let (state, queue) = (connection.state, connection.queue);
+        let (Some(command), Some(queue)) = (connection.slots.get_mut(slot), queue) else {
             return;
         };
+        let (sqe, handle) = (command.sqe, command.command.namespace);
         let is_read = matches!(command.command.op, IoOp::Read { .. });
         if state != State::Ready {
             // What has not begun is left to the host's retry.
             connection.abandon(slot);
         } else if is_read {
-            command.enter(now, Stage::Respond);
-            connection.push(Pending::Data(slot));
+            // What is left needs the namespace again, and leave to use it. The data of a Write is
+            // looked at when it comes.
+            if let Err((status, _)) = self.plan_again(queue.controller, &sqe, handle) {
+                return self.respond(now, id, slot, status, 0);
+            }
+            let Some(connection) = self.connections.get_mut(id) else {
+                return;
+            };
+            if let Some(command) = connection.slots.get_mut(slot) {
+                command.enter(now, Stage::Respond);
+                connection.push(Pending::Data(slot));
+            }
         } else {
             command.next_part();
             command.enter(now, Stage::Buffer);
@@ -125,6 +136,14 @@ impl Slot {
     /// Whether data follows that is not of this part.
     pub(super) fn has_more_parts(&self) -> bool {
         self.part_end < self.transfer_len
+    }
+
+    /// A part of a Read is queued to be sent, and the next is to be run after it.
+    pub(super) fn is_between_parts(&self) -> bool {
+        self.stage == Stage::Respond
+            && self.status.is_success()
+            && self.has_more_parts()
+            && self.sqe.opcode() == io::READ
     }
 
     pub(super) fn is_cut(&self) -> bool {

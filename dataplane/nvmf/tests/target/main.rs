@@ -2,6 +2,7 @@
 //! the bytes of a host on the other.
 
 mod ana;
+mod ana_access;
 mod bring_up;
 mod connect;
 mod discovery;

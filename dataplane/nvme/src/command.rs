@@ -155,6 +155,16 @@ impl Sqe {
         self.cdw(11) & DSM_DEALLOCATE != 0
     }
 
+    /// Number of source ranges of Copy, 1 to 256. [NVM-1.0 §3.2.2]
+    pub const fn copy_ranges(&self) -> u16 {
+        self.0[48] as u16 + 1
+    }
+
+    /// Descriptor Format of Copy, cdw12 bits 11:8.
+    pub const fn copy_format(&self) -> u8 {
+        self.0[49] & 0xF
+    }
+
     /// Sets the fused operation.
     #[must_use]
     pub const fn with_fuse(mut self, fuse: Fuse) -> Self {
@@ -234,6 +244,12 @@ impl Sqe {
     pub fn with_ranges(self, nr: u8, deallocate: bool) -> Self {
         let attributes = if deallocate { DSM_DEALLOCATE } else { 0 };
         self.with_cdw(10, u32::from(nr)).with_cdw(11, attributes)
+    }
+
+    /// Makes this a Copy to `sdlba` of `nr` (0's based) ranges in descriptor format 0.
+    #[must_use]
+    pub fn with_copy(self, sdlba: u64, nr: u8) -> Self {
+        self.with_slba(sdlba).with_cdw(12, u32::from(nr))
     }
 
     fn with_control(mut self, bit: u16, set: bool) -> Self {
@@ -426,6 +442,17 @@ mod tests {
         assert_eq!((sqe.nr(), sqe.ranges(), sqe.cdw(11)), (255, 256, 4));
         assert!(sqe.deallocate());
         assert!(!sqe.with_ranges(0, false).deallocate());
+    }
+
+    #[test]
+    fn copy_counts_ranges_from_zero_and_shares_its_control_bits() {
+        let sqe = Sqe::new(io::COPY).with_copy(7, 255).with_fua(true);
+        assert_eq!(
+            (sqe.slba(), sqe.copy_ranges(), sqe.copy_format()),
+            (7, 256, 0)
+        );
+        assert_eq!(sqe.cdw(12), 0x4000_00FF);
+        assert_eq!(sqe.with_cdw(12, 0x0000_0F00).copy_format(), 0xF);
     }
 
     #[test]

@@ -201,6 +201,8 @@ impl Status {
     pub const READ_ONLY_RANGE: Self = Self::new(1, 0x82);
     /// Status 1/83 of an I/O command: command size limit exceeded. [NVM-1.0 §3]
     pub const COMMAND_SIZE_LIMIT_EXCEEDED: Self = Self::new(1, 0x83);
+    /// Status 1/87 of an I/O command: overlapping I/O range. [NVM-1.0 §3.2.2]
+    pub const OVERLAPPING_RANGE: Self = Self::new(1, 0x87);
 }
 
 impl Default for Status {

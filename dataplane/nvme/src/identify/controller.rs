@@ -243,6 +243,8 @@ impl IdentifyController {
     pub const ONCS_VERIFY: u16 = 1 << 7;
     /// ONCS: Copy.
     pub const ONCS_COPY: u16 = 1 << 8;
+    /// OCFS: Copy descriptor format 0.
+    pub const OCFS_FORMAT_0: u16 = 1 << 0;
     /// FUSES: Compare and Write.
     pub const FUSES_COMPARE_AND_WRITE: u16 = 1 << 0;
     /// VWC: there is a volatile write cache.

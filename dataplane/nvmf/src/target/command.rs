@@ -7,7 +7,7 @@ use bowline_nvme::{Fuse, NamespaceId, Nanos, QueueId, Sqe, Status};
 
 use super::Target;
 use super::connection::{Pending, State, is_connect};
-use super::controller::Phase;
+use super::controller::{Controller, Phase};
 use super::io::{self, IoPlan, NSID_AT, Refusal, Terms};
 use super::output::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
 use super::property::Change;
@@ -89,11 +89,15 @@ impl Target {
             .subsystem
             .and_then(|at| self.subsystems.get(at)?.as_ref());
         let subsystem = subsystem.ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
-        let terms = Terms {
+        let terms = self.terms(controller);
+        io::plan(sqe, &subsystem.namespaces, terms)
+    }
+
+    fn terms(&self, controller: &Controller) -> Terms {
+        Terms {
             mdts_bytes: self.config.mdts_bytes,
             host_flushes: controller.volatile_cache,
-        };
-        io::plan(sqe, &subsystem.namespaces, terms)
+        }
     }
 
     /// Looks at a command again that was accepted for a device: meanwhile its namespace may have
@@ -242,7 +246,7 @@ impl Target {
             Some(queue) if queue.qid == 0 => self.admin_data(now, id, queue.controller, slot, data),
             Some(queue) => {
                 let ranges = self.ranges(queue.controller, &sqe, namespace, data);
-                self.deallocate(now, id, slot, ranges);
+                self.run_ranges(now, id, slot, ranges);
             }
         }
         self.touch(id);
@@ -255,15 +259,17 @@ impl Target {
         accepted_for: NamespaceHandle,
         data: &[u8],
     ) -> Result<Option<IoCommand>, Refusal> {
-        let subsystem = self
-            .controllers
-            .get(key)
-            .and_then(|controller| self.subsystems.get(controller.subsystem?)?.as_ref())
-            .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
-        io::deallocate(sqe, &subsystem.namespaces, accepted_for, data)
+        let gone = (Status::INVALID_NAMESPACE.dnr(), NSID_AT);
+        let controller = self.controllers.get(key).ok_or(gone)?;
+        let subsystem = controller
+            .subsystem
+            .and_then(|at| self.subsystems.get(at)?.as_ref())
+            .ok_or(gone)?;
+        let terms = self.terms(controller);
+        io::ranges(sqe, &subsystem.namespaces, accepted_for, terms, data)
     }
 
-    fn deallocate(
+    fn run_ranges(
         &mut self,
         now: Nanos,
         id: ConnId,

@@ -10,13 +10,13 @@ use super::output::IoOp;
 pub struct IoCounters {
     /// Read commands completed without error.
     pub reads: u64,
-    /// Write commands completed without error; Compare counts as a read.
+    /// Write commands completed without error; Compare and Verify count as reads.
     pub writes: u64,
     /// Bytes read by successful commands.
     pub read_bytes: u64,
     /// Bytes written by successful commands.
     pub written_bytes: u64,
-    /// Flush, Write Zeroes, and Dataset Management commands completed without error.
+    /// Flush, Write Zeroes, Copy, and Dataset Management commands completed without error.
     pub others: u64,
     /// Commands that ended with an error at the device.
     pub errors: u64,
@@ -32,7 +32,10 @@ impl IoCounters {
             return;
         }
         match op {
-            IoOp::Read { .. } | IoOp::Compare { .. } => {
+            IoOp::Read { .. }
+            | IoOp::Compare { .. }
+            | IoOp::CompareAndWrite { .. }
+            | IoOp::Verify { .. } => {
                 self.reads += 1;
                 self.read_bytes += u64::from(bytes);
             }
@@ -40,7 +43,10 @@ impl IoCounters {
                 self.writes += 1;
                 self.written_bytes += u64::from(bytes);
             }
-            IoOp::Flush | IoOp::WriteZeroes { .. } | IoOp::Deallocate { .. } => self.others += 1,
+            IoOp::Flush
+            | IoOp::WriteZeroes { .. }
+            | IoOp::Copy { .. }
+            | IoOp::Deallocate { .. } => self.others += 1,
         }
     }
 }
@@ -160,6 +166,12 @@ impl Health {
 mod tests {
     use super::*;
 
+    const READ: IoOp = IoOp::Read {
+        lba: 0,
+        blocks: 1,
+        fua: false,
+    };
+
     #[test]
     fn busy_time_is_the_union_of_overlapping_commands() {
         let mut health = Health::default();
@@ -175,16 +187,16 @@ mod tests {
     fn failed_compare_is_an_error_but_not_of_the_medium() {
         let mut counters = IoCounters::default();
         counters.count(
-            &IoOp::Compare { lba: 0, blocks: 1 },
+            &IoOp::Compare {
+                lba: 0,
+                blocks: 1,
+                fua: false,
+            },
             512,
             Status::COMPARE_FAILURE,
         );
-        counters.count(
-            &IoOp::Read { lba: 0, blocks: 1 },
-            512,
-            Status::UNRECOVERED_READ,
-        );
-        counters.count(&IoOp::Read { lba: 0, blocks: 1 }, 512, Status::SUCCESS);
+        counters.count(&READ, 512, Status::UNRECOVERED_READ);
+        counters.count(&READ, 512, Status::SUCCESS);
         assert_eq!((counters.errors, counters.media_errors), (2, 1));
         assert_eq!((counters.reads, counters.read_bytes), (1, 512));
     }

@@ -13,6 +13,7 @@ use super::config::{Deallocate, TargetConfig, pad};
 use super::controller::Controller;
 use super::error_log;
 use super::feature::{CCTEMP, KAS, WCTEMP};
+use super::io::{CopyLimits, VERIFY_BYTES_MAX};
 use super::namespace::{Namespace, Namespaces};
 use super::property::VERSION;
 use super::subsystem::Subsystem;
@@ -142,6 +143,8 @@ impl View<'_> {
         let ana = subsystem.config.ana;
         let mut oncs = IdentifyController::ONCS_COMPARE
             | IdentifyController::ONCS_DSM
+            | IdentifyController::ONCS_VERIFY
+            | IdentifyController::ONCS_COPY
             | IdentifyController::ONCS_SAVE_SELECT
             | IdentifyController::ONCS_TIMESTAMP;
         if namespaces.all_write_zeroes() {
@@ -180,6 +183,7 @@ impl View<'_> {
             nn: namespaces.max(),
             mnan: namespaces.max(),
             oncs,
+            ocfs: IdentifyController::OCFS_FORMAT_0,
             vwc: if self.controller.volatile_cache {
                 IdentifyController::VWC_PRESENT
             } else {
@@ -211,9 +215,13 @@ fn command_set(
         cns::COMMAND_SET_NAMESPACE | cns::COMMAND_SET_ALLOCATED_NAMESPACE => {
             find(namespaces, nsid).map(|_| ())
         }
-        // No limits beyond those of the commands themselves.
+        // No other limits beyond those of the commands themselves.
         cns::COMMAND_SET_CONTROLLER => {
-            IdentifyNvmController::default().encode(page);
+            IdentifyNvmController {
+                vsl: u8::try_from(VERIFY_BYTES_MAX.ilog2() - 12).unwrap_or(0),
+                ..IdentifyNvmController::default()
+            }
+            .encode(page);
             Ok(())
         }
         cns::COMMAND_SET_ACTIVE_NAMESPACE_LIST | cns::COMMAND_SET_ALLOCATED_NAMESPACE_LIST => {
@@ -271,6 +279,7 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
         rp: 0,
     };
     let deallocate = zero_based(geometry.deallocate_granularity_blocks);
+    let copy = CopyLimits::of(geometry);
     IdentifyNamespace {
         nsze: geometry.blocks,
         ncap: geometry.blocks,
@@ -296,6 +305,9 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
         npda: deallocate,
         nows: zero_based(geometry.optimal_io_blocks),
         anagrpid: namespace.ana_group,
+        mssrl: copy.range_blocks,
+        mcl: copy.blocks,
+        msrc: copy.ranges,
         nsattr: write_protected(namespace),
         nguid: namespace.nguid,
         lbaf,

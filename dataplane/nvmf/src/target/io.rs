@@ -1,11 +1,11 @@
 //! I/O commands: what each must satisfy, and what it becomes for the device. [NVM-1.0 §3]
 
-use bowline_nvme::nvm::DsmRange;
+use bowline_nvme::nvm::{CopyRange, DsmRange};
 use bowline_nvme::opcode::io;
 use bowline_nvme::{Sgl, Sqe, Status};
 
 use super::ana::check_access;
-use super::config::Deallocate;
+use super::config::{Deallocate, NsGeometry};
 use super::namespace::{Namespace, Namespaces};
 use super::output::{IoCommand, IoOp, NamespaceHandle};
 
@@ -55,7 +55,17 @@ const SGL_LENGTH_AT: u16 = 32;
 const SGL_KIND_AT: u16 = 39;
 const SLBA_AT: u16 = 40;
 const NLB_AT: u16 = 48;
+const COPY_FORMAT_AT: u16 = 49;
 const CONTROL_AT: u16 = 50;
+/// An error in the data, whose bytes the error log does not count.
+const DATA_AT: u16 = 0xFFFF;
+
+/// VSL: most bytes of one Verify, a power of two.
+pub(super) const VERIFY_BYTES_MAX: u32 = 16 << 20;
+/// Most bytes of one Copy.
+const COPY_BYTES_MAX: u32 = 16 << 20;
+/// MSRC: what fits in a page, 0's based.
+const COPY_RANGES_MAX: u8 = 127;
 
 /// Checks an I/O command against its namespace. Called again when its data has arrived, since the
 /// namespace may have gone meanwhile, and its NSID to another one.
@@ -72,6 +82,8 @@ pub(super) fn plan(sqe: &Sqe, namespaces: &Namespaces, terms: Terms) -> Result<I
         io::READ => read(sqe, namespace, terms.mdts_bytes),
         io::WRITE => write(sqe, namespace, terms),
         io::COMPARE => compare(sqe, namespace, terms.mdts_bytes),
+        io::VERIFY => verify(sqe, namespace),
+        io::COPY => copy(sqe, namespace),
         io::FLUSH => {
             no_data(sqe)?;
             Ok(IoPlan::Execute(command(namespace, IoOp::Flush, 0)))
@@ -85,7 +97,14 @@ pub(super) fn plan(sqe: &Sqe, namespaces: &Namespaces, terms: Terms) -> Result<I
 pub(super) const fn is_supported(opcode: u8) -> bool {
     matches!(
         opcode,
-        io::FLUSH | io::WRITE | io::READ | io::COMPARE | io::WRITE_ZEROES | io::DATASET_MANAGEMENT
+        io::FLUSH
+            | io::WRITE
+            | io::READ
+            | io::COMPARE
+            | io::WRITE_ZEROES
+            | io::DATASET_MANAGEMENT
+            | io::VERIFY
+            | io::COPY
     )
 }
 
@@ -93,7 +112,7 @@ pub(super) const fn is_supported(opcode: u8) -> bool {
 pub(super) const fn modifies(opcode: u8) -> bool {
     matches!(
         opcode,
-        io::WRITE | io::WRITE_ZEROES | io::DATASET_MANAGEMENT
+        io::WRITE | io::WRITE_ZEROES | io::DATASET_MANAGEMENT | io::COPY
     )
 }
 
@@ -123,6 +142,7 @@ fn read(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, Ref
     let op = IoOp::Read {
         lba: sqe.slba(),
         blocks: sqe.blocks(),
+        fua: reads_durable(sqe, namespace),
     };
     Ok(IoPlan::Execute(command(namespace, op, bytes)))
 }
@@ -146,8 +166,78 @@ fn compare(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, 
     let op = IoOp::Compare {
         lba: sqe.slba(),
         blocks: sqe.blocks(),
+        fua: reads_durable(sqe, namespace),
     };
     Ok(IoPlan::FromHost(command(namespace, op, bytes)))
+}
+
+/// Whether what the command reads must be on stable media first. Where a completed write always
+/// is, there is nothing to do. [NVM-1.0 §3.2.4]
+fn reads_durable(sqe: &Sqe, namespace: &Namespace) -> bool {
+    sqe.fua() && namespace.geometry.volatile_cache
+}
+
+fn verify(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusal> {
+    no_data(sqe)?;
+    let bytes = u64::from(sqe.blocks()) * u64::from(namespace.geometry.block_bytes);
+    let bytes = u32::try_from(bytes)
+        .ok()
+        .filter(|&bytes| bytes <= VERIFY_BYTES_MAX)
+        .ok_or((Status::INVALID_FIELD.dnr(), NLB_AT))?;
+    range(namespace, sqe.slba(), sqe.blocks())?;
+    let op = IoOp::Verify {
+        lba: sqe.slba(),
+        blocks: sqe.blocks(),
+        fua: reads_durable(sqe, namespace),
+    };
+    Ok(IoPlan::Execute(command(namespace, op, bytes)))
+}
+
+/// What one Copy may ask for. [NVM-1.0 §4.1.5.1]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CopyLimits {
+    /// MSSRL: blocks of one source range.
+    pub(super) range_blocks: u16,
+    /// MCL: blocks of all source ranges.
+    pub(super) blocks: u32,
+    /// MSRC: number of source ranges, 0's based.
+    pub(super) ranges: u8,
+}
+
+impl CopyLimits {
+    pub(super) fn of(geometry: &NsGeometry) -> Self {
+        let blocks = COPY_BYTES_MAX / geometry.block_bytes;
+        Self {
+            range_blocks: u16::try_from(blocks).unwrap_or(u16::MAX),
+            blocks,
+            ranges: COPY_RANGES_MAX,
+        }
+    }
+}
+
+fn copy(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusal> {
+    // Formats with the protection information of other namespaces do not exist here (OCFS).
+    if sqe.copy_format() != 0 {
+        return Err((Status::INVALID_FIELD.dnr(), COPY_FORMAT_AT));
+    }
+    if sqe.dtype() != 0 {
+        return Err((Status::INVALID_FIELD.dnr(), CONTROL_AT));
+    }
+    let limits = CopyLimits::of(&namespace.geometry);
+    if sqe.copy_ranges() > u16::from(limits.ranges) + 1 {
+        return Err((Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr(), NLB_AT));
+    }
+    list_of(sqe, usize::from(sqe.copy_ranges()) * CopyRange::SIZE)?;
+    Ok(IoPlan::Ranges(namespace.handle))
+}
+
+/// Checks a list that the host sends: at least what the command needs, at most a page.
+fn list_of(sqe: &Sqe, needed: usize) -> Result<(), Refusal> {
+    let given = usize::try_from(sqe.sgl1().length).unwrap_or(usize::MAX);
+    if given < needed || given > DsmRange::LIST_BYTES_MAX {
+        return Err((Status::DATA_SGL_LENGTH_INVALID.dnr(), SGL_LENGTH_AT));
+    }
+    Ok(())
 }
 
 fn write_zeroes(sqe: &Sqe, namespace: &Namespace, terms: Terms) -> Result<IoPlan, Refusal> {
@@ -168,11 +258,7 @@ fn write_zeroes(sqe: &Sqe, namespace: &Namespace, terms: Terms) -> Result<IoPlan
 
 /// Hosts may send more data than the ranges need: Linux always sends 4096 bytes.
 fn dataset_management(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusal> {
-    let needed = usize::from(sqe.ranges()) * DsmRange::SIZE;
-    let given = usize::try_from(sqe.sgl1().length).unwrap_or(usize::MAX);
-    if given < needed || given > DsmRange::LIST_BYTES_MAX {
-        return Err((Status::DATA_SGL_LENGTH_INVALID.dnr(), SGL_LENGTH_AT));
-    }
+    list_of(sqe, usize::from(sqe.ranges()) * DsmRange::SIZE)?;
     if sqe.deallocate() && namespace.geometry.deallocate != Deallocate::None {
         Ok(IoPlan::Ranges(namespace.handle))
     } else {
@@ -180,12 +266,13 @@ fn dataset_management(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusa
     }
 }
 
-/// Checks the ranges of Dataset Management and turns them into a command; no range, no command.
-/// `accepted_for` is the device that the ranges are meant for.
-pub(super) fn deallocate(
+/// Checks the ranges of Dataset Management or Copy and turns them into a command; no range, no
+/// command. `accepted_for` is the device that the ranges are meant for.
+pub(super) fn ranges(
     sqe: &Sqe,
     namespaces: &Namespaces,
     accepted_for: NamespaceHandle,
+    terms: Terms,
     data: &[u8],
 ) -> Result<Option<IoCommand>, Refusal> {
     let namespace = namespaces
@@ -193,6 +280,59 @@ pub(super) fn deallocate(
         .filter(|namespace| namespace.handle == accepted_for)
         .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
     admit(sqe, namespace)?;
+    if sqe.opcode() == io::COPY {
+        copy_ranges(sqe, namespace, terms, data).map(Some)
+    } else {
+        deallocate(sqe, namespace, data)
+    }
+}
+
+/// Every range is checked before anything is written. [NVM-1.0 §3.2.2]
+fn copy_ranges(
+    sqe: &Sqe,
+    namespace: &Namespace,
+    terms: Terms,
+    data: &[u8],
+) -> Result<IoCommand, Refusal> {
+    let too_long = (Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr(), DATA_AT);
+    let limits = CopyLimits::of(&namespace.geometry);
+    let sources = || (0..sqe.copy_ranges()).map_while(|n| CopyRange::nth(data, n));
+    let mut blocks = 0_u32;
+    for source in sources() {
+        if source.blocks > u32::from(limits.range_blocks) {
+            return Err(too_long);
+        }
+        // At most 128 ranges of 16 bits.
+        blocks += source.blocks;
+    }
+    if blocks > limits.blocks {
+        return Err(too_long);
+    }
+    let to = sqe.slba();
+    range(namespace, to, blocks)?;
+    let end = to + u64::from(blocks);
+    for source in sources() {
+        range(namespace, source.slba, source.blocks).map_err(|(status, _)| (status, DATA_AT))?;
+        // What comes out would depend on the order of parts.
+        if source.slba < end && to < source.slba + u64::from(source.blocks) {
+            return Err((Status::OVERLAPPING_RANGE.dnr(), DATA_AT));
+        }
+    }
+    let op = IoOp::Copy {
+        lba: to,
+        blocks,
+        ranges: sqe.copy_ranges(),
+        fua: terms.fua(sqe, namespace),
+    };
+    // The limit keeps this far below 4 GiB.
+    Ok(command(
+        namespace,
+        op,
+        blocks.saturating_mul(namespace.geometry.block_bytes),
+    ))
+}
+
+fn deallocate(sqe: &Sqe, namespace: &Namespace, data: &[u8]) -> Result<Option<IoCommand>, Refusal> {
     let mut blocks = 0;
     for one in DsmRange::list(data, sqe.ranges()) {
         if one.blocks > 0 {
@@ -243,8 +383,8 @@ fn no_data(sqe: &Sqe) -> Result<(), Refusal> {
 mod tests {
     use bowline_nvme::NamespaceId;
 
-    use super::super::config::NsGeometry;
     use super::super::namespace::tests::{config, geometry};
+    use super::ranges as ranges_of;
     use super::*;
 
     const MDTS: u32 = 64 << 10;
@@ -325,7 +465,15 @@ mod tests {
 
     #[test]
     fn unknown_opcodes_and_namespaces_are_refused_for_good() {
-        for opcode in [io::WRITE_UNCORRECTABLE, io::VERIFY, io::COPY, 0x79, 0xFF] {
+        for opcode in [
+            io::WRITE_UNCORRECTABLE,
+            io::IO_MANAGEMENT_RECEIVE,
+            io::IO_MANAGEMENT_SEND,
+            0x79,
+            0x7A,
+            0x7D,
+            0xFF,
+        ] {
             check(
                 sqe(opcode, 0, 0, Sgl::transport(0)),
                 Err(Status::INVALID_OPCODE.dnr()),
@@ -359,6 +507,8 @@ mod tests {
             status(io::DATASET_MANAGEMENT, Sgl::transport(4096)),
             protected
         );
+        assert_eq!(status(io::COPY, Sgl::transport(32)), protected);
+        assert_eq!(status(io::VERIFY, Sgl::transport(0)), None);
     }
 
     fn dsm(nr: u8, sgl: Sgl) -> Sqe {
@@ -400,10 +550,11 @@ mod tests {
         let found = |nr, ranges: &[(u64, u32)]| {
             let data = list(ranges);
             let len = u32::try_from(data.len()).expect("short");
-            deallocate(
+            ranges_of(
                 &dsm(nr, Sgl::in_capsule(len)),
                 &namespaces,
                 NamespaceHandle(9),
+                TERMS,
                 &data,
             )
             .map(|command| command.map(|command| command.op))
@@ -435,7 +586,8 @@ mod tests {
         };
         let command = dsm(0, Sgl::in_capsule(16));
         let namespaces = namespaces(geometry());
-        let found = deallocate(&command, &namespaces, NamespaceHandle(8), &range.encode());
+        let handle = NamespaceHandle(8);
+        let found = ranges_of(&command, &namespaces, handle, TERMS, &range.encode());
         assert_eq!(found, Err((Status::INVALID_NAMESPACE.dnr(), NSID_AT)));
     }
 
@@ -462,5 +614,136 @@ mod tests {
             };
             assert_eq!(command.op, op);
         }
+    }
+
+    #[test]
+    fn verify_moves_no_data_and_is_bounded_by_vsl() {
+        let geometry = NsGeometry {
+            block_bytes: 4096,
+            blocks: 1 << 20,
+            ..geometry()
+        };
+        let namespaces = namespaces(geometry);
+        let status = |nlb, sgl| {
+            plan(&sqe(io::VERIFY, 0, nlb, sgl), &namespaces, TERMS)
+                .err()
+                .map(|(status, _)| status)
+        };
+        assert_eq!(status(4095, Sgl::transport(0)), None);
+        assert_eq!(
+            status(4096, Sgl::transport(0)),
+            Some(Status::INVALID_FIELD.dnr())
+        );
+        assert_eq!(
+            status(0, Sgl::transport(4096)),
+            Some(Status::DATA_SGL_LENGTH_INVALID.dnr())
+        );
+    }
+
+    #[test]
+    fn reads_with_fua_need_stable_media_only_where_there_is_a_volatile_cache() {
+        for volatile_cache in [false, true] {
+            let namespaces = namespaces(NsGeometry {
+                volatile_cache,
+                ..geometry()
+            });
+            for (opcode, sgl) in [
+                (io::READ, Sgl::transport(512)),
+                (io::COMPARE, Sgl::transport(512)),
+                (io::VERIFY, Sgl::transport(0)),
+            ] {
+                for asked in [false, true] {
+                    let sqe = sqe(opcode, 0, 0, sgl).with_fua(asked);
+                    let (Ok(IoPlan::Execute(found)) | Ok(IoPlan::FromHost(found))) =
+                        plan(&sqe, &namespaces, TERMS)
+                    else {
+                        panic!("refused")
+                    };
+                    let (IoOp::Read { fua, .. }
+                    | IoOp::Compare { fua, .. }
+                    | IoOp::Verify { fua, .. }) = found.op
+                    else {
+                        panic!("{found:?}")
+                    };
+                    assert_eq!(fua, asked && volatile_cache);
+                }
+            }
+        }
+    }
+
+    /// The status of a Copy to `to` from these ranges.
+    fn copied(to: u64, sources: &[(u64, u32)]) -> Result<Option<IoOp>, Status> {
+        let geometry = NsGeometry {
+            blocks: 1 << 20,
+            ..geometry()
+        };
+        let encode = |&(slba, blocks)| CopyRange { slba, blocks }.encode();
+        let data: Vec<u8> = sources.iter().flat_map(encode).collect();
+        let len = u32::try_from(data.len()).expect("short");
+        let nr = u8::try_from(sources.len() - 1).expect("few");
+        let sqe = Sqe::new(io::COPY)
+            .with_nsid(NamespaceId(1))
+            .with_copy(to, nr)
+            .with_sgl1(Sgl::in_capsule(len.min(4096)));
+        let namespaces = namespaces(geometry);
+        plan(&sqe, &namespaces, TERMS)
+            .and_then(|plan| ranges_of(&sqe, &namespaces, plan.namespace(), TERMS, &data))
+            .map(|command| command.map(|command| command.op))
+            .map_err(|(status, _)| status)
+    }
+
+    #[test]
+    fn copy_checks_every_range_before_anything_is_written() {
+        let op = |lba, blocks, ranges| {
+            let fua = false;
+            Ok(Some(IoOp::Copy {
+                lba,
+                blocks,
+                ranges,
+                fua,
+            }))
+        };
+        let refused = |status: Status| Err(status.dnr());
+        assert_eq!(copied(1000, &[(0, 8)]), op(1000, 8, 1));
+        assert_eq!(copied(1000, &[(0, 8), (4, 8), (0, 1)]), op(1000, 17, 3));
+        assert_eq!(
+            copied(1000, &[(0, 32_768)]),
+            refused(Status::OVERLAPPING_RANGE)
+        );
+        assert_eq!(copied(100_000, &[(0, 32_768)]), op(100_000, 32_768, 1));
+        let too_long = refused(Status::COMMAND_SIZE_LIMIT_EXCEEDED);
+        assert_eq!(copied(100_000, &[(0, 32_769)]), too_long);
+        assert_eq!(copied(100_000, &[(0, 32_768), (0, 1)]), too_long);
+        assert_eq!(copied(100_000, &[(0, 1); 128]), op(100_000, 128, 128));
+        assert_eq!(copied(100_000, &[(0, 1); 129]), too_long);
+        let out = refused(Status::LBA_OUT_OF_RANGE);
+        assert_eq!(copied(0, &[(9, 1), ((1 << 20) - 1, 2)]), out);
+        assert_eq!(copied((1 << 20) - 1, &[(0, 2)]), out);
+        assert_eq!(copied(0, &[(u64::MAX, 2)]), out);
+        assert_eq!(copied(u64::MAX, &[(0, 2)]), out);
+    }
+
+    #[test]
+    fn copy_refuses_sources_that_overlap_its_destination() {
+        let refused = Err(Status::OVERLAPPING_RANGE.dnr());
+        for source in [(100, 8), (93, 8), (107, 8), (99, 100)] {
+            assert_eq!(copied(100, &[source]), refused, "{source:?}");
+        }
+        // The destination of the second is what the first one is long.
+        assert_eq!(copied(100, &[(0, 8), (108, 8)]), refused);
+        assert!(copied(100, &[(92, 8)]).is_ok() && copied(100, &[(108, 8)]).is_ok());
+    }
+
+    #[test]
+    fn copy_knows_one_format_and_no_directive() {
+        let copy = Sqe::new(io::COPY).with_nsid(NamespaceId(1)).with_copy(0, 0);
+        let list = Sgl::in_capsule(32);
+        let field = Err(Status::INVALID_FIELD.dnr());
+        check(copy.with_sgl1(list), Ok(()));
+        check(copy.with_sgl1(list).with_cdw(12, 1 << 8), field);
+        check(copy.with_sgl1(list).with_cdw(12, 1 << 20), field);
+        let length = Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
+        check(copy.with_sgl1(Sgl::in_capsule(16)), length);
+        check(copy.with_sgl1(Sgl::transport(8192)), length);
     }
 }

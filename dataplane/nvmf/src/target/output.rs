@@ -123,6 +123,17 @@ pub struct IoCommand {
     pub bytes: u32,
 }
 
+impl IoCommand {
+    /// The slot of the second half, if this is a fused pair.
+    #[must_use]
+    pub const fn second(&self) -> Option<SlotId> {
+        match self.op {
+            IoOp::CompareAndWrite { second, .. } => Some(second),
+            _ => None,
+        }
+    }
+}
+
 /// Operations of a device. LBA ranges have been checked against the namespace's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoOp {
@@ -132,6 +143,8 @@ pub enum IoOp {
         lba: u64,
         /// Number of logical blocks, one-based.
         blocks: u32,
+        /// What is read must be on stable media first, and stay so until it has been read.
+        fua: bool,
     },
     /// Write the slot's buffer.
     Write {
@@ -148,6 +161,44 @@ pub enum IoOp {
         lba: u64,
         /// Number of logical blocks, one-based.
         blocks: u32,
+        /// As in `Read`.
+        fua: bool,
+    },
+    /// A fused pair: compare the medium with the first half of the slot's buffer and, if it is the
+    /// same, write the second half. Nothing else changes the blocks in between. Answered by
+    /// `complete` for either slot.
+    CompareAndWrite {
+        /// The slot of the second command, the Write; it has no buffer of its own.
+        second: SlotId,
+        /// First logical block.
+        lba: u64,
+        /// Number of logical blocks, one-based.
+        blocks: u32,
+        /// `fua` of the Compare.
+        read_fua: bool,
+        /// `fua` of the Write.
+        fua: bool,
+    },
+    /// Read and drop the data.
+    Verify {
+        /// First logical block.
+        lba: u64,
+        /// Number of logical blocks, one-based.
+        blocks: u32,
+        /// As in `Read`.
+        fua: bool,
+    },
+    /// Copy: the first `ranges` Copy range descriptors of 32 bytes in the slot's buffer, each
+    /// already checked, one after the other to `lba`. No source overlaps the destination.
+    Copy {
+        /// First logical block of the destination.
+        lba: u64,
+        /// Number of logical blocks of all ranges, one-based.
+        blocks: u32,
+        /// Number of ranges, one-based.
+        ranges: u16,
+        /// Force unit access, of the writes.
+        fua: bool,
     },
     /// Make every write completed before durable.
     Flush,

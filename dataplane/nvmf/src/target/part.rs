@@ -58,7 +58,7 @@ impl Target {
     pub fn cut_read(&mut self, id: ConnId, slot: SlotId, len: u32) -> Option<IoCommand> {
         let connection = self.connections.get_mut(id)?;
         let command = connection.slots.at_stage(slot, Stage::Executing)?;
-        let IoOp::Read { lba, .. } = command.command.op else {
+        let IoOp::Read { lba, fua, .. } = command.command.op else {
             return None;
         };
         let unit = command.block_bytes()?;
@@ -67,6 +67,7 @@ impl Target {
         command.command.op = IoOp::Read {
             lba,
             blocks: bytes / unit,
+            fua,
         };
         command.command.bytes = bytes;
         Some(command.command)
@@ -187,9 +188,10 @@ impl Slot {
         let start = self.sqe.slba() + u64::from(self.part_start / unit);
         let count = self.part_len() / unit;
         let op = match command.op {
-            IoOp::Read { .. } => IoOp::Read {
+            IoOp::Read { fua, .. } => IoOp::Read {
                 lba: start,
                 blocks: count,
+                fua,
             },
             IoOp::Write { fua, .. } => IoOp::Write {
                 lba: start,

@@ -6,7 +6,7 @@ use bowline_nvme::fabrics::{Connect, ConnectData, PropertyGet, PropertySet, offs
 use bowline_nvme::identify::Identify;
 use bowline_nvme::log::GetLogPage;
 use bowline_nvme::nqn::Nqn;
-use bowline_nvme::nvm::DsmRange;
+use bowline_nvme::nvm::{CopyRange, DsmRange};
 use bowline_nvme::pdu::{CapsuleCmd, Digests, Direction, H2CData, IcReq, R2t};
 use bowline_nvme::{CommandId, ControllerId, Cqe, NamespaceId, Nanos, QueueId, Sgl, Sqe, Status};
 use bowline_nvmf::frame::{Event, FrameReader, Header, crc32c};
@@ -425,16 +425,32 @@ impl Glue {
             start..start + blocks as usize * BLOCK as usize
         };
         match command.op {
-            IoOp::Read { lba, blocks } if !buffer.is_empty() => {
+            IoOp::Read { lba, blocks, .. } if !buffer.is_empty() => {
                 buffer.copy_from_slice(&disk[range(lba, blocks)]);
             }
             IoOp::Write { lba, blocks, .. } if !buffer.is_empty() => {
                 disk[range(lba, blocks)].copy_from_slice(buffer);
             }
             IoOp::Read { .. } | IoOp::Write { .. } => {}
-            IoOp::Compare { lba, blocks } => {
+            IoOp::Compare { lba, blocks, .. } => {
                 if disk[range(lba, blocks)] != buffer[..] {
                     return Status::COMPARE_FAILURE.dnr();
+                }
+            }
+            IoOp::CompareAndWrite { lba, blocks, .. } => {
+                let half = buffer.len() / 2;
+                if disk[range(lba, blocks)] != buffer[..half] {
+                    return Status::COMPARE_FAILURE.dnr();
+                }
+                disk[range(lba, blocks)].copy_from_slice(&buffer[half..]);
+            }
+            IoOp::Verify { .. } => {}
+            IoOp::Copy { lba, ranges, .. } => {
+                let mut to = lba;
+                for one in (0..ranges).filter_map(|n| CopyRange::nth(buffer, n)) {
+                    let from = range(one.slba, one.blocks);
+                    disk.copy_within(from, range(to, one.blocks).start);
+                    to += u64::from(one.blocks);
                 }
             }
             IoOp::Flush => self.flushes += 1,

@@ -1,20 +1,22 @@
 //! Runs validated commands on devices and says what became of each.
 //!
-//! Most commands are one device operation. Two are not: Compare reads into a second buffer and
-//! compares on this reactor, and a Dataset Management command deallocates its ranges one after
-//! the other. A device whose queue is full leaves its operations in a backlog that is bounded by
-//! the command slots of the connections.
+//! Most commands are one device operation; [`step`] knows what the others do. A device whose queue
+//! is full leaves its operations in a backlog that is bounded by the command slots of the
+//! connections. Commands that need blocks to themselves get them from the device's [`order`].
+
+mod order;
+mod step;
 
 use std::collections::VecDeque;
 
 use bowline_block::{
     Completion, Completions, Device, DeviceEvent, Geometry, Io, IoBuf, IoError, Op, Segments,
 };
-use bowline_nvme::nvm::DsmRange;
 use bowline_nvme::{Nanos, Status};
-use bowline_nvmf::target::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
+use bowline_nvmf::target::{ConnId, IoCommand, NamespaceHandle, SlotId};
 
-use crate::status::io_status;
+use order::{Blocks, Change, Order};
+use step::{Next, Step};
 
 /// Device completions taken per call of a device's `poll`.
 const COMPLETIONS_PER_POLL: usize = 256;
@@ -36,88 +38,36 @@ struct Unit<D> {
     device: D,
     block_bytes: u32,
     backlog: VecDeque<Io>,
+    order: Order,
     /// Commands started and not finished; each has at most one operation at the device.
     commands: usize,
     /// No new command arrives any more; dropped when the last operation has ended.
     retiring: bool,
 }
 
-/// What is still to do for a command when its current device operation ends.
-enum Step {
-    /// Nothing: the operation's end is the command's end.
-    Last,
-    /// The read data is to be compared with this.
-    Compare { expected: IoBuf },
-    /// Ranges `next..count` of the list are still to be deallocated.
-    Deallocate { list: IoBuf, next: u16, count: u16 },
-    /// Not a command: the flush at the end of the process.
-    FinalFlush,
-}
-
-/// What a device's completion means for its command.
-enum Outcome {
-    Continues,
-    Ended(Option<Finished>),
-}
-
-/// How a command begins.
-struct First {
-    /// The first device operation, still without a token; none where `step` says what comes first.
-    io: Option<Io>,
-    step: Step,
-}
-
-impl First {
-    /// `None` when the host's data, which the command is about, is missing.
-    fn of(
-        op: IoOp,
-        block_bytes: u32,
-        payload: Option<IoBuf>,
-        scratch: Option<IoBuf>,
-    ) -> Option<Self> {
-        let mut step = Step::Last;
-        let (op, lba, blocks, fua, data) = match op {
-            IoOp::Read { lba, blocks } => (Op::Read, lba, blocks, false, scratch),
-            IoOp::Write { lba, blocks, fua } => {
-                let bytes = blocks as usize * block_bytes as usize;
-                let data = payload.map(|buf| buf.slice(0..bytes.min(buf.len())));
-                (Op::Write, lba, blocks, fua, data)
-            }
-            IoOp::Compare { lba, blocks } => {
-                let expected = payload?;
-                step = Step::Compare { expected };
-                (Op::Read, lba, blocks, false, scratch)
-            }
-            IoOp::Flush => (Op::Flush, 0, 0, false, None),
-            IoOp::WriteZeroes {
-                lba,
-                blocks,
-                deallocate,
-                fua,
-            } => (Op::WriteZeroes { deallocate }, lba, blocks, fua, None),
-            IoOp::Deallocate { ranges: count } => {
-                let (list, next) = (payload?, 0);
-                let step = Step::Deallocate { list, next, count };
-                return Some(Self { io: None, step });
-            }
-        };
-        let io = Io {
-            op,
-            lba,
-            blocks,
-            fua,
-            data: data.map_or_else(Segments::new, Segments::from),
-            token: 0,
-        };
-        Some(Self { io: Some(io), step })
-    }
-}
-
+/// A command that was started and has not ended.
 struct Running {
     conn: ConnId,
     slot: SlotId,
     unit: usize,
     step: Step,
+    /// What the current operation changes.
+    change: Option<Change>,
+    /// It has blocks to itself, or waits for them.
+    is_exclusive: bool,
+}
+
+impl Running {
+    fn new(conn: ConnId, slot: SlotId, unit: usize, step: Step) -> Self {
+        Self {
+            conn,
+            slot,
+            unit,
+            step,
+            change: None,
+            is_exclusive: false,
+        }
+    }
 }
 
 /// All devices of a reactor and the commands running on them.
@@ -165,6 +115,7 @@ impl<D: Device> Executor<D> {
             device,
             // Ten thousand idle devices must cost nothing.
             backlog: VecDeque::new(),
+            order: Order::default(),
             commands: 0,
             retiring: false,
         };
@@ -242,13 +193,7 @@ impl<D: Device> Executor<D> {
         let unit = self
             .place(command.namespace)
             .and_then(|index| self.units[index].as_ref());
-        let Some(unit) = unit else { return 0 };
-        match command.op {
-            IoOp::Read { blocks, .. } | IoOp::Compare { blocks, .. } => {
-                blocks as usize * unit.block_bytes as usize
-            }
-            _ => 0,
-        }
+        unit.map_or(0, |unit| step::scratch_bytes(&command.op, unit.block_bytes))
     }
 
     /// Starts a command. `scratch` is the buffer of `read_bytes`, `payload` what the host sent.
@@ -259,45 +204,28 @@ impl<D: Device> Executor<D> {
         command: &IoCommand,
         payload: Option<IoBuf>,
         scratch: Option<IoBuf>,
-    ) -> Option<Finished> {
-        let failed = |status, buffer| {
-            Some(Finished {
-                conn,
-                slot,
-                status,
-                buffer,
-            })
-        };
+        finished: &mut Vec<Finished>,
+    ) {
         // A namespace that went away while the command waited for its buffer.
-        let gone = Status::INVALID_NAMESPACE.dnr();
-        let Some(index) = self.place(command.namespace) else {
-            return failed(gone, payload);
+        let unit = self
+            .place(command.namespace)
+            .and_then(|index| Some((index, self.units[index].as_mut()?)))
+            .filter(|(_, unit)| !unit.retiring);
+        let Some((index, unit)) = unit else {
+            finished.extend(failed(conn, slot, command, Status::INVALID_NAMESPACE.dnr()));
+            return;
         };
-        let Some(unit) = self.units[index].as_mut().filter(|unit| !unit.retiring) else {
-            return failed(gone, payload);
-        };
-        let Some(First { io, step }) = First::of(command.op, unit.block_bytes, payload, scratch)
-        else {
-            return failed(Status::INTERNAL, None);
-        };
+        let (step, next) = Step::begin(command.op, unit.block_bytes, payload, scratch);
         unit.commands += 1;
         self.wake(index);
-        let running = Running {
-            conn,
-            slot,
-            unit: index,
-            step,
-        };
-        let Some(mut io) = io else {
-            let finished = self.next_range(running, Ok(()));
-            if finished.is_some() {
-                self.end_command(index);
+        let token = self.park(Running::new(conn, slot, index, step));
+        match (next, step::exclusive(&command.op)) {
+            (Next::Run(io), Some(blocks)) => self.claim(token, blocks, io),
+            (next, _) => {
+                self.go_on(token, next, finished);
             }
-            return finished;
-        };
-        io.token = self.park(running);
-        self.submit(index, io);
-        None
+        }
+        self.run_ready(index);
     }
 
     /// Starts a flush of every device; `in_flight` falls to 0 when the last has ended, and
@@ -313,25 +241,16 @@ impl<D: Device> Executor<D> {
                 index: u32::MAX,
                 generation: 0,
             };
-            let step = Step::FinalFlush;
-            let token = self.park(Running {
-                conn,
-                slot: SlotId(0),
-                unit: index,
-                step,
-            });
-            let data = Segments::new();
-            self.submit(
-                index,
-                Io {
-                    op: Op::Flush,
-                    lba: 0,
-                    blocks: 0,
-                    fua: false,
-                    data,
-                    token,
-                },
-            );
+            let token = self.park(Running::new(conn, SlotId(0), index, Step::FinalFlush));
+            let io = Io {
+                op: Op::Flush,
+                lba: 0,
+                blocks: 0,
+                fua: false,
+                data: Segments::new(),
+                token,
+            };
+            self.submit(index, io);
         }
     }
 
@@ -370,12 +289,11 @@ impl<D: Device> Executor<D> {
             self.events.push_back((handle, event));
         }
         for completion in completions.drain() {
-            if let Outcome::Ended(done) = self.handle_completion(completion) {
-                finished.extend(done);
-                self.end_command(index);
-            }
+            self.handle_completion(completion, finished);
         }
         self.completions = completions;
+        self.run_ready(index);
+        self.drop_retired(index);
         self.units[index]
             .as_ref()
             .is_some_and(|unit| unit.commands > 0)
@@ -399,138 +317,136 @@ impl<D: Device> Executor<D> {
         units.filter_map(|unit| unit.device.poll_timeout()).min()
     }
 
-    fn end_command(&mut self, index: usize) {
-        if let Some(unit) = self.units[index].as_mut() {
-            unit.commands -= 1;
-            if unit.retiring && unit.commands == 0 {
-                self.vacate(index);
-            }
+    /// A device that was given up goes when its last command has ended.
+    fn drop_retired(&mut self, index: usize) {
+        let is_unused = |unit: &Unit<D>| unit.retiring && unit.commands == 0;
+        if self.units[index].as_ref().is_some_and(is_unused) {
+            self.vacate(index);
         }
     }
 
-    fn handle_completion(&mut self, completion: Completion) -> Outcome {
+    fn handle_completion(&mut self, completion: Completion, finished: &mut Vec<Finished>) {
         let Completion {
             token,
             result,
-            mut data,
+            data,
         } = completion;
-        let Some((position, running)) = usize::try_from(token)
-            .ok()
-            .and_then(|at| Some((at, self.running.get_mut(at)?.take()?)))
-        else {
+        let Some(running) = running_mut(&mut self.running, token) else {
             debug_assert!(false, "a device completed what was never submitted");
-            return Outcome::Continues;
+            return;
         };
-        self.free.push(position);
-        let (conn, slot) = (running.conn, running.slot);
-        let finished = match running.step {
-            Step::Last => {
-                let status = result.map_or_else(io_status, |()| Status::SUCCESS);
-                Finished {
-                    conn,
-                    slot,
-                    status,
-                    buffer: data.pop(),
-                }
-            }
-            Step::Compare { expected } => {
-                let same = data.pop().is_some_and(|found| {
-                    expected
-                        .get(..found.len())
-                        .is_some_and(|expected| *expected == *found)
-                });
-                let result = result.and(if same {
-                    Ok(())
-                } else {
-                    Err(IoError::CompareMismatch)
-                });
-                let status = result.map_or_else(io_status, |()| Status::SUCCESS);
-                Finished {
-                    conn,
-                    slot,
-                    status,
-                    buffer: Some(expected),
-                }
-            }
-            Step::Deallocate { .. } => {
-                return self
-                    .next_range(running, result)
-                    .map_or(Outcome::Continues, |done| Outcome::Ended(Some(done)));
-            }
-            Step::FinalFlush => {
-                if let Err(error) = result {
-                    let handle = self.handle(running.unit);
-                    self.unflushed.push((handle, error));
-                }
-                return Outcome::Ended(None);
-            }
-        };
-        Outcome::Ended(Some(finished))
+        let next = running.step.next(result, data);
+        let (change, unit) = (running.change.take(), running.unit);
+        if let (Some(change), Some(unit)) = (change, self.units[unit].as_mut())
+            && !unit.order.is_free()
+        {
+            unit.order.changed(change);
+        }
+        self.go_on(token, next, finished);
     }
 
-    /// Goes on with a Dataset Management command, or ends it.
-    fn next_range(&mut self, running: Running, result: Result<(), IoError>) -> Option<Finished> {
-        let Running {
-            conn,
-            slot,
-            unit,
-            step,
-        } = running;
-        let Step::Deallocate {
-            list,
-            mut next,
-            count,
-        } = step
-        else {
-            return None;
-        };
-        // Deallocate is advice: a device that cannot do it has still obeyed. [NVM-1.0 §3.2.3]
-        let mut outcome = result.or_else(|error| match error {
-            IoError::Unsupported => Ok(()),
-            error => Err(error),
-        });
-        while outcome.is_ok() && next < count {
-            let at = usize::from(next) * DsmRange::SIZE;
-            next += 1;
-            let Some(range) = list
-                .get(at..)
-                .and_then(<[u8]>::first_chunk)
-                .map(DsmRange::decode)
-            else {
-                outcome = Err(IoError::Internal);
-                break;
-            };
-            if range.blocks == 0 {
-                continue;
+    /// Does what comes next for a command.
+    fn go_on(&mut self, token: u64, next: Next, finished: &mut Vec<Finished>) {
+        let (status, buffer, second) = match next {
+            Next::Run(mut io) => {
+                io.token = token;
+                let Some(running) = running_mut(&mut self.running, token) else {
+                    return;
+                };
+                let unit = running.unit;
+                return self.submit(unit, io);
             }
-            let step = Step::Deallocate { list, next, count };
-            let token = self.park(Running {
-                conn,
-                slot,
-                unit,
-                step,
-            });
-            let io = Io {
-                op: Op::Deallocate,
-                lba: range.slba,
-                blocks: range.blocks,
-                fua: false,
-                data: Segments::new(),
-                token,
-            };
-            self.submit(unit, io);
-            return None;
-        }
-        let status = outcome.map_or_else(io_status, |()| Status::SUCCESS);
-        Some(Finished {
+            Next::End { status, buffer } => (status, buffer, None),
+            Next::EndPair { first, second } => (first, None, Some(second)),
+            Next::Flushed(result) => {
+                let index = self.end(token).map(|running| running.unit);
+                if let (Err(error), Some(index)) = (result, index) {
+                    self.unflushed.push((self.handle(index), error));
+                }
+                return;
+            }
+        };
+        let Some(Running { conn, slot, .. }) = self.end(token) else {
+            return;
+        };
+        // Taken from the end: the first half is answered first.
+        finished.extend(second.map(|(slot, status)| Finished {
             conn,
             slot,
             status,
-            buffer: Some(list),
-        })
+            buffer: None,
+        }));
+        finished.push(Finished {
+            conn,
+            slot,
+            status,
+            buffer,
+        });
+    }
+
+    /// Takes a command that has ended out of the table.
+    fn end(&mut self, token: u64) -> Option<Running> {
+        let position = usize::try_from(token).ok()?;
+        let running = self.running.get_mut(position)?.take()?;
+        self.free.push(position);
+        if let Some(unit) = self.units[running.unit].as_mut() {
+            unit.commands -= 1;
+            if running.is_exclusive {
+                unit.order.release(token);
+            }
+        }
+        Some(running)
+    }
+
+    /// Lets a command have its blocks to itself from its first operation on.
+    fn claim(&mut self, token: u64, blocks: Blocks, mut first: Io) {
+        first.token = token;
+        let Some(running) = running_mut(&mut self.running, token) else {
+            return;
+        };
+        running.is_exclusive = true;
+        let index = running.unit;
+        let Some(unit) = self.units[index].as_mut() else {
+            return;
+        };
+        let all = self.running.iter().flatten();
+        let changes = all
+            .filter(|it| it.unit == index && !it.is_exclusive)
+            .filter_map(|it| it.change);
+        unit.order.claim(token, blocks, first, changes);
+    }
+
+    /// Submits what need not wait any longer for others' blocks.
+    fn run_ready(&mut self, index: usize) {
+        while let Some(unit) = self.units[index].as_mut()
+            && let Some(io) = unit.order.pop_ready()
+        {
+            self.submit_now(index, io);
+        }
     }
 
     fn submit(&mut self, index: usize, io: Io) {
+        let Some(unit) = self.units[index].as_mut() else {
+            return;
+        };
+        let running = running_mut(&mut self.running, io.token);
+        if let Some(running) = running.filter(|it| io.op.is_modifying() && !it.is_exclusive) {
+            let blocks = Blocks::new(io.lba, io.blocks);
+            if unit.order.is_free() {
+                running.change = Some(unit.order.change(blocks));
+            } else {
+                let (change, entered) = unit.order.enter(io, blocks);
+                running.change = Some(change);
+                match entered {
+                    Ok(()) => return,
+                    Err(io) => return self.submit_now(index, io),
+                }
+            }
+        }
+        self.submit_now(index, io);
+    }
+
+    fn submit_now(&mut self, index: usize, io: Io) {
         let unit = self.units[index]
             .as_mut()
             .expect("a unit lives while commands run on it");
@@ -558,79 +474,25 @@ impl<D: Device> Executor<D> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use bowline_block::MemDevice;
-
-    use super::*;
-
-    /// A read that waited for a buffer while its namespace was replaced ran on the new device.
-    /// Handles name a device, not the place where one was.
-    #[test]
-    fn command_for_a_removed_namespace_never_runs_on_the_next_device_there() {
-        let mut executor = Executor::new();
-        let device = || MemDevice::new(1 << 20, 512).expect("memory");
-        let old = executor.add(device()).expect("a place");
-        executor.retire(old);
-        let new = executor.add(device()).expect("a place");
-        assert_ne!(old, new);
-        let op = IoOp::Read { lba: 0, blocks: 8 };
-        let command = |namespace| IoCommand {
-            namespace,
-            op,
-            bytes: 4096,
-        };
-        assert_eq!(executor.read_bytes(&command(old)), 0);
-        assert_eq!(executor.read_bytes(&command(new)), 4096);
-        let conn = ConnId {
-            index: 0,
-            generation: 0,
-        };
-        let finished = executor.start(conn, SlotId(0), &command(old), None, None);
-        let status = finished.expect("nothing to run on").status;
-        assert!(status.same_code(Status::INVALID_NAMESPACE));
-        assert_eq!(executor.in_flight(), 0);
-    }
-
-    /// Every turn asked every device, so that thousands of idle namespaces slowed down the one in
-    /// use. Only those with something running are looked at.
-    #[test]
-    fn turn_looks_only_at_devices_with_something_to_do() {
-        let mut executor = Executor::new();
-        let device = || MemDevice::new(1 << 20, 512).expect("memory");
-        let handles: Vec<_> = (0..100)
-            .map(|_| executor.add(device()).expect("a place"))
-            .collect();
-        assert!(executor.busy.is_empty());
-        let command = IoCommand {
-            namespace: handles[70],
-            op: IoOp::Flush,
-            bytes: 0,
-        };
-        let conn = ConnId {
-            index: 0,
-            generation: 0,
-        };
-        for _ in 0..2 {
-            assert!(
-                executor
-                    .start(conn, SlotId(0), &command, None, None)
-                    .is_none()
-            );
-            assert_eq!(executor.busy, [70]);
-            let mut finished = Vec::new();
-            executor.poll(Nanos::ZERO, &mut finished);
-            assert_eq!(finished.len(), 1);
-            assert!(executor.busy.is_empty());
-        }
-        // Its place is used again, once, and what is removed while listed is forgotten.
-        assert!(executor.device_mut(handles[3]).is_some());
-        executor.retire(handles[3]);
-        let next = executor.add(device()).expect("a place");
-        assert_ne!(next, handles[3]);
-        assert!(executor.device_mut(next).is_some());
-        assert_eq!(executor.busy, [3]);
-        executor.poll(Nanos::ZERO, &mut Vec::new());
-        assert!(executor.busy.is_empty());
-    }
+/// A command, or both halves of a pair, that never ran.
+fn failed(
+    conn: ConnId,
+    slot: SlotId,
+    command: &IoCommand,
+    status: Status,
+) -> impl Iterator<Item = Finished> {
+    let both = command.second().into_iter().chain([slot]);
+    both.map(move |slot| Finished {
+        conn,
+        slot,
+        status,
+        buffer: None,
+    })
 }
+
+fn running_mut(running: &mut [Option<Running>], token: u64) -> Option<&mut Running> {
+    running.get_mut(usize::try_from(token).ok()?)?.as_mut()
+}
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use bowline_block::{Device, IoBuf};
-use bowline_nvme::{Nanos, Status};
+use bowline_nvme::Nanos;
 use bowline_nvmf::target::{ConnId, ExpiryReason, Handoff, Path, Target, TargetConfig};
 use bowline_reactor::{DetachError, Gather, ListenerId, Mailbox, Reactor, Service, SocketId};
 
@@ -83,7 +83,7 @@ pub struct TargetService<D: Device> {
     waiting: VecDeque<Waiting>,
     /// Buffers beside the pool, of each connection's own.
     reserve: Reserve,
-    /// A buffer kept for Compare.
+    /// A buffer kept for commands that need a second one.
     spare: Option<IoBuf>,
     finished: Vec<Finished>,
     /// Connections to be flushed at the end of the turn.
@@ -207,9 +207,8 @@ impl<D: Device> TargetService<D> {
     /// Ends commands that were handed out but never started, so that nobody waits for them.
     fn end_deferred(&mut self, now: Nanos, conn: ConnId, deferred: VecDeque<Waiting>) {
         for Waiting { slot, need, .. } in deferred {
-            if let Need::Execute(_) = need {
-                self.target
-                    .complete(now, conn, slot, Status::ABORTED_SQ_DELETION);
+            if let Need::Execute(command) = need {
+                self.give_up(now, conn, slot, &command);
             }
         }
     }

@@ -22,11 +22,16 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    fn is_compare(&self) -> bool {
+    /// Whether the command holds a buffer already while it waits for another, and so keeps it
+    /// from those it may be waiting for.
+    fn holds_buffer(&self) -> bool {
         let Need::Execute(command) = self.need else {
             return false;
         };
-        matches!(command.op, IoOp::Compare { .. })
+        matches!(
+            command.op,
+            IoOp::Compare { .. } | IoOp::CompareAndWrite { .. } | IoOp::Copy { .. }
+        )
     }
 }
 
@@ -133,10 +138,10 @@ impl<D: Device> TargetService<D> {
     /// can help.
     fn supply(&mut self, cx: &mut Reactor, now: Nanos, waiting: Waiting) {
         let bytes = self.need_bytes(&waiting.need);
-        // What needs nothing must not wait: it may be what gives the others' buffers back. A
-        // Compare has its data already, and waiting would keep that from others.
+        // What needs nothing must not wait: it may be what gives the others' buffers back. What
+        // holds a buffer already would keep it from others by waiting.
         if bytes > 0
-            && !waiting.is_compare()
+            && !waiting.holds_buffer()
             && let Some(link) = self.links.get_mut(waiting.conn)
             && (link.has_deferred() || link.queued > 0)
         {
@@ -195,7 +200,7 @@ impl<D: Device> TargetService<D> {
                 return;
             };
             let bytes = self.need_bytes(&waiting.need);
-            let may_try = bytes <= ceiling_bytes || waiting.is_compare();
+            let may_try = bytes <= ceiling_bytes || waiting.holds_buffer();
             if may_try && self.try_supply(cx, now, &waiting, ceiling_bytes).is_ok() {
                 self.waiting.remove(at);
                 if let Some(link) = self.links.get_mut(waiting.conn) {
@@ -208,9 +213,9 @@ impl<D: Device> TargetService<D> {
         }
     }
 
-    /// Keeps one of the largest buffers for Compare while there are connections. A Compare holds
-    /// its host's data while it needs room for the device's, so that Compares alone could use the
-    /// pool up and wait for each other.
+    /// Keeps one of the largest buffers for Compare and Copy while there are connections. They
+    /// hold what their host sent while they need room for the device's data, so that they alone
+    /// could use the pool up and wait for each other.
     fn keep_spare(&mut self, cx: &Reactor) {
         if self.links.len() == 0 {
             self.spare = None;
@@ -233,16 +238,15 @@ impl<D: Device> TargetService<D> {
         let &Waiting { conn, slot, need } = waiting;
         if self.links.get(conn).is_none() {
             // The connection is gone, but its end waits for every command handed out.
-            if let Need::Execute(_) = need {
-                self.target
-                    .complete(now, conn, slot, Status::ABORTED_SQ_DELETION);
+            if let Need::Execute(command) = need {
+                self.give_up(now, conn, slot, &command);
             }
             return Ok(());
         }
         let bytes = self.need_bytes(&need);
         let buffer = match bytes {
             0 => None,
-            _ if waiting.is_compare() => Some(self.second_buffer(cx, waiting, bytes)?),
+            _ if waiting.holds_buffer() => Some(self.second_buffer(cx, waiting, bytes)?),
             _ => Some(self.buffer_for(cx, conn, slot, bytes, ceiling_bytes)?),
         };
         let charge = buffer.as_ref().map(Charge::of).unwrap_or_default();
@@ -275,8 +279,9 @@ impl<D: Device> TargetService<D> {
                 }
                 link.charge(slot, charge);
                 let payload = link.take_buffer(slot);
-                let done = self.executor.start(conn, slot, &command, payload, scratch);
-                self.finished.extend(done);
+                let finished = &mut self.finished;
+                self.executor
+                    .start(conn, slot, &command, payload, scratch, finished);
             }
         }
         Ok(())
@@ -313,9 +318,9 @@ impl<D: Device> TargetService<D> {
         buffer.ok_or(Wait::Pool)
     }
 
-    /// The spare buffer, for a Compare.
+    /// The spare buffer, for who holds another.
     fn lend_spare(&mut self, waiting: &Waiting, bytes: usize) -> Option<IoBuf> {
-        let fits = |spare: &mut IoBuf| waiting.is_compare() && spare.len() >= bytes;
+        let fits = |spare: &mut IoBuf| waiting.holds_buffer() && spare.len() >= bytes;
         let mut spare = self.spare.take_if(fits)?;
         spare.truncate(bytes);
         Some(spare)
@@ -353,6 +358,15 @@ impl<D: Device> TargetService<D> {
             if let Some(digest) = digest {
                 gather.push_bytes(&digest.to_le_bytes());
             }
+        }
+    }
+
+    /// Ends a command that was handed out but never started, so that nobody waits for it.
+    pub(super) fn give_up(&mut self, now: Nanos, conn: ConnId, slot: SlotId, command: &IoCommand) {
+        let status = Status::ABORTED_SQ_DELETION;
+        self.target.complete(now, conn, slot, status);
+        if let Some(second) = command.second() {
+            self.target.complete(now, conn, second, status);
         }
     }
 

@@ -439,7 +439,7 @@ impl World {
             begin..begin + blocks as usize * BLOCK
         };
         match command.op {
-            IoOp::Read { lba, blocks } => {
+            IoOp::Read { lba, blocks, .. } => {
                 let data = self.disk[range(lba, blocks)].to_vec();
                 self.target_buffers.insert((conn, slot), data);
             }
@@ -447,12 +447,15 @@ impl World {
                 let data = &self.target_buffers[&(conn, slot)];
                 self.disk[range(lba, blocks)].copy_from_slice(data);
             }
-            IoOp::Compare { lba, blocks } => {
+            IoOp::Compare { lba, blocks, .. } => {
                 if self.disk[range(lba, blocks)] != self.target_buffers[&(conn, slot)] {
                     return Status::COMPARE_FAILURE.dnr();
                 }
             }
-            IoOp::Flush => {}
+            IoOp::Flush | IoOp::Verify { .. } => {}
+            IoOp::CompareAndWrite { .. } | IoOp::Copy { .. } => {
+                panic!("our host does not send {command:?}")
+            }
             IoOp::WriteZeroes { lba, blocks, .. } => self.disk[range(lba, blocks)].fill(0),
             IoOp::Deallocate { ranges } => {
                 let data = self.target_buffers[&(conn, slot)].clone();

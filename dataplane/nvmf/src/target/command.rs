@@ -353,6 +353,7 @@ impl Target {
         self.count(now, queue.controller, &sqe, io, status, internal || goes_on);
         if internal {
             self.flushed(now, queue.controller, status);
+            self.reap(now, id);
         } else if goes_on && matches!(state, State::Ready | State::Drain) {
             self.part_done(now, id, slot);
         } else if matches!(state, State::Ready | State::Drain) {

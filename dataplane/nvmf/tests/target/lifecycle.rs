@@ -128,6 +128,24 @@ fn shutdown_flushes_every_volatile_namespace_before_it_is_complete() {
     assert_eq!(glue.csts(admin), 0);
 }
 
+/// A host that went while the Flush of its shutdown was at a device left its admin connection
+/// behind: nobody looked again when the Flush came back. Each took a place among the connections.
+#[test]
+fn connection_lost_during_the_flush_of_a_shutdown_is_forgotten() {
+    let mut glue = Glue::new();
+    let (admin, _) = glue.admin();
+    glue.hold_io = true;
+    glue.set_cc(admin, CC_ENABLE | SHN_NORMAL);
+    glue.drop_socket(admin);
+    assert_eq!(
+        glue.target.connections().len(),
+        1,
+        "the Flush is at its device"
+    );
+    glue.finish_held();
+    assert!(glue.target.connections().is_empty());
+}
+
 #[test]
 fn failed_flush_makes_the_shutdown_a_fatal_one() {
     let mut glue = Glue::new();

@@ -11,10 +11,15 @@ use crate::{conformance, dependency_rule, tidy};
 
 /// Pinned, because a newer release may judge differently; installed once per version.
 const CARGO_DENY_VERSION: &str = "0.20.2";
+/// The one crate that is not a member of the workspace.
+const FUZZ_MANIFEST: &str = "dataplane/fuzz/Cargo.toml";
 
 pub(crate) fn run(workspace: &Workspace, tally: &mut Tally) {
     tally.check("lint: format", || {
-        process::run(&mut workspace.cargo(&["fmt", "--all", "--check"]))
+        process::run(&mut workspace.cargo(&["fmt", "--all", "--check"]))?;
+        // Not a member. Clippy sees what it fuzzes with as tests of `nvmf`.
+        let fuzz = ["fmt", "--manifest-path", FUZZ_MANIFEST, "--check"];
+        process::run(&mut workspace.cargo(&fuzz))
     });
     tally.check("lint: clippy", || {
         let arguments = [
@@ -52,6 +57,12 @@ fn deny(workspace: &Workspace, tally: &mut Tally) {
                     process::run(command.current_dir(workspace.root()))
                 });
             }
+            tally.check("lint: deny fuzz", || {
+                let mut command = std::process::Command::new(&program);
+                command.args(["--locked", "--manifest-path", FUZZ_MANIFEST, "check"]);
+                command.args(["--config", "deny.toml", "bans", "licenses", "sources"]);
+                process::run(command.current_dir(workspace.root()))
+            });
         }
         Err(error) => tally.unavailable("lint: deny", &format!("{error:#}")),
     }

@@ -8,6 +8,7 @@ mod conformance;
 mod debian;
 mod dependency_rule;
 mod e2e;
+mod fuzz;
 mod lint;
 mod process;
 mod tally;
@@ -32,7 +33,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything: lint, all tests, figures, the sanitizer, then a real Linux host.
+    /// Everything: lint, all tests, figures, the sanitizer, the fuzzer, then a real Linux host.
     Test,
     /// Formatting, clippy, dependency rule, cargo-deny and tidy rules.
     Lint,
@@ -40,6 +41,17 @@ enum Command {
     Unit,
     /// The tests of the crates with unsafe code under AddressSanitizer.
     Asan,
+    /// The protocol machines under a fuzzer: the kept corpus, then a fixed number of inputs.
+    Fuzz {
+        /// Only these targets; all when absent.
+        targets: Vec<String>,
+        /// Search with a random seed for so many seconds per target, and keep what is found.
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// Then reduce the corpus, and what searches found, to what covers the same.
+        #[arg(long)]
+        merge: bool,
+    },
     /// End-to-end checks against a real peer.
     E2e {
         #[command(subcommand)]
@@ -81,6 +93,7 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
             lint::run(workspace, tally);
             unit(workspace, tally);
             cargo_tests::address_sanitizer(workspace, tally);
+            fuzz::run(workspace, tally, &fuzz::Wishes::default());
             if e2e::kernel(workspace, tally, None, false) {
                 conformance::check_e2e(workspace, tally);
             }
@@ -88,6 +101,18 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
         Command::Lint => lint::run(workspace, tally),
         Command::Unit => unit(workspace, tally),
         Command::Asan => cargo_tests::address_sanitizer(workspace, tally),
+        Command::Fuzz {
+            targets,
+            seconds,
+            merge,
+        } => {
+            let wishes = fuzz::Wishes {
+                targets: targets.clone(),
+                seconds: *seconds,
+                merge: *merge,
+            };
+            fuzz::run(workspace, tally, &wishes);
+        }
         Command::E2e {
             peer: Peer::Kernel { kernel, keep },
         } => {

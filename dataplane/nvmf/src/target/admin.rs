@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use bowline_nvme::feature::SetFeatures;
+use bowline_nvme::feature::{GetFeatures, Select, SetFeatures, id as fid};
 use bowline_nvme::opcode::admin;
-use bowline_nvme::{CommandId, Nanos, Sqe, Status};
+use bowline_nvme::{CommandId, NamespaceId, Nanos, Sqe, Status};
 
 use super::Target;
 use super::command::{IDENTIFY_BYTES, Plan};
@@ -40,7 +40,7 @@ impl Target {
             let fid = SetFeatures::decode(sqe).fid;
             let abilities = feature::abilities(kind, volatile_cache, fid);
             if let Err(status) = self.check_feature_access(key, sqe, abilities) {
-                return self.refuse_parameter(id, slot, status);
+                return Plan::refuse(status);
             }
         }
         let plan = match sqe.opcode() {
@@ -67,7 +67,7 @@ impl Target {
             }
             _ => Err(Status::INVALID_OPCODE.dnr()),
         };
-        plan.unwrap_or_else(|status| self.refuse_parameter(id, slot, status))
+        plan.unwrap_or_else(Plan::refuse)
     }
 
     fn async_event_request(&mut self, now: Nanos, key: Key, slot: SlotId) -> Result<Plan, Status> {
@@ -114,6 +114,7 @@ impl Target {
     }
 
     fn get_features(&self, now: Nanos, key: Key, sqe: &Sqe) -> Result<Plan, Status> {
+        self.check_error_recovery(key, sqe)?;
         let controller = self.controllers.get(key).ok_or(Status::INTERNAL)?;
         let result = controller.get_features(self.surroundings(now), sqe, &mut [])?;
         Ok(Plan::Respond(Status::SUCCESS, u64::from(result)))
@@ -127,10 +128,32 @@ impl Target {
         data: &[u8],
     ) -> Result<u32, Status> {
         let around = self.surroundings(now);
+        if sqe.nsid() != NamespaceId::BROADCAST {
+            self.check_error_recovery(key, sqe)?;
+        }
         let controller = self.controllers.get_mut(key).ok_or(Status::INTERNAL)?;
         let result = controller.set_features(around, sqe, data)?;
         self.arm_controller(key);
         Ok(result)
+    }
+
+    /// Error Recovery belongs to a namespace, which must be there. [BASE-2.0 §5.27.1.4]
+    fn check_error_recovery(&self, key: Key, sqe: &Sqe) -> Result<(), Status> {
+        // CDW10 is the same in Get Features, and its Select is where this has reserved bits.
+        let get = GetFeatures::decode(sqe);
+        if get.fid != fid::ERROR_RECOVERY || get.select == Select::Capabilities {
+            return Ok(());
+        }
+        let subsystem = self
+            .controllers
+            .get(key)
+            .and_then(|controller| self.subsystems.get(controller.subsystem?)?.as_ref());
+        match subsystem {
+            Some(it) if it.namespaces.get(sqe.nsid().0).is_none() => {
+                Err(Status::INVALID_NAMESPACE.dnr())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The data of an admin command is here; only Set Features brings any.

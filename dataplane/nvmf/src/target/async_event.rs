@@ -72,6 +72,15 @@ impl AsyncEvents {
         }
     }
 
+    /// Takes what the host wants to hear of from now on; of the rest nothing is reported any more.
+    pub(super) fn configure(&mut self, config: AsyncEventConfig) {
+        self.config = config;
+        let unwanted = |event: &Event| !config.contains(event.enable());
+        for event in Event::ALL.into_iter().filter(unwanted) {
+            self.pending &= !event.bit();
+        }
+    }
+
     /// Takes an Asynchronous Event Request; false if there are too many.
     pub(super) fn request(&mut self, slot: SlotId) -> bool {
         let room = self.requests.len() < REQUESTS_MAX;
@@ -159,6 +168,17 @@ mod tests {
         assert_eq!(events.deliver(), None);
         events.raise(Event::DiscoveryChanged);
         assert_eq!(events.deliver(), Some((SlotId(0), 0x0070_F002)));
+    }
+
+    #[test]
+    fn event_no_longer_wanted_is_not_reported() {
+        let mut events = enabled();
+        events.raise(Event::NamespaceChanged);
+        events.configure(AsyncEventConfig::default());
+        assert!(events.request(SlotId(0)));
+        assert_eq!(events.deliver(), None);
+        events.configure(AsyncEventConfig::NAMESPACE_ATTRIBUTE);
+        assert_eq!(events.deliver(), None, "it was not wanted when it was");
     }
 
     #[test]

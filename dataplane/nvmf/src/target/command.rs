@@ -8,6 +8,7 @@ use bowline_nvme::{Fuse, NamespaceId, Nanos, QueueId, Sqe, Status};
 use super::Target;
 use super::connection::{Pending, State, is_connect};
 use super::controller::{Controller, Phase};
+use super::error_log::lba_of;
 use super::io::{self, IoPlan, NSID_AT, Refusal, Terms};
 use super::output::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
 use super::property::Change;
@@ -39,8 +40,6 @@ impl Plan {
 pub(super) const IDENTIFY_BYTES: u32 = 4096;
 const CONNECT_BYTES: u32 = 1024;
 const CONTROL_BYTES_MAX: u32 = 8192;
-/// The SQE bytes of CDW10, where most parameters are.
-const CDW10_AT: u16 = 40;
 const PSDT_AT: u16 = 1;
 
 impl Target {
@@ -442,9 +441,13 @@ impl Target {
                 .subsystem
                 .and_then(|at| self.subsystems.get_mut(at)?.as_mut())
                 .map_or(controller.errors.count + 1, |it| it.health.next_error());
+            let location = controller.parameter_at(sqe, status);
             controller.errors.add(ErrorLogEntry {
-                parameter_error_location: command.error_at,
-                lba: if queue.qid == 0 { 0 } else { sqe.slba() },
+                parameter_error_location: match command.error_at {
+                    ErrorLogEntry::NO_LOCATION if queue.qid == 0 => location,
+                    noted => noted,
+                },
+                lba: if queue.qid == 0 { 0 } else { lba_of(sqe) },
                 nsid: if sqe.opcode() == opcode::admin::FABRICS {
                     NamespaceId::NONE
                 } else {
@@ -475,12 +478,6 @@ impl Target {
         if let Some(slot) = slot {
             slot.command.namespace = namespace;
         }
-    }
-
-    /// A command was refused for something in CDW10.
-    pub(super) fn refuse_parameter(&mut self, id: ConnId, slot: SlotId, status: Status) -> Plan {
-        self.note_position(id, slot, CDW10_AT);
-        Plan::refuse(status)
     }
 }
 

@@ -189,7 +189,9 @@ impl Controller {
                 Ok(0)
             }
             id::ASYNC_EVENT_CONFIG => {
-                self.events.config = AsyncEventConfig(value).intersection(self.events_supported());
+                let supported = self.events_supported();
+                self.events
+                    .configure(AsyncEventConfig(value).intersection(supported));
                 Ok(0)
             }
             id::TIMESTAMP => self.features.set_timestamp(around.now, data),

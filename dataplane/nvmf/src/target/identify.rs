@@ -122,7 +122,7 @@ impl View<'_> {
 
     fn discovery_controller(&self, common: IdentifyController) -> IdentifyController {
         IdentifyController {
-            sn: pad("discovery"),
+            sn: self.discovery_serial(),
             oaes: AsyncEventConfig::DISCOVERY_CHANGE.0,
             cntrltype: IdentifyController::CNTRLTYPE_DISCOVERY,
             lpa: IdentifyController::LPA_EXTENDED,
@@ -132,6 +132,18 @@ impl View<'_> {
             dctype: 1,
             ..common
         }
+    }
+
+    /// The well-known subsystem is the same everywhere; one with a name of its own is told from
+    /// others by a hash of it (FNV-1a).
+    fn discovery_serial(&self) -> [u8; 20] {
+        let Some(name) = &self.config.discovery_nqn else {
+            return pad("discovery");
+        };
+        let hash = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+        });
+        pad(&format!("{hash:016x}"))
     }
 
     fn io_controller(
@@ -177,6 +189,8 @@ impl View<'_> {
             elpe: u8::try_from(error_log::ENTRIES - 1).unwrap_or(u8::MAX),
             wctemp: WCTEMP,
             cctemp: CCTEMP,
+            // All of it belongs to namespaces: hosts can make none.
+            tnvmcap: namespaces.iter().map(capacity).sum(),
             sqes: IdentifyController::SQES_64,
             cqes: IdentifyController::CQES_16,
             maxcmd: self.config.io_queue_entries_max,
@@ -300,7 +314,7 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
         },
         nawun: atomic,
         nawupf: atomic,
-        nvmcap: u128::from(geometry.blocks) << geometry.block_shift(),
+        nvmcap: capacity(namespace),
         npdg: deallocate,
         npda: deallocate,
         nows: zero_based(geometry.optimal_io_blocks),
@@ -313,6 +327,11 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
         lbaf,
         ..IdentifyNamespace::default()
     }
+}
+
+/// In bytes.
+fn capacity(namespace: &Namespace) -> u128 {
+    u128::from(namespace.geometry.blocks) << namespace.geometry.block_shift()
 }
 
 fn independent(namespace: &Namespace) -> IndependentNamespace {

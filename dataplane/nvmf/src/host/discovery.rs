@@ -214,6 +214,8 @@ fn header_of(data: &[u8]) -> Result<DiscoveryHeader, DiscoveryError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// A log of `entries` entries, each telling its index in its port.
@@ -306,5 +308,31 @@ mod tests {
             Err(DiscoveryError::Failed(failed))
         );
         assert!(reader.handle(Status::SUCCESS, &[1; 10]).is_err());
+    }
+
+    proptest! {
+        /// Whatever a target answers, reading ends after a bounded number of commands, and no
+        /// more entries are kept than the reader was told to take.
+        #[test]
+        fn hostile_target_can_neither_hold_nor_fill_the_reader(
+            answers in prop::collection::vec((0u64..4, 0u64..14, 0usize..5000), 1..50),
+            chunk in 0u32..8192,
+        ) {
+            const ENTRIES_MAX: usize = 10;
+            let mut reader = DiscoveryReader::new(chunk, ENTRIES_MAX);
+            let mut commands = 0;
+            while let Some((_, len)) = reader.command() {
+                let (genctr, numrec, given) = answers[commands % answers.len()];
+                let header = DiscoveryHeader { genctr, numrec, recfmt: 0 };
+                let mut data = header.to_bytes().to_vec();
+                data.resize(given.min(len as usize), 0);
+                commands += 1;
+                prop_assert!(commands <= 1 + 10 * (ENTRIES_MAX + 2));
+                if reader.handle(Status::SUCCESS, &data).is_err() {
+                    break;
+                }
+                prop_assert!(reader.entries.len() <= ENTRIES_MAX);
+            }
+        }
     }
 }

@@ -184,10 +184,8 @@ fn newest(glue: &mut Glue, admin: ConnId) -> ErrorLogEntry {
     ErrorLogEntry::decode(log.first_chunk().expect("64"))
 }
 
-#[test]
-fn error_log_says_where_in_the_command_the_fault_is() {
-    let mut glue = Glue::new();
-    let (admin, queue) = glue.queues(Digests::NONE);
+/// Admin commands that are refused, and the byte (and bit) at fault.
+fn refused() -> Vec<(Sqe, u16)> {
     let identify = |cns, csi| {
         Identify {
             csi,
@@ -212,7 +210,7 @@ fn error_log_says_where_in_the_command_the_fault_is() {
     let smart = GetLogPage::range(lid::SMART, 0, 4);
     let page = Sgl::transport(4096);
     let dword = Sgl::transport(4);
-    for (sqe, at) in [
+    vec![
         (identify(0x17, 0).with_sgl1(page), 40),
         (identify(cns::COMMAND_SET_CONTROLLER, 2).with_sgl1(page), 47),
         (
@@ -252,7 +250,14 @@ fn error_log_says_where_in_the_command_the_fault_is() {
         ),
         (save.encode().with_sgl1(Sgl::transport(0)), 43 | 7 << 8),
         (Sqe::new(0xC1).with_sgl1(Sgl::transport(0)), 0),
-    ] {
+    ]
+}
+
+#[test]
+fn error_log_says_where_in_the_command_the_fault_is() {
+    let mut glue = Glue::new();
+    let (admin, queue) = glue.queues(Digests::NONE);
+    for (sqe, at) in refused() {
         let cid = glue.send(admin, sqe);
         let status = glue.reply(admin).cqe().status;
         assert!(!status.is_success(), "{sqe:?}");

@@ -16,7 +16,8 @@ use crate::dataplane::DataplaneFlags;
 use crate::dev::DevFlags;
 use crate::error::CliError;
 use crate::manage::{
-    AnaCommand, ConnectionCommand, HostCommand, NamespaceCommand, SubsystemCommand,
+    AnaCommand, ConnectionCommand, ControllerCommand, HostCommand, NamespaceCommand,
+    ReferralCommand, StatisticsCommand, SubsystemCommand,
 };
 
 /// Version of the executable.
@@ -45,7 +46,10 @@ enum Command {
     Namespace(NamespaceCommand),
     Host(HostCommand),
     Ana(AnaCommand),
+    Referral(ReferralCommand),
+    Controller(ControllerCommand),
     Connection(ConnectionCommand),
+    Statistics(StatisticsCommand),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +78,9 @@ fn run(command: Command, matches: &ArgMatches) -> Result<(), CliError> {
         Command::Namespace(command) => manage::block_on(command.run()),
         Command::Ana(command) => manage::block_on(command.run()),
         Command::Host(command) => manage::block_on(command.run()),
+        Command::Referral(command) => manage::block_on(command.run()),
+        Command::Controller(command) => manage::block_on(command.run()),
+        Command::Statistics(command) => manage::block_on(command.run()),
         Command::Connection(command) => manage::block_on(command.run()),
     }
 }

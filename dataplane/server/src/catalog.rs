@@ -2,6 +2,7 @@
 //! each its own part. Plain data; nothing here talks to anybody.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -34,10 +35,21 @@ impl Origin {
     }
 }
 
-/// Subsystems by NQN.
+/// Subsystems by NQN, and where else hosts may look.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
+    /// By address.
+    pub(crate) referrals: BTreeMap<SocketAddr, Referral>,
     pub(crate) subsystems: BTreeMap<String, Subsystem>,
+}
+
+/// Another discovery subsystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Referral {
+    pub(crate) nqn: String,
+    /// It is known to take persistent connections.
+    pub(crate) persistent_connections: bool,
+    pub(crate) origin: Origin,
 }
 
 #[derive(Debug)]
@@ -161,7 +173,7 @@ impl Catalog {
             .map(|(nqn, nsid, _)| (nqn, nsid))
     }
 
-    /// What discovery tells: every subsystem at every address that is advertised.
+    /// What discovery tells: every subsystem at every address that is advertised, and the referrals.
     pub(crate) fn discovery(&self, portals: &[Portal]) -> Vec<DiscoveryRecord> {
         // With --advertise every portal has the same address, which is told once.
         let mut told: Vec<&Portal> = Vec::with_capacity(portals.len());
@@ -182,7 +194,19 @@ impl Catalog {
                 hosts: subsystem.access.allowed(),
             })
         });
-        records.collect()
+        let referrals = self
+            .referrals
+            .iter()
+            .map(|(address, referral)| DiscoveryRecord {
+                kind: DiscoveryKind::Referral {
+                    persistent: referral.persistent_connections,
+                },
+                subnqn: referral.nqn.clone(),
+                address: *address,
+                port_id: 0,
+                hosts: Hosts::Any,
+            });
+        records.chain(referrals).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can be said about a configuration without touching the system.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 
 use bowline_nvme::nqn;
 use bowline_nvmf::target::{CNTLID_MAX, NSID_MAX};
@@ -95,6 +96,27 @@ impl Config {
                     "write it like nqn.2026-11.io.bowline:node:drive",
                 )
             })?;
+        }
+        if let Some(nqn) = &self.discovery_nqn {
+            check_subsystem_nqn(nqn).map_err(|why| {
+                StartError::config(
+                    format!("--discovery-nqn {nqn:?} is not possible: {why}"),
+                    "write it like nqn.2026-11.io.bowline:node:discovery, or leave it out",
+                )
+            })?;
+        }
+        let mut addresses = HashSet::new();
+        for referral in &self.referrals {
+            let (address, nqn) = (referral.address, referral.nqn.as_deref());
+            check_referral(address, nqn).map_err(|(message, hint)| {
+                StartError::config(format!("--referral: {message}"), hint)
+            })?;
+            if !addresses.insert(address) {
+                return Err(StartError::config(
+                    format!("--referral {address} is given twice"),
+                    "leave one out",
+                ));
+            }
         }
         for host in self.hosts.iter().filter(|host| *host != ANY_HOST) {
             check_host_nqn(host).map_err(|why| {
@@ -211,6 +233,24 @@ pub(crate) fn check_namespaces_max(most: u32) -> Result<(), Wrong> {
     }
     let message = format!("{most} namespaces are not possible");
     Err((message, format!("write 1 to {NSID_MAX}")))
+}
+
+/// Another discovery subsystem, with its own NQN or the well-known one.
+pub(crate) fn check_referral(address: SocketAddr, nqn: Option<&str>) -> Result<(), Wrong> {
+    if address.port() == 0 || address.ip().is_unspecified() {
+        let message = format!("{address} is no address that a host can reach");
+        return Err((message, "write it like 192.0.2.9:8009".to_owned()));
+    }
+    match nqn.map(check_host_nqn) {
+        None | Some(Ok(())) => Ok(()),
+        Some(Err(why)) => {
+            let message = format!("NQN {:?} is not possible: {why}", nqn.unwrap_or_default());
+            Err((
+                message,
+                "leave it out for the well-known discovery NQN".to_owned(),
+            ))
+        }
+    }
 }
 
 /// An NQN that a subsystem may have: valid, not the discovery one, and without "/",

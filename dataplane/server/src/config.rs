@@ -49,6 +49,11 @@ pub struct Config {
     pub uuid: Option<[u8; 16]>,
     /// NGUID of namespace 1; `None` derives it from NQN and NSID.
     pub nguid: Option<[u8; 16]>,
+    /// NQN of the discovery subsystem besides the well-known one; `None` derives it from node and
+    /// first listener.
+    pub discovery_nqn: Option<String>,
+    /// Other discovery subsystems that hosts are pointed to.
+    pub referrals: Vec<Referral>,
     /// Who may connect to it. Nobody is allowed by default.
     pub hosts: Vec<String>,
     /// CPUs, one pinned reactor each; empty runs one reactor that is not pinned.
@@ -61,6 +66,17 @@ pub struct Config {
     pub allow_paths: Vec<PathBuf>,
     /// Limits towards hosts.
     pub limits: Limits,
+}
+
+/// Another discovery subsystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Referral {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Its NQN; `None` is the well-known one.
+    pub nqn: Option<String>,
+    /// It is known to take persistent connections.
+    pub persistent_connections: bool,
 }
 
 /// What backs a namespace.

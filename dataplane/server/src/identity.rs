@@ -64,6 +64,15 @@ pub(crate) fn default_memory_nqn(node: &str, bound: Option<SocketAddr>) -> Strin
     named(node, MEMORY, address.as_bytes())
 }
 
+/// The default NQN of a data plane's own discovery subsystem: what tells two of a node apart is
+/// where they listen.
+pub(crate) fn default_discovery_nqn(node: &str, bound: Option<SocketAddr>) -> String {
+    let address = bound.map(|bound| bound.to_string()).unwrap_or_default();
+    let text = [b"discovery\0", node.as_bytes(), b"\0", address.as_bytes()].concat();
+    let hash = &Uuid::new_v5(&ROOT, &text).simple().to_string()[..HASH_DIGITS];
+    format!("{NQN_PREFIX}:{}:discovery-{hash}", nqn_part(node))
+}
+
 /// The name by which a device is known for longest. Of a block device that is the one given:
 /// links such as those in /dev/disk/by-id stay, what they lead to is new after each start of
 /// the machine. Of a file it is the one without links.
@@ -173,6 +182,9 @@ mod tests {
             default_memory_nqn("", Some(([127, 0, 0, 1], 4420).into())),
             "nqn.2026-11.io.bowline:unnamed:memory-3bd62c02"
         );
+        let discovery = |port| default_discovery_nqn("n", Some(([127, 0, 0, 1], port).into()));
+        assert!(discovery(4420).starts_with("nqn.2026-11.io.bowline:n:discovery-"));
+        assert_ne!(discovery(4420), discovery(4421));
     }
 
     #[test]

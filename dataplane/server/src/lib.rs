@@ -35,7 +35,7 @@ mod view;
 
 pub use config::{
     AnaState, BackingConfig, Config, IN_CAPSULE_DATA_BYTES, IoBackend, Limits, MAX_TRANSFER_BYTES,
-    MEMORY_BLOCK_BYTES, PollMode, QUEUE_DEPTH,
+    MEMORY_BLOCK_BYTES, PollMode, QUEUE_DEPTH, Referral,
 };
 pub use error::{RunError, StartError};
 pub use process::{Ready, run};

@@ -2,6 +2,7 @@
 //! subsystem, then recorded in the catalog and told to discovery. One at a time.
 
 mod ana;
+mod referral;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -572,7 +573,7 @@ fn limit(what: &str, most: impl std::fmt::Display) -> Failure {
 }
 
 /// What the protocol machine refused although it was checked before.
-pub(crate) fn refused(name: &str, error: ConfigError) -> Failure {
+fn refused(name: &str, error: ConfigError) -> Failure {
     let reason = match error {
         ConfigError::SubsystemExists => Reason::AlreadyExists,
         ConfigError::NoSubsystem | ConfigError::NoNamespace => Reason::NotFound,

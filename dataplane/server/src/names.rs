@@ -1,6 +1,8 @@
 //! Resource names of the management API: `subsystems/{nqn}/…`. An NQN may hold
 //! any character but "/", which [`check_nqn`] refuses, so names split in one way.
 
+use std::net::SocketAddr;
+
 use bowline_api::Failure;
 
 /// Name of the only resource that is not in a collection.
@@ -13,6 +15,7 @@ const SUBSYSTEMS: &str = "subsystems/";
 const NAMESPACES: &str = "/namespaces/";
 const HOSTS: &str = "/hosts/";
 const ANA_GROUPS: &str = "/anaGroups/";
+const REFERRALS: &str = "referrals/";
 
 /// The parent of a list: one subsystem, or all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +59,15 @@ pub(crate) fn ana_group(nqn: &str, id: u32) -> String {
 
 pub(crate) fn controller(nqn: &str, cntlid: u16) -> String {
     format!("{SUBSYSTEMS}{nqn}/controllers/{cntlid}")
+}
+
+pub(crate) fn referral(address: SocketAddr) -> String {
+    format!("{REFERRALS}{address}")
+}
+
+pub(crate) fn parse_referral(field: &'static str, name: &str) -> Result<SocketAddr, Failure> {
+    let address = name.strip_prefix(REFERRALS).and_then(|it| it.parse().ok());
+    address.ok_or_else(|| malformed(field, name, "referrals/{address}:{port}"))
 }
 
 pub(crate) fn parse_subsystem<'a>(field: &'static str, name: &'a str) -> Result<&'a str, Failure> {

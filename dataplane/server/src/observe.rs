@@ -93,6 +93,9 @@ fn controller(nqn: &str, snapshot: &ControllerSnapshot) -> api::Controller {
         io_queue_count: view::count(snapshot.io_queues.len()),
         ready: snapshot.ready,
         connect_time: Some(view::timestamp(wall_time(snapshot.created))),
+        last_command_time: Some(view::timestamp(wall_time(snapshot.last_command))),
+        executing_command_count: i32::try_from(snapshot.executing).unwrap_or(i32::MAX),
+        error_log_entry_count: view::bytes(snapshot.error_log_entries),
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Prepared {
     pub(crate) opened: Opened,
     /// NQN of the first subsystem.
     pub(crate) nqn: String,
+    /// NQN of the discovery subsystem of this data plane alone.
+    pub(crate) discovery_nqn: String,
 }
 
 impl Prepared {
@@ -48,6 +50,17 @@ impl Prepared {
             }
             None => config.backing.clone(),
         };
+        let bound = sockets.nvme.first().map(|(portal, _)| portal.bound);
+        let discovery_nqn = match &config.discovery_nqn {
+            Some(nqn) => nqn.clone(),
+            None => identity::default_discovery_nqn(&config.node, bound),
+        };
+        if discovery_nqn == nqn {
+            return Err(StartError::config(
+                format!("{nqn} is the NQN of a subsystem and of the discovery subsystem"),
+                "give --nqn and --discovery-nqn names of their own",
+            ));
+        }
         Ok(Self {
             config,
             allow,
@@ -55,6 +68,7 @@ impl Prepared {
             backing,
             opened,
             nqn,
+            discovery_nqn,
         })
     }
 }

@@ -80,10 +80,11 @@ async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError
     };
     let config = &prepared.config;
     let (ended, ends) = mpsc::channel(config.cores.len().max(1));
-    let fleet = Arc::new(Fleet::start(config, &target_config(config), &ended)?);
+    let target = target_config(config, &prepared.discovery_nqn);
+    let fleet = Arc::new(Fleet::start(config, &target, &ended)?);
     drop(ended);
     let reactors = Arc::clone(&fleet);
-    match DataPlane::assemble(prepared, fleet, ends, signals).await {
+    match DataPlane::assemble(prepared, target, fleet, ends, signals).await {
         Ok(plane) => plane.serve(ready).await,
         Err(error) => {
             reactors.stop();
@@ -93,7 +94,7 @@ async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError
 }
 
 /// What the protocol machines are told.
-fn target_config(config: &Config) -> TargetConfig {
+fn target_config(config: &Config, discovery_nqn: &str) -> TargetConfig {
     // Controller IDs start somewhere else after each start, so that a host which missed
     // the restart does not find its old controller's number. [BASE-2.0 CNTLID]
     let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
@@ -101,6 +102,7 @@ fn target_config(config: &Config) -> TargetConfig {
         icd_bytes: config.limits.in_capsule_data_bytes,
         mdts_bytes: config.limits.max_transfer_bytes,
         io_queue_entries_max: config.limits.queue_depth,
+        discovery_nqn: Some(discovery_nqn.to_owned()),
         seed,
         ..TargetConfig::default()
     }
@@ -120,6 +122,7 @@ struct DataPlane {
 impl DataPlane {
     async fn assemble(
         prepared: Prepared,
+        target: TargetConfig,
         fleet: Arc<Fleet>,
         ends: mpsc::Receiver<Ended>,
         signals: Signals,
@@ -132,6 +135,7 @@ impl DataPlane {
             backing,
             opened,
             nqn,
+            discovery_nqn: _,
         } = prepared;
         let Sockets { nvme, rpc, metrics } = sockets;
         let ready = Ready {
@@ -152,6 +156,12 @@ impl DataPlane {
         first_subsystem(&mut manager, &config, &nqn, device, opened)
             .await
             .map_err(StartError::Backing)?;
+        for referral in &config.referrals {
+            manager
+                .create_referral(referral, Origin::Start)
+                .await
+                .map_err(StartError::Backing)?;
+        }
         for (index, (portal, listener)) in nvme.into_iter().enumerate() {
             let owner = index % fleet.members.len();
             let listened = fleet
@@ -166,7 +176,7 @@ impl DataPlane {
             })?;
         }
         warn_where_exposed(&ready);
-        let management = Management::new(manager, config.node);
+        let management = Management::new(manager, config.node, target);
         Ok(Self {
             management,
             fleet,

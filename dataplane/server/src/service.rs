@@ -4,6 +4,7 @@
 
 mod ana;
 mod namespace;
+mod referral;
 mod subsystem;
 
 use std::future::Future;
@@ -15,12 +16,12 @@ use std::time::SystemTime;
 use bowline_api::dataplane::v1 as api;
 use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneService;
 use bowline_api::{Failure, Reason};
+use bowline_nvmf::target::TargetConfig;
 use prost::Message;
 use tokio::sync::Mutex;
 use tonic::{Request, Response, Status};
 
 use crate::catalog::Origin;
-use crate::config::AnaState;
 use crate::fleet::Member;
 use crate::manage::Manager;
 use crate::names::{self, ANY_HOST, Counted, DATA_PLANE, Parent};
@@ -34,6 +35,8 @@ pub(crate) struct State {
     pub(crate) manager: Manager,
     pub(crate) requests: Requests,
     pub(crate) node: String,
+    /// What the protocol machines were told, with their limits applied.
+    pub(crate) target: TargetConfig,
     pub(crate) started: SystemTime,
 }
 
@@ -44,12 +47,13 @@ pub(crate) struct Management {
 }
 
 impl Management {
-    pub(crate) fn new(manager: Manager, node: String) -> Self {
+    pub(crate) fn new(manager: Manager, node: String, target: TargetConfig) -> Self {
         let started = SystemTime::now();
         let state = State {
             manager,
             requests: Requests::default(),
             node,
+            target,
             started,
         };
         Self {
@@ -385,15 +389,11 @@ impl DataPlaneService for Management {
     ) -> Result<Response<api::AnaGroup>, Status> {
         let request = request.into_inner();
         let id = request.request_id.clone();
-        let shared = Arc::clone(&self.state);
         self.once("SetAnaState", id, request, |manager, request| {
             Box::pin(async move {
                 let (nqn, id) = names::parse_ana_group("name", &request.name)?;
                 let wanted = ana::state("state", request.state)?;
                 let group = manager.set_ana_state(nqn, id, wanted).await?;
-                if wanted == AnaState::Change {
-                    ana::end_change(shared, nqn.to_owned(), &group);
-                }
                 Ok(view::ana_group(nqn, &group))
             })
         })
@@ -413,6 +413,49 @@ impl DataPlaneService for Management {
                 manager.set_ana_group(nqn, nsid, group).await?;
                 let (_, namespace) = manager.namespace(nqn, nsid)?;
                 Ok(view::namespace(nqn, nsid, namespace))
+            })
+        })
+        .await
+    }
+
+    async fn list_referrals(
+        &self,
+        request: Request<api::ListReferralsRequest>,
+    ) -> Result<Response<api::ListReferralsResponse>, Status> {
+        let request = request.into_inner();
+        let page = Page::parse(request.page_size, &request.page_token, "referrals")?;
+        let state = self.state.lock().await;
+        let (referrals, next_page_token) = page.cut(referral::keyed(&state.manager.catalog));
+        Ok(Response::new(api::ListReferralsResponse {
+            referrals,
+            next_page_token,
+        }))
+    }
+
+    async fn create_referral(
+        &self,
+        request: Request<api::CreateReferralRequest>,
+    ) -> Result<Response<api::Referral>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.once("CreateReferral", id, request, |manager, request| {
+            Box::pin(referral::create(manager, request))
+        })
+        .await
+    }
+
+    async fn delete_referral(
+        &self,
+        request: Request<api::DeleteReferralRequest>,
+    ) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.once("DeleteReferral", id, request, |manager, request| {
+            Box::pin(async move {
+                let address = names::parse_referral("name", &request.name)?;
+                let origin = manager.delete_referral(address).await?;
+                tracing::info!(%address, "referral removed{}", origin.undone());
+                Ok(())
             })
         })
         .await
@@ -511,6 +554,8 @@ impl State {
                 .map(reactor)
                 .collect(),
             allowed_paths: manager.allow.roots().iter().map(path).collect(),
+            discovery_nqn: self.target.discovery_name().to_owned(),
+            limits: Some(view::limits(&self.target)),
         }
     }
 

@@ -1,12 +1,13 @@
 //! What is served, as the messages of the management API.
 
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use bowline_api::dataplane::v1 as api;
-use bowline_nvmf::target::AnaState;
+use bowline_nvmf::target::{AnaState, TargetConfig};
 use uuid::Uuid;
 
-use crate::catalog::{Namespace, Origin, Subsystem};
+use crate::catalog::{Namespace, Origin, Referral, Subsystem};
 use crate::config::BackingConfig;
 use crate::manage::AnaGroup;
 use crate::names;
@@ -104,6 +105,27 @@ pub(crate) fn host(nqn: &str, host: &str, origin: Origin) -> api::Host {
         name: names::host(nqn, host),
         nqn: host.to_owned(),
         persistent: origin.is_persistent(),
+    }
+}
+
+pub(crate) fn referral(address: SocketAddr, referral: &Referral) -> api::Referral {
+    api::Referral {
+        name: names::referral(address),
+        address: address.to_string(),
+        nqn: referral.nqn.clone(),
+        persistent_connections: referral.persistent_connections,
+        persistent: referral.origin.is_persistent(),
+    }
+}
+
+pub(crate) fn limits(config: &TargetConfig) -> api::Limits {
+    api::Limits {
+        max_transfer_bytes: number(config.mdts_bytes),
+        in_capsule_data_bytes: number(config.icd_bytes),
+        queue_entry_count: i32::from(config.io_queue_entries_max),
+        io_queue_max_count: i32::from(config.io_queues_max),
+        connection_max_count: number(config.connections_max),
+        unassociated_connection_max_count: number(config.unassociated_per_address_max),
     }
 }
 

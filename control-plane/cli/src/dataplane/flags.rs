@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 pub(crate) use values::{
     Address, AnaFlag, BlockSize, CntlidRange, Cores, Engine, Identifier, IoFlag, PollFlag,
+    ReferralFlag,
 };
 
 use crate::error::CliError;
@@ -146,6 +147,29 @@ pub(crate) struct DataplaneFlags {
         help_heading = "NVMe"
     )]
     pub(crate) nqn: Option<String>,
+
+    /// NQN of the discovery subsystem of this data plane, besides the well-known one
+    /// [default: nqn.2026-11.io.bowline:<node>:discovery-<hash of its first listener>].
+    #[arg(
+        long,
+        value_name = "NQN",
+        env = "BOWLINE_DISCOVERY_NQN",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) discovery_nqn: Option<String>,
+
+    /// Another discovery subsystem that hosts are pointed to, with its NQN if it is not the
+    /// well-known one; may be repeated; the port is 8009 unless given.
+    #[arg(
+        long,
+        value_name = "ADDR[:PORT][=NQN]",
+        env = "BOWLINE_REFERRAL",
+        hide_env = true,
+        value_delimiter = ','
+    )]
+    #[arg(help_heading = "NVMe")]
+    pub(crate) referral: Vec<ReferralFlag>,
 
     /// Serial number of the subsystem, 1 to 20 characters [default: derived from the NQN].
     #[arg(
@@ -434,6 +458,12 @@ impl DataplaneFlags {
             advertise: self.advertise.or(file.advertise),
             shared_device: self.shared_device.or(file.shared_device),
             nqn: self.nqn.or(file.nqn),
+            discovery_nqn: self.discovery_nqn.or(file.discovery_nqn),
+            referral: if self.referral.is_empty() {
+                file.referral
+            } else {
+                self.referral
+            },
             serial: self.serial.or(file.serial),
             ana: self.ana.or(file.ana),
             ana_state: self.ana_state.or(file.ana_state),

@@ -6,12 +6,14 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use bowline_server::{AnaState, BackingConfig, Config, IoBackend, Limits, PollMode, Ready};
+use bowline_server::{
+    AnaState, BackingConfig, Config, IoBackend, Limits, PollMode, Ready, Referral,
+};
 use clap::ArgMatches;
 use serde::Serialize;
 
 pub(crate) use flags::{Address, AnaFlag, BlockSize, CntlidRange, DataplaneFlags, Identifier};
-use flags::{Engine, IoFlag, PollFlag};
+use flags::{Engine, IoFlag, PollFlag, ReferralFlag};
 
 use crate::error::CliError;
 use crate::log;
@@ -93,6 +95,8 @@ fn config(flags: DataplaneFlags) -> Result<Config, CliError> {
         metrics: flags.metrics.unwrap_or(Address::LOOPBACK).metrics(),
         node: flags.node.unwrap_or_else(host_name),
         nqn: flags.nqn,
+        discovery_nqn: flags.discovery_nqn,
+        referrals: flags.referral.into_iter().map(referral).collect(),
         serial: flags.serial,
         cntlids: flags
             .cntlid_range
@@ -137,6 +141,15 @@ fn backing(
             CliError::usage("nothing to serve: neither --device nor --memory")
                 .hint("give --device PATH, or try it with --memory 1GiB"),
         ),
+    }
+}
+
+fn referral(flag: ReferralFlag) -> Referral {
+    Referral {
+        address: flag.address.discovery(),
+        nqn: flag.nqn,
+        // Nobody asked it.
+        persistent_connections: false,
     }
 }
 

@@ -57,7 +57,8 @@ fn every_flag_reaches_the_configuration() {
                 --host nqn.2014-08.org.nvmexpress:uuid:0f4a2b9e-5e57-4b5c-9a53-6b1f6ac9d1a2 \
                 --io epoll --poll never --cores 0,2-3 --rpc 127.0.0.1:1 --metrics [::1] \
                 --node n --allow-path /srv --max-transfer 128KiB --in-capsule-data 4KiB \
-                --ana --ana-state non-optimized --shared-device --serial SN-1 --cntlid-range 7-9 --controllers-max 3 \
+                --discovery-nqn nqn.2026-11.io.bowline:a:d --referral 192.0.2.7 \
+                --referral [2001:db8::7]:4420=nqn.2026-11.io.bowline:b:d --ana --ana-state non-optimized --shared-device --serial SN-1 --cntlid-range 7-9 --controllers-max 3 \
                 --namespaces-max 10000 --uuid 5b3e1c1a-3f0e-4b7e-8f52-0d8c5a3f0b11 \
                 --nguid 00112233445566778899aabbccddeeff --queue-depth 32 --engine kernel --log-format json --log-level warn";
     let line: Vec<&str> = line.split_whitespace().collect();
@@ -78,6 +79,13 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!(config.limits.in_capsule_data_bytes, 4096);
     assert_eq!(config.limits.queue_depth, 32);
     assert_eq!(config.serial.as_deref(), Some("SN-1"));
+    let [first, second] = &config.referrals[..] else {
+        panic!("not two referrals")
+    };
+    assert_eq!(first.address.to_string(), "192.0.2.7:8009");
+    assert_eq!(first.nqn, None);
+    assert_eq!(second.address.to_string(), "[2001:db8::7]:4420");
+    assert_eq!(second.nqn.as_deref(), Some("nqn.2026-11.io.bowline:b:d"));
     assert_eq!(config.cntlids, Some((7, 9)));
     assert_eq!(config.ana, Some(AnaState::NonOptimized));
     assert_eq!(config.controllers_max, Some(3));
@@ -99,6 +107,14 @@ fn command_line_wins_over_the_file() {
 
 /// Command lines, and what their errors say.
 const WRONG: &[(&str, &str)] = &[
+    ("--memory 1MiB --referral nowhere", "is not an address"),
+    ("--memory 1MiB --referral 0.0.0.0", "can reach"),
+    ("--memory 1MiB --referral 192.0.2.7=bob", "well-known"),
+    ("--memory 1MiB --discovery-nqn bob", "--discovery-nqn"),
+    (
+        "--memory 1MiB --referral 192.0.2.7 --referral 192.0.2.7:8009",
+        "given twice",
+    ),
     ("", "nothing to serve"),
     (
         "--memory 64MiB --device /dev/x",

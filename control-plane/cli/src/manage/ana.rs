@@ -63,7 +63,7 @@ impl AnaCommand {
         let mut client = self.rpc.connect().await?;
         match self.verb {
             Verb::List { nqn, output } => {
-                output::print(&list(&mut client, nqn.as_deref()).await?, output.output)
+                output::show(&output, async || list(&mut client, nqn.as_deref()).await).await
             }
             Verb::Set { nqn, state, group } => set(&mut client, &nqn, group, state).await,
             Verb::Move { nqn, nsid, group } => move_to(&mut client, &nqn, nsid, group).await,

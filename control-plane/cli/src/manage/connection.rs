@@ -30,7 +30,7 @@ impl ConnectionCommand {
     pub(crate) async fn run(self) -> Result<(), CliError> {
         let mut client = self.rpc.connect().await?;
         match self.verb {
-            Verb::List { output } => output::print(&list(&mut client).await?, output.output),
+            Verb::List { output } => output::show(&output, async || list(&mut client).await).await,
         }
     }
 }

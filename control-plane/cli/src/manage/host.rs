@@ -48,7 +48,7 @@ impl HostCommand {
         let mut client = self.rpc.connect().await?;
         match self.verb {
             Verb::List { nqn, output } => {
-                output::print(&list(&mut client, nqn.as_deref()).await?, output.output)
+                output::show(&output, async || list(&mut client, nqn.as_deref()).await).await
             }
             Verb::Allow { nqn, host } => allow(&mut client, &nqn, host).await,
             Verb::Deny { nqn, host } => deny(&mut client, &nqn, &host).await,

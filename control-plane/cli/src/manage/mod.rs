@@ -2,9 +2,12 @@
 
 mod ana;
 mod connection;
+mod controller;
 mod host;
 mod namespace;
 mod output;
+mod referral;
+mod statistics;
 mod subsystem;
 
 use std::error::Error;
@@ -18,8 +21,11 @@ use tonic::{Response, Status};
 
 pub(crate) use ana::AnaCommand;
 pub(crate) use connection::ConnectionCommand;
+pub(crate) use controller::ControllerCommand;
 pub(crate) use host::HostCommand;
 pub(crate) use namespace::NamespaceCommand;
+pub(crate) use referral::ReferralCommand;
+pub(crate) use statistics::StatisticsCommand;
 pub(crate) use subsystem::SubsystemCommand;
 
 use crate::dataplane::Address;

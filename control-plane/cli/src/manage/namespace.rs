@@ -103,7 +103,7 @@ impl NamespaceCommand {
         let mut client = self.rpc.connect().await?;
         match self.verb {
             Verb::List { nqn, output } => {
-                output::print(&list(&mut client, nqn.as_deref()).await?, output.output)
+                output::show(&output, async || list(&mut client, nqn.as_deref()).await).await
             }
             Verb::Add(flags) => add(&mut client, flags).await,
             Verb::Resize { nqn, nsid } => resize(&mut client, &nqn, nsid).await,

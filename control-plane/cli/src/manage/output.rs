@@ -1,12 +1,17 @@
 //! How lists are printed: a table for people, JSON and YAML for programs.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::error::CliError;
 
+/// How often a watched list is read.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Empties a terminal and begins at its top.
+const CLEAR: &str = "\x1b[2J\x1b[H";
 /// Spaces between two columns of a table.
 const GAP: &str = "   ";
 
@@ -16,6 +21,10 @@ pub(crate) struct OutputFlags {
     /// How results are printed; JSON and YAML are stable.
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Output::Table)]
     pub(crate) output: Output,
+    /// Show the list again whenever it changes, until interrupted: in place on a terminal, one
+    /// after the other in a pipe (JSON as one line each).
+    #[arg(short, long)]
+    pub(crate) watch: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -46,20 +55,54 @@ struct Items<'a, R> {
     items: &'a [R],
 }
 
-/// Prints a list on stdout.
-pub(crate) fn print<R: Row>(rows: &[R], output: Output) -> Result<(), CliError> {
-    write(&render(rows, output)?)
+/// Prints a list on stdout, once or as long as somebody watches.
+pub(crate) async fn show<R: Row>(
+    flags: &OutputFlags,
+    mut list: impl AsyncFnMut() -> Result<Vec<R>, CliError>,
+) -> Result<(), CliError> {
+    if !flags.watch {
+        return write(&render(&list().await?, flags.output)?).map(drop);
+    }
+    let in_place = io::stdout().is_terminal();
+    let mut shown: Option<String> = None;
+    loop {
+        let rows = list().await?;
+        let text = match flags.output {
+            Output::Json if !in_place => line_of_json(&rows)?,
+            output => render(&rows, output)?,
+        };
+        if shown.as_ref() != Some(&text) {
+            let before = match (in_place, flags.output, shown.is_some()) {
+                (true, ..) => CLEAR,
+                (false, Output::Yaml, true) => "---\n",
+                (false, Output::Table | Output::Wide, true) => "\n",
+                (false, ..) => "",
+            };
+            if !write(&format!("{before}{text}"))? {
+                return Ok(());
+            }
+            shown = Some(text);
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
 }
 
 /// Prints one line on stdout.
 pub(crate) fn say(line: &str) -> Result<(), CliError> {
-    write(&format!("{line}\n"))
+    write(&format!("{line}\n")).map(drop)
+}
+
+fn line_of_json<R: Row>(rows: &[R]) -> Result<String, CliError> {
+    serde_json::to_string(&Items { items: rows })
+        .map(|json| json + "\n")
+        .map_err(|error| unprintable(&error))
+}
+
+fn unprintable(error: &dyn std::fmt::Display) -> CliError {
+    CliError::failed("the result cannot be printed").cause(error)
 }
 
 fn render<R: Row>(rows: &[R], output: Output) -> Result<String, CliError> {
-    let unprintable = |error: &dyn std::fmt::Display| {
-        CliError::failed("the result cannot be printed").cause(error)
-    };
     match output {
         Output::Table => Ok(table(rows, false)),
         Output::Wide => Ok(table(rows, true)),
@@ -114,16 +157,17 @@ fn table<R: Row>(rows: &[R], wide: bool) -> String {
     text
 }
 
-fn write(text: &str) -> Result<(), CliError> {
+/// Says whether somebody still reads.
+fn write(text: &str) -> Result<bool, CliError> {
     let mut stdout = io::stdout().lock();
     match stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
     {
         // Whoever read has seen enough: `bowline … | head` is no failure.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(CliError::failed("the result was not written").cause(error)),
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 

@@ -64,7 +64,7 @@ impl SubsystemCommand {
     pub(crate) async fn run(self) -> Result<(), CliError> {
         let mut client = self.rpc.connect().await?;
         match self.verb {
-            Verb::List { output } => output::print(&list(&mut client).await?, output.output),
+            Verb::List { output } => output::show(&output, async || list(&mut client).await).await,
             Verb::Create(flags) => create(&mut client, flags).await,
             Verb::Delete { nqn, yes } => delete(&mut client, nqn, yes).await,
         }

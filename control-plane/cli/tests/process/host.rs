@@ -41,6 +41,15 @@ impl Host {
             .write_at(self.path, NamespaceId(1), 0, data, false, deadline)
     }
 
+    /// A write that the data plane is to refuse as long as it is asked.
+    pub(crate) fn write_refused(&mut self, data: &[u8]) -> bool {
+        let deadline = self.initiator.now().after(Nanos::from_secs(1));
+        let written = self
+            .initiator
+            .write_at(self.path, NamespaceId(1), 0, data, false, deadline);
+        written.is_err()
+    }
+
     pub(crate) fn read(&mut self, data: &mut [u8]) -> Result<(), HostError> {
         let deadline = soon(&self.initiator);
         self.initiator

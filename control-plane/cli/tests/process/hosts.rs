@@ -8,7 +8,7 @@ use bowline_reactor::Config;
 use bowline_tcp::host::{HostError, Initiator};
 use tonic::transport::Channel;
 
-use crate::harness::DataPlane;
+use crate::harness::{DataPlane, run};
 use crate::host::{HOST, Host, soon};
 
 const FIRST: &str = "nqn.2026-11.io.bowline:test:first";
@@ -224,4 +224,102 @@ fn discovery_tells_the_address_the_host_came_in_on_or_the_advertised_one() {
         .discover(plane.ready.listen[0], config, deadline)
         .unwrap();
     assert!(entries.is_empty(), "{entries:?}");
+}
+
+/// NQN and address of what discovery tells under a name.
+fn discover(plane: &DataPlane, discovery_nqn: &str) -> Vec<(String, String)> {
+    let mut initiator = Initiator::new(&Config::default()).unwrap();
+    let subnqn = Nqn::new(discovery_nqn).unwrap();
+    let config = ControllerConfig::new(Nqn::new(HOST).unwrap(), [7; 16], subnqn);
+    let deadline = soon(&initiator);
+    let entries = initiator.discover(plane.ready.listen[0], config, deadline);
+    let text = |field: &[u8]| {
+        let text = String::from_utf8_lossy(field);
+        text.trim_end_matches([' ', '\0']).to_owned()
+    };
+    let entries = entries.unwrap().into_iter();
+    entries
+        .map(|entry| (text(&entry.subnqn), text(&entry.traddr)))
+        .collect()
+}
+
+/// What the data plane says of itself.
+async fn this(plane: &DataPlane) -> api::DataPlane {
+    let name = "dataplane".to_owned();
+    let request = api::GetDataPlaneRequest { name };
+    let answer = client(plane).await.get_data_plane(request).await;
+    answer.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn discovery_has_a_name_of_its_own_and_points_elsewhere() {
+    use bowline_nvme::nqn::DISCOVERY;
+    const OWN: &str = "nqn.2026-11.io.bowline:test:discovery";
+    let plane = start(&["--discovery-nqn", OWN, "--referral", "192.0.2.7"]);
+    let referral = |address: &str| (DISCOVERY.to_owned(), address.to_owned());
+    assert!(discover(&plane, OWN).contains(&referral("192.0.2.7")));
+    assert!(discover(&plane, DISCOVERY).contains(&referral("192.0.2.7")));
+
+    let rpc = plane.rpc();
+    let verb = |line: &[&str]| run(&[line, &["--rpc", &rpc]].concat());
+    let there = "192.0.2.8:4420";
+    let (code, _, stderr) = verb(&["referral", "add", there, "--nqn", SECOND]);
+    assert_eq!(code, 0, "{stderr}");
+    let second = (SECOND.to_owned(), "192.0.2.8".to_owned());
+    assert!(discover(&plane, OWN).contains(&second));
+    let (_, stdout, _) = verb(&["referral", "list", "-o", "json"]);
+    let list: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(list["items"][0]["address"], "192.0.2.7:8009");
+    assert_eq!(list["items"][0]["persistent"], true);
+    assert_eq!(list["items"][1]["nqn"], SECOND);
+    let (_, _, stderr) = verb(&["referral", "add", there]);
+    assert!(stderr.contains("exists already"), "{stderr}");
+    assert_eq!(verb(&["referral", "remove", there]).0, 0);
+    let (code, stdout, _) = verb(&["referral", "remove", "192.0.2.7"]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("until the next restart"), "{stdout}");
+    let left = discover(&plane, OWN);
+    assert!(left.iter().all(|(_, address)| !address.starts_with("192.")));
+
+    let this = this(&plane).await;
+    assert_eq!(this.discovery_nqn, OWN);
+    assert_eq!(this.limits.unwrap().max_transfer_bytes, 1 << 20);
+}
+
+#[tokio::test]
+async fn data_planes_have_discovery_names_of_their_own() {
+    let (first, second) = (start(&[]), start(&[]));
+    let names = [
+        this(&first).await.discovery_nqn,
+        this(&second).await.discovery_nqn,
+    ];
+    assert_ne!(names[0], names[1]);
+    // A data plane that serves nobody tells of nothing but itself.
+    let told = discover(&first, &names[0]);
+    assert!(told.iter().all(|(nqn, _)| *nqn == names[0]), "{told:?}");
+}
+
+#[test]
+fn controllers_and_statistics_are_listed() {
+    let plane = start(&["--host", HOST]);
+    let mut host = Host::connect(&plane, 0, FIRST).unwrap();
+    host.write(&[0x5a; 12288]).unwrap();
+    let rpc = plane.rpc();
+    let verb = |line: &[&str]| {
+        let (code, stdout, stderr) = run(&[line, &["-o", "json", "--rpc", &rpc]].concat());
+        assert_eq!(code, 0, "{stderr}");
+        let list: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        list["items"][0].clone()
+    };
+    let controller = verb(&["controller", "list", FIRST]);
+    assert_eq!(controller["hostNqn"], HOST);
+    assert_eq!(controller["ready"], true);
+    assert_eq!(controller["ioQueueCount"], 1);
+    let silent = controller["silentSeconds"].as_u64().unwrap();
+    assert!(silent <= controller["connectedSeconds"].as_u64().unwrap());
+    for scope in [&[][..], &[FIRST, "1"]] {
+        let counted = verb(&[&["statistics", "show"], scope].concat());
+        assert_eq!(counted["writtenBytes"], 12288);
+        assert_eq!(counted["connectionCount"], 2);
+    }
 }

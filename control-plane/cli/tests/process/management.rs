@@ -1,6 +1,9 @@
 //! The management API over gRPC and through the command line.
 
-use crate::harness::{DataPlane, run};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use crate::harness::{DataPlane, bowline, run};
 use bowline_api::Failure;
 use bowline_api::dataplane::v1 as api;
 use bowline_api::dataplane::v1::data_plane_service_client::DataPlaneServiceClient;
@@ -585,6 +588,28 @@ fn verbs_print_what_the_api_says() {
     assert_eq!(verb(&["namespace", "remove", NQN, "1", "--yes"]).0, 0);
     assert_eq!(verb(&["host", "deny", NQN, "any"]).0, 0);
     assert_eq!(verb(&["subsystem", "delete", NQN]).0, 0);
+}
+
+#[test]
+fn watched_list_is_told_again_when_it_changes() {
+    let plane = start(&[]);
+    let rpc = plane.rpc();
+    let mut watch = bowline(&["host", "list", "--watch", "-o", "json", "--rpc", &rpc])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut next = || {
+        let line = lines.next().unwrap().unwrap();
+        let list: serde_json::Value = serde_json::from_str(&line).unwrap();
+        list["items"].as_array().unwrap().len()
+    };
+    assert_eq!(next(), 0);
+    assert_eq!(run(&["host", "allow", FIRST, "any", "--rpc", &rpc]).0, 0);
+    assert_eq!(next(), 1);
+    // Its data plane goes, and so does it.
+    drop(plane);
+    assert_eq!(watch.wait().unwrap().code(), Some(1));
 }
 
 #[test]

@@ -120,6 +120,8 @@ pub struct ControllerSnapshot {
     pub error_log_entries: u64,
     /// When the host connected.
     pub created: Nanos,
+    /// When its last command came, on any queue.
+    pub last_command: Nanos,
 }
 
 /// A connection.
@@ -243,8 +245,17 @@ impl Target {
     fn controllers_of(&self, keys: &[Key]) -> Vec<ControllerSnapshot> {
         keys.iter()
             .filter_map(|&key| self.controllers.get(key))
-            .map(controller)
+            .map(|it| controller(it, self.last_command(it)))
             .collect()
+    }
+
+    fn last_command(&self, controller: &Controller) -> Nanos {
+        let queues = controller.queues.iter().map(|&(_, queue)| queue);
+        queues
+            .chain([controller.admin])
+            .filter_map(|key| self.connections.get(key))
+            .map(|connection| connection.last_command)
+            .fold(controller.created, Nanos::max)
     }
 
     fn connection(&self, id: ConnId, connection: &Connection) -> ConnectionSnapshot {
@@ -294,7 +305,7 @@ fn ana(ana: &Ana) -> AnaSnapshot {
     }
 }
 
-fn controller(controller: &Controller) -> ControllerSnapshot {
+fn controller(controller: &Controller, last_command: Nanos) -> ControllerSnapshot {
     let mut io_queues: Vec<u16> = controller.queues.iter().map(|&(qid, _)| qid).collect();
     io_queues.sort_unstable();
     ControllerSnapshot {
@@ -308,5 +319,6 @@ fn controller(controller: &Controller) -> ControllerSnapshot {
         counters: controller.health.io,
         error_log_entries: controller.errors.count,
         created: controller.created,
+        last_command,
     }
 }

@@ -1,21 +1,13 @@
-//! ANA groups: lists, states, and the end of a change that takes too long.
-
-use std::sync::Arc;
-use std::time::Duration;
+//! ANA groups: lists and states.
 
 use bowline_api::Failure;
 use bowline_api::dataplane::v1 as api;
-use tokio::sync::Mutex;
 
 use super::State;
 use crate::config::AnaState;
-use crate::manage::AnaGroup;
 use crate::names;
 use crate::page::Page;
 use crate::view;
-
-/// How long a change may take, which is what hosts are told. [BASE-2.0 §5.17.2.1, ANATT]
-const TRANSITION: Duration = Duration::from_secs(10);
 
 /// The state that a request names.
 pub(super) fn state(field: &'static str, value: i32) -> Result<AnaState, Failure> {
@@ -56,28 +48,4 @@ pub(super) async fn list(
         ana_groups,
         next_page_token,
     })
-}
-
-/// Hosts wait only so long for a change to end [BASE-2.0 §8.1.3.5]: one that the operator forgot
-/// ends in the state that keeps data safe.
-pub(super) fn end_change(state: Arc<Mutex<State>>, nqn: String, begun: &AnaGroup) {
-    let (id, changes) = (begun.group.id, begun.group.changes);
-    tokio::spawn(async move {
-        tokio::time::sleep(TRANSITION).await;
-        let manager = &state.lock().await.manager;
-        let Ok(now) = manager.ana_group(&nqn, id).await else {
-            return;
-        };
-        if (now.group.state, now.group.changes) == (AnaState::Change, changes) {
-            tracing::warn!(
-                subsystem_nqn = %nqn, ana_group = id, "ANA change took too long: inaccessible now"
-            );
-            if let Err(failure) = manager
-                .set_ana_state(&nqn, id, AnaState::Inaccessible)
-                .await
-            {
-                tracing::error!(subsystem_nqn = %nqn, ana_group = id, ?failure, "ANA state not set");
-            }
-        }
-    });
 }

@@ -21,6 +21,13 @@ pub(super) fn new(asked: Option<api::Subsystem>) -> Result<NewSubsystem, Failure
     let namespaces: u32 = number("subsystem.namespace_max_count", asked.namespace_max_count)?;
     let ana = match (asked.ana, asked.initial_ana_state()) {
         (true, api::AnaState::Unspecified) => Some(AnaState::Optimized),
+        (true, api::AnaState::Change) => {
+            let message = "a subsystem cannot begin in a change that does not end";
+            return Err(
+                Failure::invalid_field("subsystem.initial_ana_state", message)
+                    .hint("begin with inaccessible, and set another state later"),
+            );
+        }
         (true, _) => Some(ana::state(
             "subsystem.initial_ana_state",
             asked.initial_ana_state,

@@ -11,6 +11,8 @@ use crate::size::Size;
 
 /// Port of NVMe/TCP I/O controllers, where an address has none. [TCP-1.0 §3.1.1]
 const NVME_PORT: u16 = 4420;
+/// Port of NVMe/TCP discovery controllers, where an address has none. [TCP-1.0 §3.1.1]
+const DISCOVERY_PORT: u16 = 8009;
 /// Port of the management API, where an address has none.
 const RPC_PORT: u16 = 7410;
 /// Port of the metrics, where an address has none.
@@ -32,6 +34,11 @@ impl Address {
     /// As an NVMe/TCP address.
     pub(crate) fn nvme(self) -> SocketAddr {
         self.with_port(NVME_PORT)
+    }
+
+    /// As the address of a discovery controller.
+    pub(crate) fn discovery(self) -> SocketAddr {
+        self.with_port(DISCOVERY_PORT)
     }
 
     /// As an address of the management API.
@@ -202,6 +209,37 @@ impl FromStr for CntlidRange {
 }
 
 impl TryFrom<String> for CntlidRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// Another discovery subsystem: where, and its NQN if that is not the well-known one.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct ReferralFlag {
+    pub(crate) address: Address,
+    pub(crate) nqn: Option<String>,
+}
+
+impl FromStr for ReferralFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, nqn) = match text.split_once('=') {
+            Some((address, nqn)) => (address, Some(nqn.to_owned())),
+            None => (text, None),
+        };
+        Ok(Self {
+            address: address.parse()?,
+            nqn,
+        })
+    }
+}
+
+impl TryFrom<String> for ReferralFlag {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {

@@ -90,6 +90,12 @@ pub struct Nqn {
 }
 
 impl Nqn {
+    /// No name at all: some hosts connect without one. Nothing can be allowed to it by name.
+    pub const ANONYMOUS: Self = Self {
+        bytes: [0; LEN_MAX],
+        len: 0,
+    };
+
     /// A name of 1 to 223 bytes without control characters.
     pub fn new(name: &str) -> Result<Self, NqnError> {
         check_text(name)?;

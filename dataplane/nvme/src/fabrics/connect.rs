@@ -1,6 +1,6 @@
 //! Connect and Disconnect. [FABRICS-1.1 §3.3, §3.4]
 
-use crate::nqn::Nqn;
+use crate::nqn::{Nqn, NqnError};
 use crate::opcode::fabrics;
 use crate::wire::{array_at, put, put_u16, put_u32, u16_at, u32_at};
 use crate::{ControllerId, QueueId, Sqe};
@@ -78,7 +78,7 @@ pub struct ConnectData {
     pub cntlid: ControllerId,
     /// The subsystem wanted.
     pub subnqn: Nqn,
-    /// Who asks.
+    /// Who asks; [`Nqn::ANONYMOUS`] where the field is empty.
     pub hostnqn: Nqn,
 }
 
@@ -102,7 +102,10 @@ impl ConnectData {
             hostid: array_at(bytes, 0),
             cntlid: ControllerId(u16_at(bytes, 16)),
             subnqn: Nqn::decode(&array_at(bytes, 256)).map_err(|_| ConnectInvalid::SUBNQN)?,
-            hostnqn: Nqn::decode(&array_at(bytes, 512)).map_err(|_| ConnectInvalid::HOSTNQN)?,
+            hostnqn: match Nqn::decode(&array_at(bytes, 512)) {
+                Err(NqnError::Empty) => Nqn::ANONYMOUS,
+                name => name.map_err(|_| ConnectInvalid::HOSTNQN)?,
+            },
         })
     }
 }

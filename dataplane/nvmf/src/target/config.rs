@@ -90,7 +90,7 @@ impl Default for TargetConfig {
             mdts_bytes: 1 << 20,
             maxh2cdata_bytes: 1 << 20,
             io_queue_entries_max: 128,
-            admin_queue_entries_max: 32,
+            admin_queue_entries_max: 128,
             io_queues_max: 64,
             connections_max: 4096,
             unassociated_per_address_max: 256,

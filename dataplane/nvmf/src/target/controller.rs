@@ -202,7 +202,8 @@ impl Controller {
     }
 
     fn is_same_host(&self, hostnqn: &Nqn, hostid: &[u8; 16]) -> bool {
-        self.hostnqn == *hostnqn || self.hostid == *hostid
+        let same_name = self.hostnqn == *hostnqn && *hostnqn != Nqn::ANONYMOUS;
+        same_name || self.hostid == *hostid
     }
 
     /// Whether this dead association keeps the host's next one waiting.

@@ -1,7 +1,7 @@
 //! What arrives on a connection: PDUs, payload, and the checks on both. [TCP-1.0 §3.3, §3.6]
 
 use bowline_nvme::pdu::{Fes, H2CData, IcReq, TermReq, Violation};
-use bowline_nvme::{Nanos, Sgl, Sqe, Status};
+use bowline_nvme::{CommandId, Nanos, Sgl, Sqe, Status};
 
 use super::Target;
 use super::command::Plan;
@@ -174,7 +174,11 @@ impl Target {
         if let Err(violation) = check_sgl(connection, sqe, payload, icd_bytes) {
             return self.violation(now, id, violation);
         }
-        let duplicate = connection.slots.is_cid_busy(sqe.cid());
+        let duplicate =
+            connection.slots.is_cid_busy(sqe.cid()) && !self.forget_event_request(id, sqe.cid());
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
         // More commands than the queue has entries, and then some: a host that does not count.
         let Some(slot) = connection.slots.claim(now, *sqe) else {
             return self.violation(now, id, Violation::new(Fes::SEQUENCE_ERROR));
@@ -185,6 +189,26 @@ impl Target {
             self.plan(now, id, slot, sqe)
         };
         self.start(now, id, slot, plan, payload);
+    }
+
+    /// A host that uses the identifier of an Asynchronous Event Request again has forgotten the
+    /// request: SPDK does before it shuts a controller down, and would lose the shutdown with it.
+    fn forget_event_request(&mut self, id: ConnId, cid: CommandId) -> bool {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return false;
+        };
+        let controller = connection
+            .queue
+            .and_then(|queue| self.controllers.get_mut(queue.controller));
+        let (Some(slot), Some(controller)) = (connection.slots.by_cid(cid), controller) else {
+            return false;
+        };
+        let is_admin = connection.queue.is_some_and(|queue| queue.qid == 0);
+        let forgotten = is_admin && controller.events.withdraw(slot);
+        if forgotten {
+            connection.slots.release(slot);
+        }
+        forgotten
     }
 
     /// Sets a planned command going. In-capsule data of one that wants none is dropped.

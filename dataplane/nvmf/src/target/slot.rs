@@ -135,10 +135,18 @@ impl Slots {
     }
 
     pub(super) fn is_cid_busy(&self, cid: CommandId) -> bool {
-        self.by_cid[usize::from(cid.0 & 0xFF)] != 0
-            && self
-                .iter()
-                .any(|(_, slot)| slot.sqe.cid() == cid && !slot.internal)
+        self.by_cid(cid).is_some()
+    }
+
+    /// The host's command of that identifier.
+    pub(super) fn by_cid(&self, cid: CommandId) -> Option<SlotId> {
+        if self.by_cid[usize::from(cid.0 & 0xFF)] == 0 {
+            return None;
+        }
+        let mut commands = self.iter().filter(|(_, slot)| !slot.internal);
+        commands
+            .find(|(_, slot)| slot.sqe.cid() == cid)
+            .map(|(id, _)| id)
     }
 
     /// A slot for the command, or `None` when all are busy.

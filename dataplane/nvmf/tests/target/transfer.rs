@@ -1,9 +1,9 @@
 //! Data transfer: R2T, H2CData, in-capsule data, digests, and every way to get them wrong.
 //! [TCP-1.0 §3.3]
 
-use bowline_nvme::opcode::io as opcode;
+use bowline_nvme::opcode::{admin, io as opcode};
 use bowline_nvme::pdu::{Digests, Fes, H2CData, R2t};
-use bowline_nvme::{CommandId, Nanos, Sgl, Status};
+use bowline_nvme::{CommandId, Nanos, Sgl, Sqe, Status};
 use bowline_nvmf::target::{ConnId, TargetConfig};
 
 use crate::glue::{BLOCK, Glue, Reply, h2c_data, io, pattern};
@@ -372,6 +372,27 @@ fn without_in_capsule_data_all_writes_use_r2t() {
             fei: 0
         }
     );
+}
+
+/// SPDK takes its event requests for ended before it shuts the controller down.
+#[test]
+fn event_request_whose_id_comes_again_makes_room_for_the_new_command() {
+    let mut glue = Glue::new();
+    let (admin, _) = glue.queues(Digests::NONE);
+    let request = Sqe::new(admin::ASYNC_EVENT_REQUEST).with_sgl1(Sgl::transport(0));
+    let ids = [0; 4].map(|_| glue.send(admin, request));
+    let keep_alive = Sqe::new(admin::KEEP_ALIVE).with_sgl1(Sgl::transport(0));
+    let bytes = glue.capsule(admin, keep_alive.with_cid(ids[2]), &[]);
+    glue.receive(admin, &bytes);
+    let cqe = glue.reply(admin).cqe();
+    assert!(cqe.cid == ids[2] && cqe.status.is_success());
+    // Its place among the requests is free, and no event goes to the one forgotten.
+    let again = glue.send(admin, request);
+    glue.add_namespace(2);
+    assert!(glue.replies(admin).is_empty(), "events are not enabled");
+    let beyond = glue.command(admin, request);
+    assert!(beyond.status.same_code(Status::AER_LIMIT_EXCEEDED));
+    assert!(!ids.contains(&again));
 }
 
 #[test]

@@ -183,7 +183,11 @@ impl Glue {
     }
 
     pub(crate) fn open(&mut self) -> ConnId {
-        let id = self.target.open(self.now, Path::default()).expect("room");
+        self.open_on(Path::default())
+    }
+
+    pub(crate) fn open_on(&mut self, path: Path) -> ConnId {
+        let id = self.target.open(self.now, path).expect("room");
         self.track(
             id,
             Digests::NONE,

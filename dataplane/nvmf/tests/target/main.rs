@@ -3,6 +3,8 @@
 
 mod ana;
 mod ana_access;
+mod ana_log;
+mod ana_paths;
 mod bring_up;
 mod connect;
 mod discovery;
@@ -11,7 +13,9 @@ mod events;
 mod glue;
 mod health;
 mod hostile;
+mod keep_alive;
 mod lifecycle;
+mod limits;
 mod model;
 mod namespaces;
 mod parts;

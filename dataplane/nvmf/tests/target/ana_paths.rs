@@ -90,14 +90,16 @@ fn paths_differ_in_controller_id_and_state_alone() {
     };
     let (mut one, mut other) = both(&mut old, &mut new, cns::CONTROLLER, 0);
     assert_ne!(one[78..80], other[78..80]);
-    (one[78..80].fill(0), other[78..80].fill(0));
+    one[78..80].fill(0);
+    other[78..80].fill(0);
     assert!(one == other, "serial, model, firmware, limits, NQN");
     let (one, other) = both(&mut old, &mut new, cns::ACTIVE_NAMESPACE_LIST, 0);
     assert!(one == other);
     for nsid in [1, 2] {
         let (mut one, mut other) = both(&mut old, &mut new, cns::NAMESPACE, nsid);
         // What is allocated is told by the path that has the data.
-        (one[16..24].fill(0), other[16..24].fill(0));
+        one[16..24].fill(0);
+        other[16..24].fill(0);
         assert!(one == other, "size, format, sharing, group, NGUID");
         let (one, other) = both(&mut old, &mut new, cns::NAMESPACE_DESCRIPTORS, nsid);
         assert!(one == other);
@@ -215,6 +217,29 @@ fn shutdown_does_not_flush_what_has_moved_away() {
     assert_eq!(glue.csts(admin) & CFS, 0);
     assert_eq!(glue.flushes, 1, "namespace 2 is still here");
     assert_eq!(glue.target.ana_executing(SUBNQN, 1), Ok(0));
+}
+
+#[test]
+fn flush_that_waits_for_its_turn_is_left_out_when_access_ends() {
+    let (mut glue, _) = pair();
+    let now = glue.now;
+    let (both, other) = (AnaState::Optimized, AnaState::Inaccessible);
+    let set = glue.target.set_ana_state(now, SUBNQN, 2, both);
+    set.expect("within the limits");
+    let moved = glue.target.set_ana_group(now, SUBNQN, 2, 2);
+    moved.expect("both are there");
+    let (admin, _) = glue.admin();
+    glue.hold_io = true;
+    glue.set_cc(admin, CC_ENABLE | SHN_NORMAL);
+    let (id, slot, command) = glue.held.pop_front().expect("a flush");
+    assert_eq!(command.namespace.0, 1);
+    // The next flush is queued by this, and access to its namespace ends before it is polled.
+    glue.target.complete(now, id, slot, Status::SUCCESS);
+    let set = glue.target.set_ana_state(now, SUBNQN, 2, other);
+    set.expect("it is there");
+    glue.pump();
+    assert!(glue.held.is_empty());
+    assert_eq!(glue.csts(admin) >> 2 & 3, 2, "complete");
 }
 
 /// SPDK asks for it, and so does the meaning of a path: its state is that of its port.

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use bowline_nvme::feature::{GetFeatures, Select, SetFeatures, id as fid};
+use bowline_nvme::identify::{Identify, cns};
 use bowline_nvme::opcode::admin;
 use bowline_nvme::{CommandId, NamespaceId, Nanos, Sqe, Status};
 
 use super::Target;
 use super::command::{IDENTIFY_BYTES, Plan};
-use super::controller::Kind;
+use super::controller::{Kind, Phase};
 use super::feature::{self, Surroundings};
 use super::identify::View;
 use super::log_page::{self, LogContext};
@@ -203,11 +204,18 @@ impl Target {
         let subsystem = controller
             .subsystem
             .and_then(|at| self.subsystems.get(at)?.as_ref());
+        // A controller that only drains is there for nobody.
+        let lists = matches!(
+            Identify::decode(sqe).cns,
+            cns::NAMESPACE_CONTROLLER_LIST | cns::CONTROLLER_LIST
+        );
         let mut cntlids: Vec<u16> = subsystem
+            .filter(|_| lists)
             .map(|subsystem| subsystem.controllers.as_slice())
             .unwrap_or_default()
             .iter()
             .filter_map(|&other| self.controllers.get(other))
+            .filter(|other| other.phase != Phase::Ended)
             .map(|other| other.cntlid)
             .collect();
         cntlids.sort_unstable();

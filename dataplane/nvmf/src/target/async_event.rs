@@ -59,7 +59,8 @@ pub(super) struct AsyncEvents {
     pub(super) config: AsyncEventConfig,
     /// Outstanding Asynchronous Event Requests, oldest first.
     requests: Vec<SlotId>,
-    pending: u8,
+    /// To be reported, in the order they were raised, each once.
+    pending: Vec<Event>,
     /// Reported, and their log page not read since.
     masked: u8,
 }
@@ -68,6 +69,7 @@ impl AsyncEvents {
     pub(super) fn new() -> Self {
         Self {
             requests: Vec::with_capacity(REQUESTS_MAX),
+            pending: Vec::with_capacity(Event::ALL.len()),
             ..Self::default()
         }
     }
@@ -75,10 +77,7 @@ impl AsyncEvents {
     /// Takes what the host wants to hear of from now on; of the rest nothing is reported any more.
     pub(super) fn configure(&mut self, config: AsyncEventConfig) {
         self.config = config;
-        let unwanted = |event: &Event| !config.contains(event.enable());
-        for event in Event::ALL.into_iter().filter(unwanted) {
-            self.pending &= !event.bit();
-        }
+        self.pending.retain(|event| config.contains(event.enable()));
     }
 
     /// Takes an Asynchronous Event Request; false if there are too many.
@@ -100,27 +99,25 @@ impl AsyncEvents {
     /// Gives up all requests and events: a controller reset. [BASE-2.0 §3.7.2]
     pub(super) fn reset(&mut self) -> impl Iterator<Item = SlotId> + '_ {
         self.config = AsyncEventConfig::default();
-        self.pending = 0;
+        self.pending.clear();
         self.masked = 0;
         self.requests.drain(..)
     }
 
     pub(super) fn raise(&mut self, event: Event) {
-        if self.config.contains(event.enable()) {
-            self.pending |= event.bit();
+        if self.config.contains(event.enable()) && !self.pending.contains(&event) {
+            self.pending.push(event);
         }
     }
 
     /// The next request to complete, with its result.
     pub(super) fn deliver(&mut self) -> Option<(SlotId, u32)> {
-        let ready = self.pending & !self.masked;
-        let event = Event::ALL
-            .into_iter()
-            .find(|event| ready & event.bit() != 0)?;
         if self.requests.is_empty() {
             return None;
         }
-        self.pending &= !event.bit();
+        let is_masked = |event: &Event| self.masked & event.bit() != 0;
+        let at = self.pending.iter().position(|event| !is_masked(event))?;
+        let event = self.pending.remove(at);
         self.masked |= event.bit();
         Some((self.requests.remove(0), event.wire().encode()))
     }
@@ -129,7 +126,7 @@ impl AsyncEvents {
     /// up to date, an event not yet reported is news no more.
     pub(super) fn log_read(&mut self, event: Event, up_to_date: bool) {
         if up_to_date {
-            self.pending &= !event.bit();
+            self.pending.retain(|&waiting| waiting != event);
         }
         self.masked &= !event.bit();
     }
@@ -179,6 +176,30 @@ mod tests {
         assert_eq!(events.deliver(), None);
         events.configure(AsyncEventConfig::NAMESPACE_ATTRIBUTE);
         assert_eq!(events.deliver(), None, "it was not wanted when it was");
+    }
+
+    #[test]
+    fn events_are_reported_in_the_order_they_happened_and_none_waits_for_another_log() {
+        let mut events = enabled();
+        events.configure(
+            AsyncEventConfig::NAMESPACE_ATTRIBUTE
+                .union(AsyncEventConfig::ANA_CHANGE)
+                .union(AsyncEventConfig::DISCOVERY_CHANGE),
+        );
+        events.raise(Event::DiscoveryChanged);
+        events.raise(Event::NamespaceChanged);
+        events.raise(Event::DiscoveryChanged);
+        events.raise(Event::AnaChange);
+        for (slot, result) in [(0, 0x0070_F002), (1, 0x0004_0002), (2, 0x000C_0302)] {
+            assert!(events.request(SlotId(slot)));
+            assert_eq!(events.deliver(), Some((SlotId(slot), result)));
+        }
+        assert!(events.request(SlotId(3)));
+        assert_eq!(events.deliver(), None);
+        events.raise(Event::DiscoveryChanged);
+        events.raise(Event::NamespaceChanged);
+        events.log_read(Event::NamespaceChanged, false);
+        assert_eq!(events.deliver(), Some((SlotId(3), 0x0004_0002)));
     }
 
     #[test]

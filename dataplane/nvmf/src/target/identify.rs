@@ -31,7 +31,7 @@ pub(super) struct View<'a> {
     /// `None` on a discovery controller.
     pub(super) subsystem: Option<&'a Subsystem>,
     pub(super) controller: &'a Controller,
-    /// Ids of the subsystem's controllers, ascending.
+    /// Ids of the subsystem's controllers, ascending; where a list of them is asked for.
     pub(super) cntlids: &'a [u16],
 }
 

@@ -1,9 +1,11 @@
 //! What is claimed to be supported is what works: every opcode, Identify structure and feature is
 //! tried and compared with the logs and fields that tell of it.
 
-use bowline_nvme::fabrics::Connect;
+use bowline_nvme::fabrics::{Connect, ConnectData};
 use bowline_nvme::feature::{GetFeatures, Select, SetFeatures, capabilities, id as fid};
-use bowline_nvme::identify::{Identify, IdentifyController, IdentifyNamespace, cns};
+use bowline_nvme::identify::{
+    Identify, IdentifyController, IdentifyNamespace, cns, controller_list,
+};
 use bowline_nvme::log::{CommandEffects, EffectsLog, ErrorLogEntry, GetLogPage, id as lid};
 use bowline_nvme::opcode::{admin, io as opcode};
 use bowline_nvme::pdu::Digests;
@@ -479,6 +481,42 @@ fn any_log_page_is_the_part_of_the_log_that_was_asked_for() {
         };
         prop_assert_eq!(found, expected.map_err(|status| status.dnr().more()));
     });
+}
+
+#[test]
+fn controllers_that_only_drain_are_not_listed() {
+    let mut glue = Glue::new();
+    let (old, cntlid) = glue.enabled(Digests::NONE, 0);
+    let queue = glue.io_queue(Digests::NONE, cntlid, 1);
+    glue.hold_io = true;
+    glue.send(queue, crate::glue::io(opcode::READ, 0, 1));
+    let (other, other_cntlid) = another_host(&mut glue);
+    for lists in [cns::CONTROLLER_LIST, cns::NAMESPACE_CONTROLLER_LIST] {
+        let page = glue.identify(other, lists, 1).expect("2.0");
+        let mut found: Vec<u16> = controller_list(&page).map(|id| id.0).collect();
+        found.sort_unstable();
+        let mut expected = [cntlid, other_cntlid];
+        expected.sort_unstable();
+        assert_eq!(found, expected);
+    }
+    glue.drop_socket(old);
+    let page = glue.identify(other, cns::CONTROLLER_LIST, 0).expect("2.0");
+    assert!(controller_list(&page).eq([ControllerId(other_cntlid)]));
+}
+
+/// An enabled controller of another host.
+fn another_host(glue: &mut Glue) -> (ConnId, u16) {
+    const OTHER: &str = "nqn.2026-11.io.bowline:other";
+    glue.target.allow_host(SUBNQN, OTHER).expect("there");
+    let id = glue.initialized(Digests::NONE);
+    let data = ConnectData {
+        hostid: [9; 16],
+        ..Glue::connect_data(SUBNQN, OTHER, 0xFFFF)
+    };
+    let cqe = glue.connect(id, Glue::connect_command(0, 31), &data);
+    assert_eq!(cqe.status, Status::SUCCESS);
+    glue.set_cc(id, CC_ENABLE);
+    (id, u16::try_from(cqe.result & 0xFFFF).expect("16 bits"))
 }
 
 #[test]

@@ -124,6 +124,12 @@ impl Raw {
         {}
     }
 
+    /// Clears CC.EN: a controller reset, which ends its I/O queues. [BASE-2.0 §3.7.2]
+    pub(crate) fn disable(&mut self) {
+        let disabled = self.command(PropertySet::dword(offset::CC, 0).encode(), None);
+        assert!(disabled.status.is_success(), "{}", disabled.status);
+    }
+
     /// An I/O queue, and the admin queue it lives by.
     pub(crate) fn io(address: SocketAddr, digests: Digests) -> (Self, Self) {
         let (admin, cntlid) = Self::admin(address, digests);

@@ -11,7 +11,7 @@ use bowline_reactor::{
     BackendInfo, Config, Counters, Handle, IoBackend, ListenerId, LocalReactor, Mailbox, PollMode,
     Reactor, Service, SocketId, spawn,
 };
-use bowline_tcp::target::{NamespaceSpec, TargetMessage, TargetService};
+use bowline_tcp::target::{NamespaceSpec, TargetMessage, TargetService, Usage, Work};
 
 use super::device::TestDevice;
 use super::{DEADLINE, until};
@@ -222,6 +222,35 @@ impl Rig {
             });
             (used <= usize::from(connections > 0)).then_some(())
         });
+    }
+
+    /// What turns have cost so far.
+    pub(crate) fn work(&self) -> Work {
+        self.call(|target, _, _| target.work())
+    }
+
+    /// What is kept for connections now.
+    pub(crate) fn usage(&self) -> Usage {
+        self.call(|target, _, _| target.usage())
+    }
+
+    /// Waits until nothing is left of any connection: no buffer, slot, link, or controller.
+    pub(crate) fn await_nothing_left(&self) {
+        self.await_connections(0);
+        until("nothing is left", || {
+            let (usage, used) = self.call(|target, cx, _| {
+                let classes = cx.pool().stats().classes;
+                let used: usize = classes.iter().map(|class| class.used).sum();
+                (target.usage(), used + cx.sockets())
+            });
+            (usage == Usage::default() && used == 0).then_some(())
+        });
+        let controllers = self.call(|target, _, _| {
+            let subsystems = target.target().subsystems();
+            let controllers = subsystems.iter().map(|it| it.controllers.len());
+            controllers.sum::<usize>() + target.target().connections().len()
+        });
+        assert_eq!(controllers, 0);
     }
 
     /// Asks the target to stop, without waiting.

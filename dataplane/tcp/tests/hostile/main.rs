@@ -4,8 +4,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod crowd;
+mod endings;
+mod flood;
 mod malformed;
 mod pinning;
+mod pressure;
 mod silent;
 
 use bowline_nvme::pdu::{Digests, H2CData, R2t};

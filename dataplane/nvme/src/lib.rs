@@ -22,6 +22,7 @@ pub mod nqn;
 pub mod nvm;
 pub mod opcode;
 pub mod pdu;
+pub mod reservation;
 mod status;
 mod time;
 mod wire;

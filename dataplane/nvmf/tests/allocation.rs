@@ -9,8 +9,8 @@ use bowline_nvme::pdu::{CapsuleCmd, Digests, H2CData, IcReq};
 use bowline_nvme::{CommandId, ControllerId, NamespaceId, Nanos, QueueId, Sgl, Sqe, Status};
 use bowline_nvmf::frame::crc32c;
 use bowline_nvmf::target::{
-    ConnId, Deallocate, Hosts, NamespaceConfig, NamespaceHandle, NsGeometry, Output, Path, Rx,
-    SubsystemConfig, Target, TargetConfig,
+    ConnId, Deallocate, Hosts, NamespaceConfig, NamespaceHandle, NsGeometry, Output, Path,
+    Persistence, Rx, SubsystemConfig, Target, TargetConfig,
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -163,6 +163,7 @@ fn glue(digests: Digests) -> (Glue, ConnId) {
         uuid: [1; 16],
         nguid: [1; 16],
         ana_group: None,
+        persistence: Persistence::Unsupported,
     };
     target.add_namespace(now, NQN, namespace).expect("valid");
     let sent = Vec::with_capacity(1 << 20);

@@ -12,7 +12,7 @@ use bowline_api::{Failure, Reason};
 use bowline_block::Device;
 use bowline_nvme::NamespaceId;
 use bowline_nvmf::target::{
-    AnaConfig, AnaState, CNTLID_MAX, ConfigError, DiscoveryTable, SubsystemConfig, pad,
+    AnaConfig, AnaState, CNTLID_MAX, ConfigError, DiscoveryTable, Persistence, SubsystemConfig, pad,
 };
 use bowline_tcp::target::{NamespaceSpec, RefreshError};
 
@@ -232,6 +232,7 @@ impl Manager {
             uuid,
             nguid,
             ana_group: new.ana_group,
+            persistence: Persistence::Unsupported,
         };
         let name = nqn.to_owned();
         let geometry = self
@@ -584,7 +585,7 @@ fn refused(name: &str, error: ConfigError) -> Failure {
         | ConfigError::Ana => Reason::InvalidField,
         ConfigError::Geometry => Reason::BackingUnusable,
         ConfigError::NamespaceIdentity => Reason::AlreadyExists,
-        ConfigError::ControllerIds => Reason::Internal,
+        ConfigError::ControllerIds | ConfigError::Reservations => Reason::Internal,
     };
     let hint = match error {
         ConfigError::NoAna => "make the subsystem with ANA: --ana at start, or `ana` over the API",

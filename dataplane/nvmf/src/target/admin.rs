@@ -14,6 +14,7 @@ use super::feature::{self, Surroundings};
 use super::identify::View;
 use super::log_page::{self, LogContext};
 use super::output::{ConnId, SlotId};
+use super::reservation::is_reservation;
 use super::table::Key;
 
 /// Dword 0 of Abort: the command was not aborted. [BASE-2.0 §5.1]
@@ -54,9 +55,7 @@ impl Target {
                 bytes => exactly(bytes, len).map(Plan::ToHost),
             },
             admin::SET_FEATURES => match feature::set_data_bytes(sqe) {
-                0 => exactly(0, len)
-                    .and_then(|_| self.set_features(now, key, sqe, &[]))
-                    .map(|result| Plan::Respond(Status::SUCCESS, u64::from(result))),
+                0 => exactly(0, len).and_then(|_| self.set_value(now, id, slot, key, sqe)),
                 bytes => exactly(bytes, len).map(Plan::FromHost),
             },
             admin::ASYNC_EVENT_REQUEST => {
@@ -114,7 +113,28 @@ impl Target {
         }
     }
 
+    /// Set Features without data.
+    fn set_value(
+        &mut self,
+        now: Nanos,
+        id: ConnId,
+        slot: SlotId,
+        key: Key,
+        sqe: &Sqe,
+    ) -> Result<Plan, Status> {
+        if is_reservation(SetFeatures::decode(sqe).fid) {
+            return self.set_reservation_feature(now, id, slot, key, sqe);
+        }
+        self.set_features(now, key, sqe, &[])
+            .map(|result| Plan::Respond(Status::SUCCESS, u64::from(result)))
+    }
+
     fn get_features(&self, now: Nanos, key: Key, sqe: &Sqe) -> Result<Plan, Status> {
+        if is_reservation(GetFeatures::decode(sqe).fid)
+            && let Some(value) = self.get_reservation_feature(key, sqe)
+        {
+            return value.map(|value| Plan::Respond(Status::SUCCESS, u64::from(value)));
+        }
         self.check_error_recovery(key, sqe)?;
         let controller = self.controllers.get(key).ok_or(Status::INTERNAL)?;
         let result = controller.get_features(self.surroundings(now), sqe, &mut [])?;

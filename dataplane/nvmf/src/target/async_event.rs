@@ -12,19 +12,21 @@ use super::output::SlotId;
 pub(super) const AERL: u8 = 3;
 const REQUESTS_MAX: usize = AERL as usize + 1;
 
-/// The events this target has. Reservation events will be further variants.
+/// The events this target has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     NamespaceChanged,
     AnaChange,
     DiscoveryChanged,
+    ReservationLog,
 }
 
 impl Event {
-    const ALL: [Self; 3] = [
+    const ALL: [Self; 4] = [
         Self::NamespaceChanged,
         Self::AnaChange,
         Self::DiscoveryChanged,
+        Self::ReservationLog,
     ];
 
     /// The bit of Asynchronous Event Configuration that enables it.
@@ -33,6 +35,8 @@ impl Event {
             Self::NamespaceChanged => AsyncEventConfig::NAMESPACE_ATTRIBUTE,
             Self::AnaChange => AsyncEventConfig::ANA_CHANGE,
             Self::DiscoveryChanged => AsyncEventConfig::DISCOVERY_CHANGE,
+            // Masked by a feature of its own, before it comes here. [BASE-2.0 §5.27.1.26]
+            Self::ReservationLog => AsyncEventConfig(0),
         }
     }
 
@@ -41,6 +45,7 @@ impl Event {
             Self::NamespaceChanged => AsyncEvent::NAMESPACE_CHANGED,
             Self::AnaChange => AsyncEvent::ANA_CHANGED,
             Self::DiscoveryChanged => AsyncEvent::DISCOVERY_CHANGED,
+            Self::ReservationLog => AsyncEvent::RESERVATION_AVAILABLE,
         }
     }
 
@@ -49,6 +54,7 @@ impl Event {
             Self::NamespaceChanged => 1,
             Self::DiscoveryChanged => 2,
             Self::AnaChange => 4,
+            Self::ReservationLog => 8,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::Target;
 use super::connection::{Pending, State, is_connect};
 use super::controller::{Controller, Phase};
 use super::error_log::lba_of;
-use super::io::{self, IoPlan, NSID_AT, Refusal, Terms};
+use super::io::{self, Asker, IoPlan, NSID_AT, Refusal, Terms};
 use super::output::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
 use super::property::Change;
 use super::slot::Stage;
@@ -69,7 +69,10 @@ impl Target {
             Ok(IoPlan::Execute(command)) => Plan::Execute(command),
             Ok(plan) => {
                 self.note_namespace(id, slot, plan.namespace());
-                Plan::FromHost(sqe.sgl1().length)
+                match plan {
+                    IoPlan::Report(_, bytes) => Plan::ToHost(bytes),
+                    _ => Plan::FromHost(sqe.sgl1().length),
+                }
             }
             Err((status, at)) => {
                 self.note_position(id, slot, at);
@@ -89,7 +92,7 @@ impl Target {
             .and_then(|at| self.subsystems.get(at)?.as_ref());
         let subsystem = subsystem.ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
         let terms = self.terms(controller);
-        io::plan(sqe, &subsystem.namespaces, terms)
+        io::plan(sqe, &subsystem.namespaces, asker(controller), terms)
     }
 
     fn terms(&self, controller: &Controller) -> Terms {
@@ -217,7 +220,7 @@ impl Target {
                 command.enter(now, Stage::Queued);
                 connection.push(Pending::Execute(slot));
             }
-            Ok(IoPlan::Ranges(_)) => {
+            Ok(IoPlan::Ranges(_) | IoPlan::Reservation(_) | IoPlan::Report(..)) => {
                 command.enter(now, Stage::Inspect);
                 connection.push(Pending::Inspect(slot));
             }
@@ -243,6 +246,9 @@ impl Target {
         match connection.queue {
             None => self.connect_data(now, id, slot, data),
             Some(queue) if queue.qid == 0 => self.admin_data(now, id, queue.controller, slot, data),
+            Some(_) if io::is_reservation(sqe.opcode()) => {
+                self.reservation_data(now, id, slot, &sqe, namespace, data);
+            }
             Some(queue) => {
                 let ranges = self.ranges(queue.controller, &sqe, namespace, data);
                 self.run_ranges(now, id, slot, ranges);
@@ -265,7 +271,8 @@ impl Target {
             .and_then(|at| self.subsystems.get(at)?.as_ref())
             .ok_or(gone)?;
         let terms = self.terms(controller);
-        io::ranges(sqe, &subsystem.namespaces, accepted_for, terms, data)
+        let asker = asker(controller);
+        io::ranges(sqe, &subsystem.namespaces, asker, accepted_for, terms, data)
     }
 
     fn run_ranges(
@@ -307,9 +314,15 @@ impl Target {
         let (Some(command), Some(queue)) = (command, queue) else {
             return false;
         };
-        let sqe = command.sqe;
+        let (sqe, namespace) = (command.sqe, command.command.namespace);
         command.enter(now, Stage::Held);
-        match self.fill_admin(now, queue.controller, local, &sqe, data) {
+        let filled = if queue.qid == 0 {
+            self.fill_admin(now, queue.controller, local, &sqe, data)
+        } else {
+            self.report_reservations(id, &sqe, namespace, data)
+                .map(|()| 0)
+        };
+        match filled {
             Ok(result) => {
                 if let Some(connection) = self.connections.get_mut(id) {
                     connection.respond_with_data(now, slot, u64::from(result));
@@ -333,7 +346,15 @@ impl Target {
             return;
         };
         let (mut io, sqe, internal) = (command.command, command.sqe, command.internal);
-        let goes_on = command.has_more_parts() && status.is_success();
+        let awaited = std::mem::take(&mut command.awaited);
+        let has_more = command.has_more_parts() && status.is_success();
+        // What is aborted ends with the part that was at the device.
+        let goes_on = has_more && !awaited;
+        let status = if has_more && awaited {
+            Status::ABORTED_PREEMPT
+        } else {
+            status
+        };
         if command.is_cut() {
             // Counted once, when all of it is done.
             io.bytes = command.transfer_len;
@@ -349,6 +370,8 @@ impl Target {
         connection.executing = connection.executing.saturating_sub(1);
         let (state, queue) = (connection.state, connection.queue);
         let Some(queue) = queue else { return };
+        let controller = self.controllers.get(queue.controller);
+        let subsystem = controller.and_then(|controller| controller.subsystem);
         self.count(now, queue.controller, &sqe, io, status, internal || goes_on);
         if internal {
             self.flushed(now, queue.controller, status);
@@ -363,6 +386,9 @@ impl Target {
                 _ => connection.slots.release(slot),
             }
             self.reap(now, id);
+        }
+        if awaited {
+            self.victim_ended(now, subsystem, &sqe, io.namespace);
         }
         let waits = self
             .controllers
@@ -478,6 +504,12 @@ impl Target {
         if let Some(slot) = slot {
             slot.command.namespace = namespace;
         }
+    }
+}
+
+fn asker(controller: &Controller) -> Asker<'_> {
+    Asker {
+        host: &controller.hostid,
     }
 }
 

@@ -8,6 +8,7 @@ use bowline_nvme::{Nanos, nqn};
 use super::ana::Ana;
 use super::health::HealthTotals;
 use super::output::NamespaceHandle;
+use super::reservation::Persistence;
 
 /// Limits of a target. `new` clamps each to what the protocol and the peers allow.
 #[derive(Clone, Debug)]
@@ -350,7 +351,7 @@ impl NsGeometry {
 }
 
 /// A namespace to add to a subsystem.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NamespaceConfig {
     /// The namespace id wanted, or the next that is free: one just removed is not used again soon.
     pub nsid: Option<u32>,
@@ -364,6 +365,8 @@ pub struct NamespaceConfig {
     pub nguid: [u8; 16],
     /// ANA group, created if need be; `None`: group 1, where the subsystem has groups.
     pub ana_group: Option<u32>,
+    /// Whether its reservations can outlive the process, and those that did.
+    pub persistence: Persistence,
 }
 
 /// Why a configuration was refused.
@@ -392,6 +395,8 @@ pub enum ConfigError {
     /// No or too many ANA groups, no transition time or one that never ends, or a log larger than
     /// MDTS.
     Ana,
+    /// The reservations that the namespace was to begin with contradict themselves.
+    Reservations,
 }
 
 impl std::fmt::Display for ConfigError {
@@ -408,6 +413,7 @@ impl std::fmt::Display for ConfigError {
             Self::NoAna => "the subsystem does not report ANA",
             Self::AnaGroup => "no such ANA group",
             Self::Ana => "the ANA groups are too many or none, or change without a time limit",
+            Self::Reservations => "the namespace's reservations contradict themselves",
         })
     }
 }

@@ -22,6 +22,7 @@ use super::error_log::ErrorLog;
 use super::feature::Features;
 use super::health::Health;
 use super::output::{IoCommand, IoOp, SlotId};
+use super::reservation::Notices;
 use super::slot::Stage;
 use super::table::Key;
 use super::timer::{Armed, TimerKey};
@@ -115,6 +116,7 @@ pub(super) struct Controller {
     pub(super) features: Features,
     pub(super) events: AsyncEvents,
     pub(super) changed: ChangedList,
+    pub(super) notices: Notices,
     pub(super) health: Health,
     pub(super) errors: ErrorLog,
     pub(super) discovery: Option<Snapshot>,
@@ -167,6 +169,7 @@ impl Controller {
             features: Features::new(new.io_queues),
             events: AsyncEvents::new(),
             changed: ChangedList::default(),
+            notices: Notices::default(),
             health: Health::default(),
             errors: ErrorLog::default(),
             discovery: None,
@@ -271,6 +274,7 @@ impl Target {
         controller.fatal = false;
         controller.shutdown = Shutdown::None;
         controller.features = Features::new(io_queues);
+        controller.notices = Notices::default();
         controller.association_by = Some(now.after(association));
         let subsystem = controller
             .subsystem
@@ -282,6 +286,7 @@ impl Target {
             for slot in controller.events.reset() {
                 admin.slots.release(slot);
             }
+            admin.slots.release_at(Stage::Reservation);
             let unsent = controller
                 .flush_slot
                 .and_then(|id| admin.slots.at_stage(id, Stage::Queued));

@@ -91,6 +91,9 @@ pub(super) fn abilities(kind: Kind, volatile_cache: bool, fid: u8) -> Option<u32
             | id::TIMESTAMP
             | id::HOST_BEHAVIOR,
         ) => Some(changeable),
+        (Kind::Io, id::RESERVATION_MASK | id::RESERVATION_PERSISTENCE) => {
+            Some(changeable | capabilities::NAMESPACE_SPECIFIC)
+        }
         (Kind::Io, id::ERROR_RECOVERY) => Some(capabilities::NAMESPACE_SPECIFIC),
         // There is no sensor that could exceed another threshold than the default.
         (Kind::Io, id::ARBITRATION | id::TEMPERATURE_THRESHOLD | id::HOST_IDENTIFIER) => Some(0),

@@ -6,7 +6,9 @@ use bowline_nvme::identify::{
     encode_namespace_list,
 };
 use bowline_nvme::log::AnaState;
-use bowline_nvme::{ControllerId, NamespaceId, Sqe, Status, feature::AsyncEventConfig};
+use bowline_nvme::{
+    ControllerId, NamespaceId, Sqe, Status, feature::AsyncEventConfig, reservation::rescap,
+};
 
 use super::async_event::AERL;
 use super::config::{Deallocate, TargetConfig, pad};
@@ -158,6 +160,7 @@ impl View<'_> {
             | IdentifyController::ONCS_VERIFY
             | IdentifyController::ONCS_COPY
             | IdentifyController::ONCS_SAVE_SELECT
+            | IdentifyController::ONCS_RESERVATIONS
             | IdentifyController::ONCS_TIMESTAMP;
         if namespaces.all_write_zeroes() {
             oncs |= IdentifyController::ONCS_WRITE_ZEROES;
@@ -305,6 +308,7 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
         nsfeat,
         // Shared whatever the number of paths: Linux drops unshared duplicates.
         nmic: IdentifyNamespace::NMIC_SHARED,
+        rescap: reservation_capabilities(namespace),
         dlfeat: match geometry.deallocate {
             Deallocate::ReadsZero if geometry.write_zeroes => {
                 IdentifyNamespace::DLFEAT_READS_ZEROES | IdentifyNamespace::DLFEAT_WRITE_ZEROES_DEAC
@@ -338,10 +342,20 @@ fn independent(namespace: &Namespace) -> IndependentNamespace {
     IndependentNamespace {
         nmic: IdentifyNamespace::NMIC_SHARED,
         anagrpid: namespace.ana_group,
+        rescap: reservation_capabilities(namespace),
         nsattr: write_protected(namespace),
         nstat: IndependentNamespace::NSTAT_READY,
         ..IndependentNamespace::default()
     }
+}
+
+fn reservation_capabilities(namespace: &Namespace) -> u8 {
+    let persist = if namespace.reservations.persists() {
+        rescap::PERSIST
+    } else {
+        0
+    };
+    persist | rescap::ALL_TYPES | rescap::IGNORE_KEY_1_3
 }
 
 fn write_protected(namespace: &Namespace) -> u8 {

@@ -2,12 +2,14 @@
 
 use bowline_nvme::nvm::{CopyRange, DsmRange};
 use bowline_nvme::opcode::io;
+use bowline_nvme::reservation::{Register, Release, Report};
 use bowline_nvme::{Sgl, Sqe, Status};
 
 use super::ana::check_access;
 use super::config::{Deallocate, NsGeometry};
 use super::namespace::{Namespace, Namespaces};
 use super::output::{IoCommand, IoOp, NamespaceHandle};
+use super::reservation::{Access, HostId};
 
 /// How a command goes on once it has been accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,10 @@ pub(super) enum IoPlan {
     Ranges(NamespaceHandle),
     /// Fetch its data and succeed: it only gave advice that is not taken.
     Advice(NamespaceHandle),
+    /// Fetch its data, then change reservations by the keys in it.
+    Reservation(NamespaceHandle),
+    /// Write this many bytes about reservations to the host.
+    Report(NamespaceHandle, u32),
 }
 
 impl IoPlan {
@@ -27,7 +33,10 @@ impl IoPlan {
     pub(super) fn namespace(&self) -> NamespaceHandle {
         match self {
             Self::Execute(command) | Self::FromHost(command) => command.namespace,
-            Self::Ranges(handle) | Self::Advice(handle) => *handle,
+            Self::Ranges(handle)
+            | Self::Advice(handle)
+            | Self::Reservation(handle)
+            | Self::Report(handle, _) => *handle,
         }
     }
 }
@@ -47,6 +56,12 @@ impl Terms {
     }
 }
 
+/// Who sends a command.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker<'a> {
+    pub(super) host: &'a HostId,
+}
+
 /// Why a command was refused, and the SQE byte that was at fault. [BASE-2.0 §5.16.1.2]
 pub(super) type Refusal = (Status, u16);
 
@@ -54,6 +69,8 @@ pub(super) const NSID_AT: u16 = 4;
 const SGL_LENGTH_AT: u16 = 32;
 const SGL_KIND_AT: u16 = 39;
 const SLBA_AT: u16 = 40;
+const NUMD_AT: u16 = 40;
+const EDS_AT: u16 = 44;
 const NLB_AT: u16 = 48;
 const COPY_FORMAT_AT: u16 = 49;
 const CONTROL_AT: u16 = 50;
@@ -69,7 +86,12 @@ const COPY_RANGES_MAX: u8 = 127;
 
 /// Checks an I/O command against its namespace. Called again when its data has arrived, since the
 /// namespace may have gone meanwhile, and its NSID to another one.
-pub(super) fn plan(sqe: &Sqe, namespaces: &Namespaces, terms: Terms) -> Result<IoPlan, Refusal> {
+pub(super) fn plan(
+    sqe: &Sqe,
+    namespaces: &Namespaces,
+    asker: Asker<'_>,
+    terms: Terms,
+) -> Result<IoPlan, Refusal> {
     if !is_supported(sqe.opcode()) {
         return Err((Status::INVALID_OPCODE.dnr(), 0));
     }
@@ -77,7 +99,7 @@ pub(super) fn plan(sqe: &Sqe, namespaces: &Namespaces, terms: Terms) -> Result<I
     let namespace = namespaces
         .get(sqe.nsid().0)
         .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
-    admit(sqe, namespace)?;
+    admit(sqe, namespace, asker)?;
     match sqe.opcode() {
         io::READ => read(sqe, namespace, terms.mdts_bytes),
         io::WRITE => write(sqe, namespace, terms),
@@ -89,6 +111,10 @@ pub(super) fn plan(sqe: &Sqe, namespaces: &Namespaces, terms: Terms) -> Result<I
             Ok(IoPlan::Execute(command(namespace, IoOp::Flush, 0)))
         }
         io::WRITE_ZEROES => write_zeroes(sqe, namespace, terms),
+        io::RESERVATION_REGISTER | io::RESERVATION_ACQUIRE | io::RESERVATION_RELEASE => {
+            reservation(sqe, namespace)
+        }
+        io::RESERVATION_REPORT => report(sqe, namespace, terms.mdts_bytes),
         _ => dataset_management(sqe, namespace),
     }
 }
@@ -105,6 +131,18 @@ pub(super) const fn is_supported(opcode: u8) -> bool {
             | io::DATASET_MANAGEMENT
             | io::VERIFY
             | io::COPY
+            | io::RESERVATION_REGISTER
+            | io::RESERVATION_REPORT
+            | io::RESERVATION_ACQUIRE
+            | io::RESERVATION_RELEASE
+    )
+}
+
+/// Whether the command changes reservations by keys that its host sends.
+pub(super) const fn is_reservation(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        io::RESERVATION_REGISTER | io::RESERVATION_ACQUIRE | io::RESERVATION_RELEASE
     )
 }
 
@@ -117,9 +155,13 @@ pub(super) const fn modifies(opcode: u8) -> bool {
 }
 
 /// The one gate for everything that depends on who asks and in which state the namespace is:
-/// the path to it first, then write protection; reservations belong here.
-fn admit(sqe: &Sqe, namespace: &Namespace) -> Result<(), Refusal> {
+/// the path to it first, then reservations and write protection.
+fn admit(sqe: &Sqe, namespace: &Namespace, asker: Asker<'_>) -> Result<(), Refusal> {
     check_access(namespace.access).map_err(|status| (status, NSID_AT))?;
+    let access = Access::of(sqe.opcode());
+    if !namespace.reservations.state().allows(asker.host, access) {
+        return Err((Status::RESERVATION_CONFLICT.dnr(), NSID_AT));
+    }
     if namespace.geometry.read_only && modifies(sqe.opcode()) {
         return Err((Status::NAMESPACE_WRITE_PROTECTED.dnr(), NSID_AT));
     }
@@ -271,6 +313,7 @@ fn dataset_management(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusa
 pub(super) fn ranges(
     sqe: &Sqe,
     namespaces: &Namespaces,
+    asker: Asker<'_>,
     accepted_for: NamespaceHandle,
     terms: Terms,
     data: &[u8],
@@ -279,7 +322,7 @@ pub(super) fn ranges(
         .get(sqe.nsid().0)
         .filter(|namespace| namespace.handle == accepted_for)
         .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
-    admit(sqe, namespace)?;
+    admit(sqe, namespace, asker)?;
     if sqe.opcode() == io::COPY {
         copy_ranges(sqe, namespace, terms, data).map(Some)
     } else {
@@ -347,6 +390,40 @@ fn deallocate(sqe: &Sqe, namespace: &Namespace, data: &[u8]) -> Result<Option<Io
     Ok((blocks > 0).then(|| command(namespace, op, bytes)))
 }
 
+/// A reservation command brings its keys. Hosts may send more than those: Linux does with Release.
+fn reservation(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusal> {
+    let needed = match sqe.opcode() {
+        io::RESERVATION_RELEASE => Release::DATA_BYTES,
+        _ => Register::DATA_BYTES,
+    };
+    let given = usize::try_from(sqe.sgl1().length).unwrap_or(usize::MAX);
+    if (needed..=KEY_BYTES_MAX).contains(&given) {
+        Ok(IoPlan::Reservation(namespace.handle))
+    } else {
+        Err((Status::DATA_SGL_LENGTH_INVALID.dnr(), SGL_LENGTH_AT))
+    }
+}
+
+/// Most data that is taken for the sake of two keys: a page.
+const KEY_BYTES_MAX: usize = 4096;
+
+fn report(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, Refusal> {
+    let report = Report::decode(sqe);
+    // Hosts have 128-bit identifiers here, and the short structure has no room for them.
+    if !report.extended {
+        return Err((Status::HOST_ID_INCONSISTENT.dnr(), EDS_AT));
+    }
+    let bytes = u32::try_from(report.bytes())
+        .ok()
+        .filter(|&bytes| bytes <= mdts_bytes)
+        .ok_or((Status::INVALID_FIELD.dnr(), NUMD_AT))?;
+    if sqe.sgl1().length == bytes {
+        Ok(IoPlan::Report(namespace.handle, bytes))
+    } else {
+        Err((Status::DATA_SGL_LENGTH_INVALID.dnr(), SGL_LENGTH_AT))
+    }
+}
+
 /// The transfer length of a command that moves blocks; in 64 bits, since 65536 blocks of 64 KiB
 /// do not fit in 32.
 fn transfer(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<u32, Refusal> {
@@ -393,6 +470,8 @@ mod tests {
         host_flushes: true,
     };
 
+    const ASKER: Asker<'_> = Asker { host: &[7; 16] };
+
     fn namespaces(geometry: NsGeometry) -> Namespaces {
         let mut namespaces = Namespaces::new(4);
         let config = super::super::config::NamespaceConfig {
@@ -412,7 +491,7 @@ mod tests {
     }
 
     fn check(sqe: Sqe, expected: Result<(), Status>) {
-        let found = plan(&sqe, &namespaces(geometry()), TERMS);
+        let found = plan(&sqe, &namespaces(geometry()), ASKER, TERMS);
         assert_eq!(
             found.map(|_| ()).map_err(|(status, _)| status),
             expected,
@@ -446,6 +525,7 @@ mod tests {
         let huge = plan(
             &read(0, 0xFFFF, 0),
             &namespaces(huge),
+            ASKER,
             Terms {
                 mdts_bytes: 1 << 24,
                 ..TERMS
@@ -493,7 +573,7 @@ mod tests {
         };
         let namespaces = namespaces(geometry);
         let status = |opcode, sgl| {
-            plan(&sqe(opcode, 0, 0, sgl), &namespaces, TERMS)
+            plan(&sqe(opcode, 0, 0, sgl), &namespaces, ASKER, TERMS)
                 .err()
                 .map(|(status, _)| status)
         };
@@ -528,7 +608,7 @@ mod tests {
         check(dsm(0, Sgl::in_capsule(8192)), short);
         let hint = dsm(0, Sgl::in_capsule(16)).with_ranges(0, false);
         assert_eq!(
-            plan(&hint, &namespaces(geometry()), TERMS),
+            plan(&hint, &namespaces(geometry()), ASKER, TERMS),
             Ok(IoPlan::Advice(NamespaceHandle(9)))
         );
     }
@@ -553,6 +633,7 @@ mod tests {
             ranges_of(
                 &dsm(nr, Sgl::in_capsule(len)),
                 &namespaces,
+                ASKER,
                 NamespaceHandle(9),
                 TERMS,
                 &data,
@@ -587,7 +668,7 @@ mod tests {
         let command = dsm(0, Sgl::in_capsule(16));
         let namespaces = namespaces(geometry());
         let handle = NamespaceHandle(8);
-        let found = ranges_of(&command, &namespaces, handle, TERMS, &range.encode());
+        let found = ranges_of(&command, &namespaces, ASKER, handle, TERMS, &range.encode());
         assert_eq!(found, Err((Status::INVALID_NAMESPACE.dnr(), NSID_AT)));
     }
 
@@ -603,7 +684,7 @@ mod tests {
                 ..geometry()
             });
             let sqe = sqe(io::WRITE_ZEROES, 3, 1, Sgl::transport(0)).with_deac(true);
-            let Ok(IoPlan::Execute(command)) = plan(&sqe, &namespaces, TERMS) else {
+            let Ok(IoPlan::Execute(command)) = plan(&sqe, &namespaces, ASKER, TERMS) else {
                 panic!("refused")
             };
             let op = IoOp::WriteZeroes {
@@ -625,7 +706,7 @@ mod tests {
         };
         let namespaces = namespaces(geometry);
         let status = |nlb, sgl| {
-            plan(&sqe(io::VERIFY, 0, nlb, sgl), &namespaces, TERMS)
+            plan(&sqe(io::VERIFY, 0, nlb, sgl), &namespaces, ASKER, TERMS)
                 .err()
                 .map(|(status, _)| status)
         };
@@ -655,7 +736,7 @@ mod tests {
                 for asked in [false, true] {
                     let sqe = sqe(opcode, 0, 0, sgl).with_fua(asked);
                     let (Ok(IoPlan::Execute(found)) | Ok(IoPlan::FromHost(found))) =
-                        plan(&sqe, &namespaces, TERMS)
+                        plan(&sqe, &namespaces, ASKER, TERMS)
                     else {
                         panic!("refused")
                     };
@@ -686,8 +767,8 @@ mod tests {
             .with_copy(to, nr)
             .with_sgl1(Sgl::in_capsule(len.min(4096)));
         let namespaces = namespaces(geometry);
-        plan(&sqe, &namespaces, TERMS)
-            .and_then(|plan| ranges_of(&sqe, &namespaces, plan.namespace(), TERMS, &data))
+        plan(&sqe, &namespaces, ASKER, TERMS)
+            .and_then(|plan| ranges_of(&sqe, &namespaces, ASKER, plan.namespace(), TERMS, &data))
             .map(|command| command.map(|command| command.op))
             .map_err(|(status, _)| status)
     }

@@ -95,7 +95,7 @@ const FEATURE_EFFECTS: u8 = id::FEATURE_EFFECTS;
 const MI_EFFECTS: u8 = 0x13;
 
 /// The logs of an I/O controller, besides the ANA log of one that reports ANA.
-const IO_LOGS: [u8; 8] = [
+const IO_LOGS: [u8; 9] = [
     id::SUPPORTED_LOG_PAGES,
     id::ERROR,
     id::SMART,
@@ -104,6 +104,7 @@ const IO_LOGS: [u8; 8] = [
     id::EFFECTS,
     FEATURE_EFFECTS,
     MI_EFFECTS,
+    id::RESERVATION,
 ];
 
 /// Bytes that Get Log Page moves; `None` if its length is not that of its data.
@@ -146,6 +147,9 @@ impl Controller {
         if get.lpo > self.log_bytes(context, get.lid) {
             return Err(Status::INVALID_FIELD.dnr());
         }
+        if get.lid == id::RESERVATION && get.lpo == 0 {
+            self.notices.take_next();
+        }
         let mut window = Window::new(get.lpo, data);
         self.write_log(context, &get, sqe.nsid(), &mut window)?;
         if !get.rae {
@@ -159,6 +163,7 @@ impl Controller {
             id::ANA => context.ana.map_or(0, |(ana, namespaces_max)| {
                 Ana::log_bytes_max(&ana.config, namespaces_max)
             }),
+            id::RESERVATION => 64,
             id::SMART | id::FIRMWARE_SLOT => 512,
             id::SUPPORTED_LOG_PAGES | FEATURE_EFFECTS | MI_EFFECTS => 1024,
             id::DISCOVERY => self
@@ -210,6 +215,7 @@ impl Controller {
                 window.put(0, &page);
             }
             id::EFFECTS => window.put(0, &effects(context).to_bytes()),
+            id::RESERVATION => window.put(0, &self.notices.page()),
             FEATURE_EFFECTS => {
                 for fid in 0..=u8::MAX {
                     let effects = self.feature_effects(fid);
@@ -248,6 +254,14 @@ impl Controller {
                 self.events.log_read(Event::DiscoveryChanged, is_current);
             }
             id::ANA => self.events.log_read(Event::AnaChange, true),
+            id::RESERVATION => {
+                // Each reading shows one page of possibly many.
+                let is_last = !self.notices.has_unread();
+                self.events.log_read(Event::ReservationLog, is_last);
+                if !is_last {
+                    self.events.raise(Event::ReservationLog);
+                }
+            }
             _ => {}
         }
     }

@@ -14,7 +14,9 @@
 //! 4. [`closed`](Target::closed) when the socket is gone, for whatever reason, `Close` included.
 //!    The glue then drops the buffers of all the connection's slots but those at their device;
 //!    these are still to be completed with the same id.
-//! 5. [`poll_timeout`](Target::poll_timeout) says when [`handle_timeout`](Target::handle_timeout)
+//! 5. [`poll_store`](Target::poll_store) asks for reservations to be made durable, which
+//!    [`handle_stored`](Target::handle_stored) answers.
+//! 6. [`poll_timeout`](Target::poll_timeout) says when [`handle_timeout`](Target::handle_timeout)
 //!    is due; then [`poll_expiry`](Target::poll_expiry) names the hosts it gave up.
 //!
 //! Nothing is allocated for a command: slots, outputs, and event requests have their maximum
@@ -42,6 +44,7 @@ mod output;
 mod part;
 mod property;
 mod receive;
+mod reservation;
 mod slot;
 mod snapshot;
 mod subsystem;
@@ -64,6 +67,10 @@ pub use discovery::{DiscoveryKind, DiscoveryRecord, DiscoveryTable};
 pub use health::{HealthTotals, IoCounters};
 pub use lifecycle::Handoff;
 pub use output::{ConnId, IoCommand, IoOp, NamespaceHandle, Output, Rx, SlotId, TxPdu};
+pub use reservation::{
+    IMAGE_BYTES_MAX, Persistence, REGISTRANTS_MAX, Registrant, Reservation, ReservationState,
+    ReservationStateError, StoreId, StoreRequest,
+};
 pub use snapshot::{
     AnaGroupSnapshot, AnaSnapshot, ConnectionSnapshot, ConnectionState, ControllerSnapshot,
     NamespaceSnapshot, QueueSnapshot, SubsystemSnapshot, TargetCounters,
@@ -73,6 +80,7 @@ use admission::Admission;
 use async_event::Event;
 use connection::{Connection, State};
 use controller::Controller;
+use reservation::Stores;
 use slot::Stage;
 use subsystem::{ControllerIds, Subsystem};
 use table::{Key, Table};
@@ -102,6 +110,8 @@ pub struct Target {
     timers: Timers,
     /// Associations that expired, for the owner to hear of.
     expiries: VecDeque<Expiry>,
+    /// Reservations on their way to the owner's store.
+    stores: Stores,
     /// When a graceful stop becomes less graceful.
     stopping: Option<Nanos>,
     counters: TargetCounters,
@@ -130,6 +140,7 @@ impl Target {
             held: Vec::new(),
             timers: Timers::default(),
             expiries: VecDeque::new(),
+            stores: Stores::default(),
             stopping: None,
             counters: TargetCounters::default(),
             random,
@@ -212,8 +223,9 @@ impl Target {
         }
         let subsystem = self.subsystem_mut(at)?;
         subsystem.check_group(config.ana_group)?;
+        let group = config.ana_group;
         let nsid = subsystem.namespaces.add(config)?;
-        subsystem.join_group(nsid, config.ana_group);
+        subsystem.join_group(nsid, group);
         self.namespace_changed(now, at, nsid);
         Ok(nsid)
     }
@@ -269,9 +281,14 @@ impl Target {
         let (gone, handle) = (Status::INVALID_NAMESPACE.dnr(), namespace.handle);
         for key in self.controllers_of_subsystem(at) {
             self.fail_queued(now, key, gone, |command| command.namespace == handle);
+            // The mask was for this namespace, not for the next that gets its NSID.
+            if let Some(controller) = self.controllers.get_mut(key) {
+                controller.notices.set_mask(nsid, 0);
+            }
         }
+        self.drop_reservations(now, at, namespace);
         self.namespace_changed(now, at, nsid);
-        Ok(namespace.handle)
+        Ok(handle)
     }
 
     /// Lets a host connect.

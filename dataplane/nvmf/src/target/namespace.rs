@@ -5,6 +5,7 @@ use bowline_nvme::log::AnaState;
 use super::config::{ConfigError, NamespaceConfig, NsGeometry};
 use super::health::IoCounters;
 use super::output::NamespaceHandle;
+use super::reservation::Reservations;
 
 /// A namespace of a subsystem, attached to all its controllers.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub(super) struct Namespace {
     /// The state of its group; optimized where there is none.
     pub(super) access: AnaState,
     pub(super) counters: IoCounters,
+    pub(super) reservations: Reservations,
 }
 
 impl Namespace {
@@ -83,6 +85,7 @@ impl Namespaces {
 
     pub(super) fn add(&mut self, config: NamespaceConfig) -> Result<u32, ConfigError> {
         config.geometry.check()?;
+        config.persistence.check()?;
         let nsid = match config.nsid {
             Some(nsid) => nsid,
             None => self.next_free().ok_or(ConfigError::NamespaceId)?,
@@ -106,6 +109,7 @@ impl Namespaces {
             ana_group: 0,
             access: AnaState::Optimized,
             counters: IoCounters::default(),
+            reservations: Reservations::new(config.persistence),
         }));
         if config.nsid.is_none() {
             self.next = nsid;
@@ -150,6 +154,7 @@ impl NsGeometry {
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::config::Deallocate;
+    use super::super::reservation::Persistence;
     use super::*;
 
     pub(in super::super) fn geometry() -> NsGeometry {
@@ -177,6 +182,7 @@ pub(super) mod tests {
             uuid: [id; 16],
             nguid: [id; 16],
             ana_group: None,
+            persistence: Persistence::Unsupported,
         }
     }
 

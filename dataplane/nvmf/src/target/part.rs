@@ -44,6 +44,13 @@ impl Target {
         let Some(command) = connection.slots.at_stage(slot, Stage::Buffer) else {
             return false;
         };
+        // Aborted while it waited: its data is not wanted any more.
+        if !command.status.is_success() {
+            let status = command.status;
+            self.respond(now, id, slot, status, 0);
+            self.touch(id);
+            return false;
+        }
         command.cut(len);
         command.granted = now;
         command.enter(now, Stage::Transfer);
@@ -114,6 +121,11 @@ impl Connection {
         let Some(command) = self.slots.at_stage(id, Stage::Respond) else {
             return;
         };
+        // Aborted between two parts.
+        if !command.status.is_success() {
+            let status = command.status;
+            return self.respond(now, id, status, 0);
+        }
         if !command.next_part() {
             return;
         }

@@ -26,7 +26,7 @@ const NONE: u16 = u16::MAX;
 ///   │                      ├─► Inspect (control) ─► Respond
 ///   ├──────────────────────┴─► Queued ─► Executing ─► Respond ─► Free
 ///   ├───► Fill (control data to the host) ─► Respond
-///   └───► Held (AER, Connect) ─► Respond
+///   └───► Held (AER, Connect), Reservation ─► Respond
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -47,6 +47,9 @@ pub(super) enum Stage {
     Fill,
     /// Waits for an event or another object.
     Held,
+    /// A reservation command: waits for its turn, for its result to be durable, or for the
+    /// commands of others to end. `result` numbers it.
+    Reservation,
     /// Its response or data is queued to be sent.
     Respond,
     /// Set aside for a command of the controller's own, between two of them.
@@ -84,6 +87,8 @@ pub(super) struct Slot {
     pub(super) fused_response: bool,
     /// Not the host's command: it has no id and gets no response.
     pub(super) internal: bool,
+    /// A Preempt and Abort waits until this has left its device.
+    pub(super) awaited: bool,
 }
 
 #[derive(Debug)]
@@ -237,6 +242,18 @@ impl Slots {
         });
     }
 
+    /// Gives up the commands at `stage`, which have no buffer, without a response.
+    pub(super) fn release_at(&mut self, stage: Stage) {
+        for index in 0..self.capacity() {
+            if self
+                .get(SlotId(index))
+                .is_some_and(|slot| slot.stage == stage)
+            {
+                self.release(SlotId(index));
+            }
+        }
+    }
+
     /// Busy slots, ascending.
     pub(super) fn iter(&self) -> impl Iterator<Item = (SlotId, &Slot)> {
         (0..)
@@ -270,6 +287,7 @@ impl Slot {
             error_at: NO_ERROR_POSITION,
             fused_response: false,
             internal: false,
+            awaited: false,
         }
     }
 

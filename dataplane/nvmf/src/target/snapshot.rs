@@ -12,6 +12,7 @@ use super::connection::{Connection, ConnectionCounters, State};
 use super::controller::{Controller, Kind};
 use super::health::IoCounters;
 use super::output::{ConnId, NamespaceHandle};
+use super::reservation::ReservationState;
 use super::table::Key;
 
 /// Counts over the target's life.
@@ -79,7 +80,7 @@ pub struct AnaGroupSnapshot {
 }
 
 /// A namespace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NamespaceSnapshot {
     /// Namespace id.
     pub nsid: u32,
@@ -95,6 +96,10 @@ pub struct NamespaceSnapshot {
     pub ana_group: u32,
     /// What was done with it, by all hosts.
     pub counters: IoCounters,
+    /// Registrants and reservation that are in force.
+    pub reservations: ReservationState,
+    /// Whether they can outlive the process.
+    pub persistent_reservations: bool,
 }
 
 /// A controller.
@@ -199,6 +204,8 @@ impl Target {
                         nguid: namespace.nguid,
                         ana_group: namespace.ana_group,
                         counters: namespace.counters,
+                        reservations: namespace.reservations.state().clone(),
+                        persistent_reservations: namespace.reservations.persists(),
                     })
                     .collect(),
                 ana: subsystem.ana.as_ref().map(ana),

@@ -199,6 +199,7 @@ fn nvme_cli_finds_every_log_and_feature_it_asks_for() {
         (lid::EFFECTS, 4096),
         (lid::FEATURE_EFFECTS, 1024),
         (0x13, 1024),
+        (lid::RESERVATION, 64),
     ] {
         glue.log(admin, GetLogPage::range(lid, 0, len))
             .expect("supported");
@@ -207,10 +208,10 @@ fn nvme_cli_finds_every_log_and_feature_it_asks_for() {
         let sqe = GetFeatures::current(fid).encode().with_nsid(NamespaceId(1));
         glue.command(admin, sqe).status
     };
-    for fid in [1, 2, 4, 5, 6, 7, 0xA, 0xB, 0xF] {
+    for fid in [1, 2, 4, 5, 6, 7, 0xA, 0xB, 0xF, 0x82] {
         assert_eq!(get(&mut glue, fid), Status::SUCCESS, "feature {fid:#x}");
     }
-    for fid in [3, 8, 9, 0xC, 0x10, 0x82, 0x83, 0x84, 0xFF] {
+    for fid in [3, 8, 9, 0xC, 0x10, 0x83, 0x84, 0xFF] {
         assert!(
             get(&mut glue, fid).same_code(Status::INVALID_FIELD),
             "feature {fid:#x}"

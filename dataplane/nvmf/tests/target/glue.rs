@@ -12,7 +12,8 @@ use bowline_nvme::{CommandId, ControllerId, Cqe, NamespaceId, Nanos, QueueId, Sg
 use bowline_nvmf::frame::{Event, FrameReader, Header, crc32c};
 use bowline_nvmf::target::{
     AnaConfig, ConnId, Deallocate, Hosts, IoCommand, IoOp, NamespaceConfig, NamespaceHandle,
-    NsGeometry, Output, Path, Rx, SlotId, SubsystemConfig, Target, TargetConfig, TxPdu,
+    NsGeometry, Output, Path, Persistence, Rx, SlotId, SubsystemConfig, Target, TargetConfig,
+    TxPdu,
 };
 
 pub(crate) const SUBNQN: &str = "nqn.2026-11.io.bowline:test";
@@ -114,6 +115,7 @@ pub(crate) fn namespace(id: u8) -> NamespaceConfig {
         uuid: [id; 16],
         nguid: [id | 0x80; 16],
         ana_group: None,
+        persistence: Persistence::Unsupported,
     }
 }
 

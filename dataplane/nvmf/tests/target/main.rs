@@ -20,4 +20,5 @@ mod model;
 mod namespaces;
 mod parts;
 mod properties;
+mod reservation;
 mod transfer;

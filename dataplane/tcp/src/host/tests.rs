@@ -8,7 +8,7 @@ use bowline_nvme::nqn::{self, Nqn};
 use bowline_nvme::pdu::{Digests, IcResp};
 use bowline_nvme::{NamespaceId, Nanos, Sqe, Status};
 use bowline_nvmf::host::{CloseReason, ControllerConfig, Reconnect, SubmitError};
-use bowline_nvmf::target::{Hosts, SubsystemConfig, TargetConfig};
+use bowline_nvmf::target::{Hosts, Persistence, SubsystemConfig, TargetConfig};
 use bowline_reactor::{Config, Handle, monotonic_now, spawn};
 
 use super::*;
@@ -46,6 +46,7 @@ impl Served {
                 uuid: [1; 16],
                 nguid: [1; 16],
                 ana_group: None,
+                persistence: Persistence::Unsupported,
             };
             let device = MemDevice::new(DISK_BYTES, 512)?;
             service

@@ -8,14 +8,15 @@ use std::{fmt, io};
 use bowline_block::{Deallocate, Device, DeviceEvent, Geometry};
 use bowline_nvme::{NamespaceId, Nanos};
 use bowline_nvmf::target::{
-    ConfigError, Deallocate as NsDeallocate, NamespaceConfig, NamespaceHandle, NsGeometry, Target,
+    ConfigError, Deallocate as NsDeallocate, NamespaceConfig, NamespaceHandle, NsGeometry,
+    Persistence, Target,
 };
 use bowline_reactor::{ListenerId, Mailbox, Reactor};
 
 use super::{TargetMessage, TargetService};
 
 /// The identity of a namespace to be added.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NamespaceSpec {
     /// The namespace id wanted, or the next that is free.
     pub nsid: Option<u32>,
@@ -25,6 +26,9 @@ pub struct NamespaceSpec {
     pub nguid: [u8; 16],
     /// ANA group; `None`: group 1, where the subsystem has groups.
     pub ana_group: Option<u32>,
+    /// Whether its reservations can outlive the process, and those that did. Anything but
+    /// `Unsupported` needs a [`ReservationStore`](super::ReservationStore).
+    pub persistence: Persistence,
 }
 
 /// Why a namespace could not take over its device's new size.
@@ -71,6 +75,10 @@ impl Names {
         let mut named = self.0.iter();
         let found = named.find(|(_, (name, id))| name == nqn && *id == nsid);
         found.map(|(handle, _)| NamespaceHandle(*handle))
+    }
+
+    pub(super) fn of(&self, handle: NamespaceHandle) -> Option<(String, NamespaceId)> {
+        self.0.get(&handle.0).cloned()
     }
 }
 
@@ -142,6 +150,7 @@ impl<D: Device> TargetService<D> {
             uuid,
             nguid,
             ana_group,
+            persistence,
         } = spec;
         let config = NamespaceConfig {
             nsid,
@@ -150,6 +159,7 @@ impl<D: Device> TargetService<D> {
             uuid,
             nguid,
             ana_group,
+            persistence,
         };
         match self.target.add_namespace(now, nqn, config) {
             Ok(nsid) => {

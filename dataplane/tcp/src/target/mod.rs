@@ -12,6 +12,7 @@ mod grace;
 mod link;
 mod links;
 mod manage;
+mod reservation;
 mod rx;
 mod tx;
 mod work;
@@ -37,6 +38,7 @@ use tx::{Need, Waiting};
 use work::LogLimit;
 
 pub use manage::{NamespaceSpec, RefreshError};
+pub use reservation::{ReservationStore, StoreReservations};
 pub use work::{Usage, Work};
 
 /// Commands that end while they start are run in rounds; a turn does at most this many before the
@@ -111,6 +113,8 @@ pub struct TargetService<D: Device> {
     names: manage::Names,
     stop: Stop,
     flush_failures: Arc<AtomicUsize>,
+    /// Where reservations are stored that outlive the process.
+    reservation_store: Option<Box<dyn ReservationStore>>,
 }
 
 impl<D: Device> TargetService<D> {
@@ -143,6 +147,7 @@ impl<D: Device> TargetService<D> {
             names: manage::Names::default(),
             stop: Stop::default(),
             flush_failures: Arc::default(),
+            reservation_store: None,
         }
     }
 
@@ -424,6 +429,7 @@ impl<D: Device> TargetService<D> {
                 self.touched.push(conn);
                 self.receive_if_stalled(cx, now, conn);
             }
+            moved |= self.store_reservations(now);
             if !moved {
                 self.unfinished = false;
                 return;

@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 
 use bowline_block::PoolStats;
 use bowline_nvme::{NamespaceId, Nanos};
-use bowline_nvmf::target::{Hosts, SubsystemConfig, TargetConfig};
+use bowline_nvmf::target::{Hosts, Persistence, SubsystemConfig, TargetConfig};
 use bowline_reactor::{
     BackendInfo, Config, Counters, Handle, IoBackend, ListenerId, LocalReactor, Mailbox, PollMode,
     Reactor, Service, SocketId, spawn,
@@ -177,6 +177,7 @@ impl Rig {
             uuid: identity,
             nguid: identity,
             ana_group: None,
+            persistence: Persistence::Unsupported,
         };
         self.call(move |target, cx, now| target.add_namespace(now, nqn, spec, make(cx)))
             .expect("a valid namespace")

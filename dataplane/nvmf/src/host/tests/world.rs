@@ -38,6 +38,7 @@ pub(super) fn namespace(id: u8, blocks: u64) -> target::NamespaceConfig {
         uuid: [id; 16],
         nguid: [id; 16],
         ana_group: None,
+        persistence: target::Persistence::Unsupported,
     }
 }
 

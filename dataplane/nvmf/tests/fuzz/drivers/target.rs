@@ -11,8 +11,8 @@ use bowline_nvme::pdu::{Digests, H2CData};
 use bowline_nvme::{CommandId, ControllerId, NamespaceId, Nanos, QueueId, Sgl, Sqe, Status};
 use bowline_nvmf::target::{
     AnaConfig, AnaState, ConnectionState, Deallocate, DiscoveryKind, DiscoveryRecord,
-    DiscoveryTable, Hosts, NamespaceConfig, NamespaceHandle, NsGeometry, Path, SubsystemConfig,
-    Target, TargetConfig,
+    DiscoveryTable, Hosts, NamespaceConfig, NamespaceHandle, NsGeometry, Path, Persistence,
+    SubsystemConfig, Target, TargetConfig,
 };
 
 use super::commands::{self, Wanted};
@@ -83,6 +83,7 @@ fn namespace(handle: u32, nsid: u32, free: u8) -> NamespaceConfig {
         uuid: id,
         nguid: id,
         ana_group: (free & 8 != 0).then_some(u32::from(free & 3) + 1),
+        persistence: Persistence::Unsupported,
     }
 }
 

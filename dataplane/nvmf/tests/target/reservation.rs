@@ -1,0 +1,4 @@
+//! Reservations through real PDUs: several hosts, each with controllers of its own.
+
+mod access;
+mod hosts;

@@ -2,3 +2,6 @@
 
 mod access;
 mod hosts;
+mod notice;
+mod persist;
+mod preempt;

@@ -189,4 +189,6 @@ impl ReservationState {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

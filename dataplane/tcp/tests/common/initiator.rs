@@ -52,6 +52,7 @@ impl Default for Options {
 /// How a command ended.
 #[derive(Debug)]
 pub(crate) struct Done {
+    pub(crate) token: u64,
     pub(crate) status: Status,
     pub(crate) result: u64,
     pub(crate) path_lost: bool,
@@ -258,6 +259,11 @@ impl Disk {
         self.initiator.submit(self.path, command).is_ok()
     }
 
+    /// The token of the command that was submitted last.
+    pub(crate) fn last_token(&self) -> u64 {
+        self.next_token
+    }
+
     /// Commands that have not completed.
     pub(crate) fn in_flight(&self) -> usize {
         self.initiator.path(self.path).in_flight()
@@ -434,6 +440,7 @@ impl Disk {
 
 fn plain(done: bowline_tcp::host::HostCompletion) -> Done {
     Done {
+        token: done.token,
         status: verdict(done.status),
         result: done.result,
         path_lost: done.path_lost,

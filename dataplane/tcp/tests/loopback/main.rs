@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod ana;
 mod connect;
 mod data;
 mod lifecycle;

@@ -173,7 +173,8 @@ impl Catalog {
             .map(|(nqn, nsid, _)| (nqn, nsid))
     }
 
-    /// What discovery tells: every subsystem at every address that is advertised, and the referrals.
+    /// What discovery tells: itself and every subsystem at every address that is advertised, and the
+    /// referrals.
     pub(crate) fn discovery(&self, portals: &[Portal]) -> Vec<DiscoveryRecord> {
         // With --advertise every portal has the same address, which is told once.
         let mut told: Vec<&Portal> = Vec::with_capacity(portals.len());
@@ -206,7 +207,15 @@ impl Catalog {
                 port_id: 0,
                 hosts: Hosts::Any,
             });
-        records.chain(referrals).collect()
+        // Itself, at every address, whoever asks. The target knows its name.
+        let itself = told.iter().map(|portal| DiscoveryRecord {
+            kind: DiscoveryKind::Current,
+            subnqn: String::new(),
+            address: portal.advertised,
+            port_id: portal.id,
+            hosts: Hosts::Any,
+        });
+        itself.chain(records).chain(referrals).collect()
     }
 }
 
@@ -254,19 +263,23 @@ mod tests {
     #[test]
     fn every_subsystem_is_told_at_every_address() {
         let records = catalog(&[0, 0]).discovery(&[portal(1, 4421), portal(2, 4422)]);
-        assert_eq!(records.len(), 4);
+        assert_eq!(records.len(), 6);
         assert!(
-            records
+            records[2..]
                 .iter()
                 .all(|record| record.hosts == Hosts::Only(vec![]))
         );
-        assert_eq!(records[1].address.to_string(), "127.0.0.1:4422");
+        assert_eq!(records[3].address.to_string(), "127.0.0.1:4422");
+        let itself = |record: &DiscoveryRecord| {
+            (record.kind, &record.hosts) == (DiscoveryKind::Current, &Hosts::Any)
+        };
+        assert!(records[..2].iter().all(itself));
     }
 
     #[test]
     fn advertised_address_of_several_listeners_is_told_once() {
         let records = catalog(&[0]).discovery(&[portal(1, 8009), portal(2, 8009)]);
-        assert_eq!(records.len(), 1);
-        assert_eq!((records[0].port_id, records[0].address.port()), (1, 8009));
+        assert_eq!(records.len(), 2);
+        assert_eq!((records[1].port_id, records[1].address.port()), (1, 8009));
     }
 }

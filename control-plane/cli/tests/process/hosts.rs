@@ -2,6 +2,7 @@
 
 use bowline_api::dataplane::v1 as api;
 use bowline_api::dataplane::v1::data_plane_service_client::DataPlaneServiceClient;
+use bowline_nvme::log::{DiscoveryEntry, Subtype};
 use bowline_nvme::nqn::Nqn;
 use bowline_nvmf::host::ControllerConfig;
 use bowline_reactor::Config;
@@ -201,9 +202,11 @@ fn discovery_tells_the_address_the_host_came_in_on_or_the_advertised_one() {
         let entries = initiator
             .discover(plane.ready.listen[0], config, deadline)
             .unwrap();
-        let [entry] = &entries[..] else {
-            panic!("not one entry: {entries:?}")
+        let [itself, entry] = &entries[..] else {
+            panic!("not two entries: {entries:?}")
         };
+        assert_eq!(itself.subtype, CURRENT_DISCOVERY);
+        assert_eq!(itself.traddr, entry.traddr);
         let text = |field: &[u8]| {
             String::from_utf8_lossy(field)
                 .trim_end_matches([' ', '\0'])
@@ -223,8 +226,11 @@ fn discovery_tells_the_address_the_host_came_in_on_or_the_advertised_one() {
     let entries = initiator
         .discover(plane.ready.listen[0], config, deadline)
         .unwrap();
-    assert!(entries.is_empty(), "{entries:?}");
+    let itself = |entry: &DiscoveryEntry| entry.subtype == CURRENT_DISCOVERY;
+    assert!(entries.iter().all(itself), "{entries:?}");
 }
+
+const CURRENT_DISCOVERY: u8 = Subtype::CurrentDiscovery.wire();
 
 /// NQN and address of what discovery tells under a name.
 fn discover(plane: &DataPlane, discovery_nqn: &str) -> Vec<(String, String)> {

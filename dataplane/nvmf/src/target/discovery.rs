@@ -103,6 +103,10 @@ fn entry(
         ),
         DiscoveryKind::Current => (Subtype::CurrentDiscovery, DiscoveryEntry::EFLAGS_EPCSD),
     };
+    let subnqn = match record.kind {
+        DiscoveryKind::Current => config.discovery_name(),
+        DiscoveryKind::Nvm | DiscoveryKind::Referral { .. } => &record.subnqn,
+    };
     let entry = DiscoveryEntry {
         trtype: Transport::Tcp.wire(),
         adrfam: if address.is_ipv4() {
@@ -114,7 +118,7 @@ fn entry(
         portid: record.port_id,
         cntlid: ControllerId::DYNAMIC,
         eflags,
-        subnqn: Nqn::new(&record.subnqn).map_or([0; 256], |nqn| nqn.encode()),
+        subnqn: Nqn::new(subnqn).map_or([0; 256], |nqn| nqn.encode()),
         ..requirements(record.kind, config)
     };
     // Addresses and ports are always short enough.

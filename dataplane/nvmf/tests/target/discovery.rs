@@ -231,8 +231,16 @@ fn both_names_of_the_discovery_subsystem_are_answered() {
         ..TargetConfig::default()
     });
     assert_eq!(glue.target.config().discovery_name(), unique);
+    let itself = DiscoveryRecord {
+        kind: DiscoveryKind::Current,
+        ..record("", "0.0.0.0:8009", Hosts::Any)
+    };
+    glue.tell(&mut DiscoveryTable::default(), vec![itself]);
     for name in [DISCOVERY, unique] {
         let id = connect_to(&mut glue, name, 0);
+        let itself = entry(&mut glue, id, 0);
+        assert_eq!(itself.nqn().expect("valid").as_str(), unique);
+        assert_eq!((itself.subtype, itself.eflags), (3, 0b11));
         let page = glue.identify(id, cns::CONTROLLER, 0).expect("mandatory");
         let controller = IdentifyController::decode(&page);
         let subnqn = Nqn::decode(&controller.subnqn).expect("a name");

@@ -17,7 +17,7 @@ const NAMES_MAX: usize = 4096;
 pub struct DiscoveryRecord {
     /// What the entry names.
     pub kind: DiscoveryKind,
-    /// Subsystem NQN.
+    /// Subsystem NQN. For [`DiscoveryKind::Current`] the target says its own, whatever is here.
     pub subnqn: String,
     /// Where; an unspecified address stands for the one the asking host reached us by, and is not
     /// told to a host that came by the other address family.
@@ -69,8 +69,8 @@ struct Listed {
     generation: u64,
     /// Positions in `entries`, ascending.
     at: Vec<usize>,
-    /// Of those, the ones that name this discovery subsystem.
-    current: usize,
+    /// One of them names this discovery subsystem by an address of its own.
+    named: bool,
     /// One of them has an address that depends on how the host came.
     wildcard: bool,
 }
@@ -225,8 +225,9 @@ impl View {
 impl Listed {
     fn insert(&mut self, at: usize, record: &DiscoveryRecord) {
         self.at.push(at);
-        self.current += usize::from(record.kind == DiscoveryKind::Current);
-        self.wildcard |= record.address.ip().is_unspecified();
+        let is_wildcard = record.address.ip().is_unspecified();
+        self.named |= record.kind == DiscoveryKind::Current && !is_wildcard;
+        self.wildcard |= is_wildcard;
     }
 }
 
@@ -262,12 +263,12 @@ impl<'a> Seen<'a> {
         self.from(0).map(content).eq(other.from(0).map(content))
     }
 
-    /// Whether all entries for this discovery subsystem, of which there are several, lead to the
-    /// same information. With wildcards it depends on the one that is used.
+    /// Whether all entries for this discovery subsystem lead to the information that they are in.
+    /// Where there are wildcards, those lead elsewhere that have another address than the one by
+    /// which the host came.
     pub(super) fn is_duplicated(&self) -> bool {
-        let of = |listed: &Listed| (listed.current, listed.wildcard);
-        let (common, own) = (of(self.common), self.own.map_or((0, false), of));
-        common.0 + own.0 > 1 && !common.1 && !own.1
+        let any = |has: fn(&Listed) -> bool| has(self.common) || self.own.is_some_and(has);
+        !(any(|listed| listed.wildcard) && any(|listed| listed.named))
     }
 }
 

@@ -246,8 +246,12 @@ impl Target {
         match connection.queue {
             None => self.connect_data(now, id, slot, data),
             Some(queue) if queue.qid == 0 => self.admin_data(now, id, queue.controller, slot, data),
-            Some(_) if io::is_reservation(sqe.opcode()) => {
-                self.reservation_data(now, id, slot, &sqe, namespace, data);
+            Some(queue) if io::is_reservation(sqe.opcode()) => {
+                // The path may have gone since the data came.
+                match self.plan_again(queue.controller, &sqe, namespace) {
+                    Ok(_) => self.reservation_data(now, id, slot, &sqe, namespace, data),
+                    Err((status, _)) => self.respond(now, id, slot, status, 0),
+                }
             }
             Some(queue) => {
                 let ranges = self.ranges(queue.controller, &sqe, namespace, data);

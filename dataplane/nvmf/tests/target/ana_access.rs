@@ -307,6 +307,30 @@ fn ranges_that_arrive_after_the_switch_are_not_deallocated() {
     assert!(glue.disks[&1].starts_with(&disk));
 }
 
+/// Keys that had come were still acted upon when access had ended before they were looked at.
+#[test]
+fn reservation_whose_keys_came_before_the_switch_does_not_happen_after_it() {
+    let (mut glue, _, queue) = in_state(AnaState::Optimized);
+    // Register a new key, whatever the current one.
+    let register = Sqe::new(opcode::RESERVATION_REGISTER)
+        .with_nsid(NamespaceId(1))
+        .with_cdw(10, 1 << 3)
+        .with_sgl1(Sgl::in_capsule(16));
+    let mut keys = [0; 16];
+    keys[8] = 1;
+    let cid = glue.next_cid(queue);
+    let bytes = glue.capsule(queue, register.with_cid(cid), &keys);
+    glue.receive_only(queue, &bytes);
+    let now = glue.now;
+    let set = glue
+        .target
+        .set_ana_state(now, SUBNQN, 1, AnaState::Inaccessible);
+    set.expect("it is there");
+    glue.pump();
+    let found = glue.reply(queue).cqe().status;
+    check_path(found, Status::ANA_INACCESSIBLE, "register");
+}
+
 /// A Read that moved in parts for want of memory went on with the next part after the switch, and
 /// so mixed what was here with what had been written elsewhere since.
 #[test]

@@ -240,6 +240,12 @@ impl Glue {
         self.pump();
     }
 
+    /// Bytes from the host arrive, and what they lead to is left to be polled.
+    pub(crate) fn receive_only(&mut self, id: ConnId, bytes: &[u8]) {
+        self.conn(id).inbox.extend(bytes);
+        self.feed(id);
+    }
+
     /// The host's socket breaks.
     pub(crate) fn drop_socket(&mut self, id: ConnId) {
         self.conns.remove(&id.index);

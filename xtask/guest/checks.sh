@@ -4,6 +4,9 @@
 # ADDRESS, PORT and NQN of the subsystem, written by the harness once it knows them.
 [ ! -e /run/peer ] || . /run/peer
 
+# Identities of this host, of another that is allowed too, and of one that is not.
+HOST_FIRST=$(cat /etc/nvme/hostnqn)
+HOST_SECOND=nqn.2014-08.org.nvmexpress:uuid:9a3f77c2-5c0e-4d0f-8f5b-2f0c3f6f6d02
 HOST_OTHER=nqn.2014-08.org.nvmexpress:uuid:11111111-2222-4333-8444-555555555555
 
 # --- finding things -----------------------------------------------------------------------------
@@ -19,6 +22,22 @@ controller() {
         fi
     done
     return 1
+}
+
+# The paths to namespace 1 of our subsystem, or the one behind port $1, as folders of sysfs.
+paths() {
+    local - controller path
+    set +x
+    for controller in /sys/class/nvme/nvme*; do
+        [ -e "$controller" ] && [ "$(cat "$controller/subsysnqn")" = "$NQN" ] || continue
+        case $(cat "$controller/address"), in
+            *trsvcid=${1:-*},*) ;;
+            *) continue ;;
+        esac
+        for path in "$controller"/nvme*n*; do
+            [ ! -e "$path/nsid" ] || [ "$(cat "$path/nsid")" != 1 ] || echo "$path"
+        done
+    done
 }
 
 # The block device of namespace $1, such as /dev/nvme0n1.
@@ -61,10 +80,11 @@ fails() {
 }
 
 # Bytes $2 to $2 + $3 (in KiB) of disk $1, past the page cache.
-sum() {
+content() {
     dd if="$1" bs=64K iflag=direct,skip_bytes,count_bytes skip=$(($2 * 1024)) \
-        count=$(($3 * 1024)) status=none | sha256sum
+        count=$(($3 * 1024)) status=none
 }
+sum() { content "$@" | sha256sum; }
 zeros() { head -c $(($1 * 1024)) /dev/zero | sha256sum; }
 fill() {
     head -c $(($3 * 1024)) /dev/urandom |
@@ -75,7 +95,7 @@ fill() {
 # --- connecting ---------------------------------------------------------------------------------
 
 discovers() {
-    nvme discover -t tcp -a "$ADDRESS" -s "$PORT" -o json |
+    nvme discover -t tcp -a "$ADDRESS" -s "$PORT" -o json "$@" |
         jq -e --arg nqn "$NQN" --arg port "$PORT" \
             '[.records[] | select(.subnqn == $nqn and .trsvcid == $port and .trtype == "tcp")] | length == 1'
 }
@@ -172,8 +192,8 @@ nvme_other_logs() {
 
 # A command that does not exist is refused and hurts nothing.
 refuses_unknown_commands() {
-    fails nvme admin-passthru "/dev/$(controller)" --opcode=0x7f
-    fails nvme io-passthru "$(disk 1)" --opcode=0x7f --namespace-id=1
+    fails nvme admin-passthru "/dev/$(controller)" --opcode=0x6f
+    fails nvme io-passthru "$(disk 1)" --opcode=0x6f --namespace-id=1
     live
 }
 
@@ -216,23 +236,22 @@ load_starts() {
     within 120 load_moves
 }
 
-# Sectors written to namespace 1 so far: the seventh field of its path's statistics. The disk above
-# the paths has none in older kernels.
+# Sectors written to namespace 1 so far, over all paths or over that behind port $1: the seventh field
+# of a path's statistics. The disk above the paths has none in older kernels.
 written() {
-    local - path fields
+    local - path fields sum=0
     set +x
-    for path in "/sys/class/nvme/$(controller)"/nvme*n*; do
-        if [ "$(cat "$path/nsid")" = 1 ]; then
-            read -r -a fields <"$path/stat"
-            echo "${fields[6]}"
-        fi
+    for path in $(paths "${1:-}"); do
+        read -r -a fields <"$path/stat"
+        sum=$((sum + fields[6]))
     done
+    echo "$sum"
 }
 load_moves() {
     local before now
-    before=$(written)
+    before=$(written "${1:-}")
     sleep 0.2
-    now=$(written)
+    now=$(written "${1:-}")
     [ "$now" -gt "$before" ]
 }
 load_goes_on() { [ ! -e /run/load.failed ] && within 120 load_moves; }
@@ -337,6 +356,26 @@ keeps_a_file_system() {
 }
 sums() { sha256sum a/[0-9]* a/b/large; }
 
+# A short life of an association, a little of everything, while somebody watches.
+is_watched() {
+    discovers "$@"
+    connects "$@"
+    nvme_id_ctrl
+    nvme_smart_log
+    nvme_error_log
+    nvme_effects_log
+    nvme_get_feature
+    nvme_other_logs
+    refuses_unknown_commands
+    fio --name=watched --filename="$(disk 1)" --direct=1 --ioengine=libaio --iodepth=8 --rw=randrw \
+        --bssplit=512/20:4k/20:16k/20:64k/20:256k/20 --size=6m --verify=crc32c --verify_fatal=1 \
+        --allow_file_create=0
+    compares
+    zeroes_single_blocks
+    flushes
+    disconnects
+}
+
 # --- namespaces that come and go ----------------------------------------------------------------
 
 # $1: namespace; $2: its size in bytes.
@@ -352,6 +391,91 @@ namespace_grows() {
     fill "$(disk "$1")" $(($2 / 1024 - 64)) 64
 }
 namespace_disappears() { within 60 gone "$1"; }
+
+# --- several paths ------------------------------------------------------------------------------
+
+# The controller behind port $1.
+controller_at() {
+    local - path
+    set +x
+    for path in /sys/class/nvme/nvme*; do
+        if [ -e "$path" ] && [ "$(cat "$path/subsysnqn")" = "$NQN" ] &&
+            grep -q -E "trsvcid=$1(,|\$)" "$path/address"; then
+            echo "${path##*/}"
+            return 0
+        fi
+    done
+    return 1
+}
+live_at() { [ "$(cat "/sys/class/nvme/$(controller_at "$1")/state")" = live ]; }
+path_has() { [ "$(cat "$(paths "$1")/ana_state")" = "$2" ]; }
+
+# One more path to the subsystem, over port $1.
+adds_path() {
+    nvme connect -t tcp -a "$ADDRESS" -s "$1" -n "$NQN" --reconnect-delay=1 --ctrl-loss-tmo=-1 \
+        --keep-alive-tmo=30 --nr-io-queues=2
+    within 60 live_at "$1"
+}
+
+# The path behind port $1 is live and in ANA state $2: the kernel, nvme-cli and the log agree.
+path_shows() {
+    within 60 path_has "$1" "$2"
+    within 60 disk 1
+    nvme list-subsys "$(disk 1)" >/run/paths
+    cat /run/paths
+    grep -E "trsvcid=$1[, ].* live $2\$" /run/paths
+    nvme ana-log "/dev/$(controller_at "$1")" -o json >/run/ana-log
+    cat /run/ana-log
+    jq -e --arg state "$2" '[.. | objects | select(.grpid? == 1) | .state] == [$state]' /run/ana-log
+}
+
+# The load uses the path behind port $1, and that behind $2 no more.
+only_path_moves() {
+    within 120 load_moves "$1"
+    within 120 fails load_moves "$2"
+}
+
+# --- discovery that stays -----------------------------------------------------------------------
+
+# Writes the kernel's uevents to a file, a line for each of their parts.
+listens() {
+    rm -f /run/uevents*
+    # Family 16 is netlink, protocol 15 the kernel's uevents, group 1 everybody.
+    setsid perl -e 'socket(S, 16, 2, 15) && bind(S, pack("S S L L", 16, 0, 0, 1)) or die; $| = 1;
+        open(READY, ">", "/run/uevents.ready"); close(READY);
+        while (sysread(S, $event, 65536)) { $event =~ tr/\0/\n/; print $event; }' \
+        </dev/null >>/run/uevents 2>&1 &
+    within 60 test -e /run/uevents.ready
+}
+discovery_controller() { NQN=nqn.2014-08.org.nvmexpress.discovery controller; }
+
+# A discovery controller with a keep-alive, which asks for events.
+stays_with_discovery() {
+    listens
+    nvme discover -t tcp -a "$ADDRESS" -s "$PORT" --persistent --keep-alive-tmo=30
+    within 60 discovery_controller
+}
+
+# The event came, and the log then lists subsystem $1 $2 times.
+hears_of_change() {
+    within 60 grep -q -x NVME_AEN=0x70f002 /run/uevents
+    : >/run/uevents
+    nvme discover -t tcp -a "$ADDRESS" -s "$PORT" -d "$(discovery_controller)" -o json >/run/discovered
+    cat /run/discovered
+    jq -e --arg nqn "$1" --argjson count "$2" \
+        '[.records[] | select(.subnqn == $nqn)] | length == $count' /run/discovered
+}
+leaves_discovery() {
+    nvme disconnect -d "$(discovery_controller)"
+    within 60 fails discovery_controller
+}
+
+# The same log under the name $1.
+discovers_by_name() {
+    nvme discover -t tcp -a "$ADDRESS" -s "$PORT" -n "$1" -o json >/run/discovered
+    cat /run/discovered
+    jq -e --arg nqn "$NQN" '[.records[] | select(.subnqn == $nqn)] | length == 1' /run/discovered
+}
 
 # --- resets and losses --------------------------------------------------------------------------
 

@@ -25,8 +25,11 @@ pub(crate) struct Setup {
     pub(crate) device: PathBuf,
     pub(crate) allow_path: PathBuf,
     pub(crate) nqn: String,
-    pub(crate) host_nqn: String,
+    /// Who may connect.
+    pub(crate) host_nqns: Vec<String>,
     pub(crate) log: PathBuf,
+    /// What this data plane is told besides.
+    pub(crate) flags: &'static [&'static str],
 }
 
 /// A running data plane; dropping it kills it.
@@ -155,7 +158,9 @@ fn command(setup: &Setup, port: u16, log: File) -> Command {
             "--block-size",
             "512",
         ])
-        .args(["--nqn", &setup.nqn, "--host", &setup.host_nqn, "--device"])
+        .args(setup.host_nqns.iter().flat_map(|nqn| ["--host", nqn]))
+        .args(setup.flags)
+        .args(["--nqn", &setup.nqn, "--device"])
         .arg(&setup.device)
         .arg("--allow-path")
         .arg(&setup.allow_path)

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use super::kernel::Kernel;
 use super::kernel_log::KernelLog;
+use super::monitor::Monitor;
 
 /// Boot takes 7 to 13 s where the emulator has a core to itself.
 const BOOT_MAX: Duration = Duration::from_secs(240);
@@ -36,6 +37,7 @@ pub(crate) struct Guest {
     answers: Receiver<String>,
     next_id: u64,
     console: PathBuf,
+    monitor: PathBuf,
     deadline: Instant,
 }
 
@@ -56,7 +58,8 @@ impl Guest {
     ) -> Result<Self> {
         let console = folder.join("console.log");
         let emulator_log = File::create(folder.join("qemu.log")).context("cannot write a log")?;
-        let mut machine = emulator(kernel, initramfs, &console)
+        let monitor = folder.join("monitor");
+        let mut machine = emulator(kernel, initramfs, &console, &monitor)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(emulator_log)
@@ -78,6 +81,7 @@ impl Guest {
             answers,
             next_id: 0,
             console,
+            monitor,
             deadline,
         };
         guest
@@ -120,6 +124,15 @@ impl Guest {
             );
         }
         Ok(answer.stdout.trim_end().to_owned())
+    }
+
+    /// Runs a command as [`Guest::expect`] does, with all of the guest's traffic written to `file`.
+    pub(crate) fn capture(&mut self, file: &Path, command: &str) -> Result<()> {
+        let mut monitor = Monitor::connect(&self.monitor)?;
+        monitor.capture_starts(file)?;
+        let result = self.expect(command).map(drop);
+        monitor.capture_ends()?;
+        result
     }
 
     /// The kernel's log so far, complete up to this call.
@@ -171,7 +184,7 @@ impl Drop for Guest {
     }
 }
 
-fn emulator(kernel: &Kernel, initramfs: &Path, console: &Path) -> Command {
+fn emulator(kernel: &Kernel, initramfs: &Path, console: &Path, monitor: &Path) -> Command {
     // `setpriv` ends the machine with us, however we end.
     let mut command = Command::new("setpriv");
     command
@@ -205,6 +218,8 @@ fn emulator(kernel: &Kernel, initramfs: &Path, console: &Path) -> Command {
         ])
         .args(["-device", "virtio-rng-pci", "-serial"])
         .arg(format!("file:{}", console.display()))
+        .arg("-qmp")
+        .arg(format!("unix:{},server=on,wait=off", monitor.display()))
         .args([
             "-chardev",
             "stdio,id=channel,signal=off",

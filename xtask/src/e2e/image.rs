@@ -35,7 +35,9 @@ const PROGRAMS: &[&str] = &[
     "mount",
     "nvme",
     "od",
+    "perl",
     "rm",
+    "rmmod",
     "sed",
     "seq",
     "setsid",
@@ -66,6 +68,10 @@ const SCRIPTS: &[(&str, &str)] = &[
 pub(crate) const HOST_NQN: &str =
     "nqn.2014-08.org.nvmexpress:uuid:6b7c0a4e-3d55-4a53-9d0e-5f2f1a0c9e11";
 const HOST_ID: &str = "6b7c0a4e-3d55-4a53-9d0e-5f2f1a0c9e11";
+
+/// The other host that the guest can play, which the checks name too.
+pub(crate) const SECOND_HOST_NQN: &str =
+    "nqn.2014-08.org.nvmexpress:uuid:9a3f77c2-5c0e-4d0f-8f5b-2f0c3f6f6d02";
 
 /// Writes the initramfs for `kernel`.
 pub(crate) fn write(path: &Path, kernel: &Kernel) -> Result<()> {

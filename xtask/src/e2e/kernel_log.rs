@@ -5,7 +5,7 @@
 //! where connections end, whether or not a run has shown it yet; everything that the drivers say of
 //! a wrong PDU, a wrong digest or a wrong answer is in no row, so it fails in every phase.
 
-use Phase::{Ana, Conflict, Loss, Quiet, Refusal, Reset};
+use Phase::{Ana, Loss, Quiet, Refusal, Reset, Shared};
 
 /// What was done to the controller since the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,11 +20,11 @@ pub(crate) enum Phase {
     Refusal,
     /// Paths changed their ANA state under I/O.
     Ana,
-    /// A write met another host's reservation.
-    Conflict,
+    /// Two hosts on one disk, so that writes meet the other's reservation.
+    Shared,
 }
 
-const ALWAYS: &[Phase] = &[Quiet, Reset, Loss, Refusal, Ana, Conflict];
+const ALWAYS: &[Phase] = &[Quiet, Reset, Loss, Refusal, Ana, Shared];
 const CUT: &[Phase] = &[Reset, Loss];
 
 /// Never right, whatever else the line says and whatever was going on.
@@ -108,7 +108,7 @@ const EXPECTED: &[Expected] = &[
     // of its own where it is a fault.
     with("queue # socket state #", BOTH_ENDS_CLOSE, ALWAYS),
     // The host resets the controller, or recovers it.
-    line("resetting controller", &[Reset]),
+    line("resetting controller", &[Reset, Shared]),
     line("starting error recovery", &[Loss]),
     line("Reconnecting in # seconds...", &[Loss]),
     line("Failed reconnect attempt #", &[Loss]),
@@ -182,13 +182,22 @@ const EXPECTED: &[Expected] = &[
         &[Refusal],
     ),
     with("failed to connect queue: # ret=#", INVALID_HOST, &[Refusal]),
+    // The kernel without multipath, which is how it plays two hosts.
+    line(
+        "Found shared namespace #, but multipathing not supported.",
+        &[Shared],
+    ),
+    line(
+        "Support for shared namespaces without CONFIG_NVME_MULTIPATH is deprecated *",
+        &[Shared],
+    ),
     // Another host's reservation, as nvme-core and the block layers of both kernels say it.
     line(
         "*: * blocks, Reservation Conflict (sct 0x0 / sc 0x83)*",
-        &[Conflict],
+        &[Shared],
     ),
-    line("critical nexus error, dev nvme*", &[Conflict]),
-    line("reservation conflict error, dev nvme*", &[Conflict]),
+    line("critical nexus error, dev nvme*", &[Shared]),
+    line("reservation conflict error, dev nvme*", &[Shared]),
 ];
 
 /// The log from boot on.
@@ -352,7 +361,7 @@ mod tests {
     fn lost_connections_are_right_only_where_they_were_cut() {
         check(&[
             ("[ 9.1] nvme nvme0: Reconnecting in 1 seconds...", &[Loss]),
-            ("[ 9.1] nvme nvme0: resetting controller", &[Reset]),
+            ("[ 9.1] nvme nvme0: resetting controller", &[Reset, Shared]),
             ("nvme nvme0: Successfully reconnected (1 attempt)", &[Loss]),
             (
                 "nvme nvme0: Successfully reconnected (attempt 1/-1)",
@@ -426,15 +435,15 @@ mod tests {
         check(&[
             (
                 "nvme1n1: Write(0x1) @ LBA 0, 8 blocks, Reservation Conflict (sct 0x0 / sc 0x83) ",
-                &[Conflict],
+                &[Shared],
             ),
             (
                 "critical nexus error, dev nvme1n1, sector 0 op 0x1:(WRITE) flags 0x8800",
-                &[Conflict],
+                &[Shared],
             ),
             (
                 "reservation conflict error, dev nvme1n1, sector 0 op 0x1:(WRITE)",
-                &[Conflict],
+                &[Shared],
             ),
             (
                 "nvme1n1: Write(0x1) @ LBA 0, 8 blocks, LBA Out of Range (sct 0x0 / sc 0x80) DNR ",

@@ -1,11 +1,13 @@
 //! End-to-end: a real Linux host in a virtual machine uses the real executable as its disk.
 
+mod capture;
 mod cpio;
 mod dataplane;
 mod guest;
 mod image;
 mod kernel;
 mod kernel_log;
+mod monitor;
 mod scenario;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +32,7 @@ const PACKAGES: &[&str] = &[
     "kmod",
     "nvme-cli",
     "qemu-system-x86",
+    "tshark",
     "xz-utils",
 ];
 

@@ -1,12 +1,16 @@
 //! What a host must be able to do with a data plane, in the order in which a host does it. Every
 //! check is counted by its claim, and the guest's kernel log must have stayed clean during it.
 
+mod discovery;
+mod paths;
+
 use std::fs::{self, File};
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::capture;
 use super::dataplane::{self, DataPlane, Setup};
 use super::guest::Guest;
 use super::image;
@@ -14,6 +18,8 @@ use super::kernel::Kernel;
 use super::kernel_log::Phase;
 use crate::tally::Tally;
 
+/// The data plane's own name for its discovery.
+const DISCOVERY_NQN: &str = "nqn.2026-11.io.bowline:e2e:discovery";
 const NQN: &str = "nqn.2026-11.io.bowline:e2e:disk";
 const DISK_BYTES: u64 = 256 << 20;
 const SECOND_BYTES: u64 = 32 << 20;
@@ -51,6 +57,7 @@ pub(crate) fn run(
     let plane = plane.inspect_err(|_| println!("{}", dataplane::log_tail(&setup.log, 30)))?;
     let mut scenario = Scenario {
         name,
+        folder,
         setup,
         guest,
         port: plane.port,
@@ -59,13 +66,18 @@ pub(crate) fn run(
         tally,
         abandoned: false,
     };
-    scenario.introduce()?;
+    let port = scenario.port;
+    scenario.meet(NQN, port)?;
+    scenario.log_seen = scenario.guest.kernel_log()?.len();
     scenario.connecting();
     scenario.asking();
     scenario.data();
     scenario.namespaces();
     scenario.disturbances();
     scenario.digests();
+    scenario.captures();
+    scenario.discovery();
+    scenario.paths();
     scenario.ending();
     ensure!(
         !scenario.abandoned,
@@ -84,8 +96,12 @@ fn setup(executable: &Path, folder: &Path) -> Result<Setup> {
         device,
         allow_path: backing,
         nqn: NQN.to_owned(),
-        host_nqn: image::HOST_NQN.to_owned(),
+        host_nqns: vec![
+            image::HOST_NQN.to_owned(),
+            image::SECOND_HOST_NQN.to_owned(),
+        ],
         log: folder.join("dataplane.log"),
+        flags: &["--discovery-nqn", DISCOVERY_NQN],
     })
 }
 
@@ -101,6 +117,8 @@ fn sized(path: &Path, bytes: u64) -> Result<()> {
 
 struct Scenario<'a> {
     name: &'a str,
+    /// Where the run keeps its files.
+    folder: &'a Path,
     setup: Setup,
     guest: Guest,
     /// None only while it is dead on purpose.
@@ -116,13 +134,9 @@ struct Scenario<'a> {
 
 impl Scenario<'_> {
     /// Tells the guest where its peer is.
-    fn introduce(&mut self) -> Result<()> {
-        let port = self.port;
-        self.guest.expect(&format!(
-            "echo 'ADDRESS=10.0.2.2 PORT={port} NQN={NQN}' >/run/peer"
-        ))?;
-        self.log_seen = self.guest.kernel_log()?.len();
-        Ok(())
+    fn meet(&mut self, nqn: &str, port: u16) -> Result<()> {
+        let command = format!("echo 'ADDRESS=10.0.2.2 PORT={port} NQN={nqn}' >/run/peer");
+        self.guest.expect(&command).map(drop)
     }
 
     fn connecting(&mut self) {
@@ -247,10 +261,28 @@ impl Scenario<'_> {
                 this.load_ends()
             },
         );
+        self.guest_check("disconnect after digests", Phase::Quiet, "disconnects");
+    }
+
+    /// Short associations of their own, so that the captures stay small.
+    fn captures(&mut self) {
+        for (claim, options, digests) in [
+            ("tshark finds nothing wrong", "", false),
+            (
+                "tshark finds nothing wrong with digests",
+                " --hdr-digest --data-digest",
+                true,
+            ),
+        ] {
+            self.check(claim, Phase::Quiet, |this| {
+                let file = this.folder.join(format!("digests-{digests}.pcap"));
+                this.guest.capture(&file, &format!("is_watched{options}"))?;
+                capture::read(&file, this.port)?.check(digests)
+            });
+        }
     }
 
     fn ending(&mut self) {
-        self.guest_check("disconnect after digests", Phase::Quiet, "disconnects");
         self.check(
             "SIGTERM stops the data plane cleanly",
             Phase::Quiet,

@@ -28,9 +28,9 @@ const NSID: NamespaceId = NamespaceId(1);
 /// Short enough that a test can wait for them, long enough for a busy machine.
 fn deadlines() -> Deadlines {
     Deadlines {
-        icreq: Nanos::from_millis(800),
-        connect: Nanos::from_millis(800),
-        transfer: Nanos::from_millis(800),
+        icreq: Nanos::from_millis(1500),
+        connect: Nanos::from_millis(1500),
+        transfer: Nanos::from_millis(1500),
         linger: Nanos::from_millis(200),
         ..Deadlines::default()
     }

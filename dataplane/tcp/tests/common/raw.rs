@@ -139,6 +139,31 @@ impl Raw {
         (raw, admin)
     }
 
+    /// As [`Raw::io`], of a host with a name and an identifier of its own.
+    pub(crate) fn io_of_host(address: SocketAddr, hostnqn: &str, hostid: [u8; 16]) -> (Self, Self) {
+        let queue = |qid: u16, cntlid, sqsize| {
+            let mut raw = Self::initialized(address, Digests::NONE);
+            let connect = Connect {
+                qid: QueueId(qid),
+                sqsize,
+                ..Connect::default()
+            };
+            let data = ConnectData {
+                hostid,
+                cntlid,
+                subnqn: Nqn::new(NQN).expect("a name"),
+                hostnqn: Nqn::new(hostnqn).expect("a name"),
+            };
+            let cqe = raw.command(connect.encode(), Some(&data.encode()));
+            assert!(cqe.status.is_success(), "{}", cqe.status);
+            let [low, high, ..] = cqe.result.to_le_bytes();
+            (raw, ControllerId(u16::from_le_bytes([low, high])))
+        };
+        let (mut admin, cntlid) = queue(0, ControllerId::DYNAMIC, 31);
+        admin.enable();
+        (queue(1, cntlid, 127).0, admin)
+    }
+
     pub(crate) fn connect_queue(&mut self, qid: u16, cntlid: ControllerId, sqsize: u16) -> Cqe {
         self.connect_as(qid, cntlid, sqsize, NQN, HOST)
     }

@@ -11,7 +11,9 @@ use bowline_reactor::{
     BackendInfo, Config, Counters, Handle, IoBackend, ListenerId, LocalReactor, Mailbox, PollMode,
     Reactor, Service, SocketId, spawn,
 };
-use bowline_tcp::target::{NamespaceSpec, TargetMessage, TargetService, Usage, Work};
+use bowline_tcp::target::{
+    NamespaceSpec, ReservationStore, TargetMessage, TargetService, Usage, Work,
+};
 
 use super::device::TestDevice;
 use super::{DEADLINE, until};
@@ -52,13 +54,39 @@ impl Rig {
         rig
     }
 
+    /// A target like [`Rig::new`] whose reservations `store` makes durable.
+    pub(crate) fn storing(io: IoBackend, store: Box<dyn ReservationStore>) -> Self {
+        let reactor = Config {
+            io,
+            ..Config::default()
+        };
+        let address = (Ipv4Addr::LOCALHOST, 0).into();
+        let config = TargetConfig::default();
+        let rig = Self::shaped(address, reactor, config, |target| {
+            target.with_reservation_store(store)
+        });
+        rig.add_subsystem(NQN, Hosts::Any);
+        rig.add_memory(NQN, DISK_BYTES);
+        rig
+    }
+
     fn listening(address: SocketAddr, reactor: Config, config: TargetConfig) -> Self {
+        Self::shaped(address, reactor, config, |target| target)
+    }
+
+    fn shaped(
+        address: SocketAddr,
+        reactor: Config,
+        config: TargetConfig,
+        shape: impl FnOnce(TargetService<TestDevice>) -> TargetService<TestDevice> + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address).expect("a port");
         let address = listener.local_addr().expect("bound");
         let flush_failures = Arc::default();
         let counted = Arc::clone(&flush_failures);
         let handle = spawn(reactor, move |cx, _| {
-            let mut target = TargetService::new(config).with_flush_failures(counted);
+            let target = TargetService::new(config).with_flush_failures(counted);
+            let mut target = shape(target);
             target.listen(cx, listener, 1)?;
             Ok(target)
         })

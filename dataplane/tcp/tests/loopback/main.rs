@@ -8,4 +8,5 @@ mod connect;
 mod data;
 mod lifecycle;
 mod namespaces;
+mod reservation;
 mod status;

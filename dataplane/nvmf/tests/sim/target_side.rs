@@ -167,6 +167,7 @@ impl TargetSide {
     }
 
     /// Moves a connection whose owner is asked for, as from one reactor to another.
+    #[allow(dead_code, reason = "only the fuzzer has more than one reactor")]
     pub(crate) fn hand_over(&mut self, now: Nanos, id: ConnId) -> Option<ConnId> {
         let handoff = self.target.take(id)?;
         let conn = self.conns.remove(&id.index)?;

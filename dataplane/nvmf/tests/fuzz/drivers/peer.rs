@@ -28,6 +28,8 @@ pub(crate) struct Peer {
     pub(crate) queue: Option<(u16, u16)>,
     /// Nothing was sent that a target may end the connection for.
     pub(crate) honest: bool,
+    /// Several commands had one id: which of them an answer was for cannot be told.
+    pub(crate) ambiguous: bool,
     next_cid: u16,
     pub(crate) reads: Vec<Vec<u8>>,
     pub(crate) responses: u64,
@@ -47,6 +49,7 @@ impl Peer {
             connects: Vec::new(),
             queue: None,
             honest: true,
+            ambiguous: false,
             next_cid: 0,
             reads: Vec::new(),
             responses: 0,
@@ -129,6 +132,7 @@ impl Peer {
                         self.mirror.set_digests(self.digests);
                     }
                     Event::Header(Header::CapsuleCmd(capsule)) => {
+                        self.ambiguous |= self.is_outstanding(capsule.sqe.cid());
                         self.outstanding.push(capsule.sqe);
                     }
                     _ => {}

@@ -618,7 +618,8 @@ impl Fuzz {
             let Some(snapshot) = snapshots.iter().find(|it| it.id == peer.id) else {
                 panic!("a connection is not listed")
             };
-            if snapshot.state != ConnectionState::Ready || !peer.is_between_pdus() {
+            let is_ready = snapshot.state == ConnectionState::Ready;
+            if !is_ready || !peer.is_between_pdus() || peer.ambiguous {
                 continue;
             }
             let is_admin = peer.queue.is_some_and(|(qid, _)| qid == 0);

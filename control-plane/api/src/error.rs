@@ -37,6 +37,8 @@ pub enum Reason {
     BackingUnusable,
     /// The backing has become smaller than the namespace.
     ShrinkRefused,
+    /// State that must outlive the process cannot be read or written.
+    StateUnusable,
     /// A limit of the process is reached.
     LimitReached,
     /// The process is stopping.
@@ -47,7 +49,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for documentation and tests.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::InvalidField,
         Self::RequestIdReused,
         Self::InvalidPageToken,
@@ -58,6 +60,7 @@ impl Reason {
         Self::BackingInUse,
         Self::BackingUnusable,
         Self::ShrinkRefused,
+        Self::StateUnusable,
         Self::LimitReached,
         Self::Stopping,
         Self::Internal,
@@ -76,6 +79,7 @@ impl Reason {
             Self::BackingInUse => "BACKING_IN_USE",
             Self::BackingUnusable => "BACKING_UNUSABLE",
             Self::ShrinkRefused => "SHRINK_REFUSED",
+            Self::StateUnusable => "STATE_UNUSABLE",
             Self::LimitReached => "LIMIT_REACHED",
             Self::Stopping => "STOPPING",
             Self::Internal => "INTERNAL",
@@ -94,7 +98,8 @@ impl Reason {
             Self::BackingBusy
             | Self::BackingInUse
             | Self::BackingUnusable
-            | Self::ShrinkRefused => Code::FailedPrecondition,
+            | Self::ShrinkRefused
+            | Self::StateUnusable => Code::FailedPrecondition,
             Self::LimitReached => Code::ResourceExhausted,
             Self::Stopping => Code::Unavailable,
             Self::Internal => Code::Internal,

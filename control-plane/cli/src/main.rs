@@ -17,7 +17,7 @@ use crate::dev::DevFlags;
 use crate::error::CliError;
 use crate::manage::{
     AnaCommand, ConnectionCommand, ControllerCommand, HostCommand, NamespaceCommand,
-    ReferralCommand, StatisticsCommand, SubsystemCommand,
+    ReferralCommand, ReservationCommand, StatisticsCommand, SubsystemCommand,
 };
 
 /// Version of the executable.
@@ -46,6 +46,7 @@ enum Command {
     Namespace(NamespaceCommand),
     Host(HostCommand),
     Ana(AnaCommand),
+    Reservation(ReservationCommand),
     Referral(ReferralCommand),
     Controller(ControllerCommand),
     Connection(ConnectionCommand),
@@ -76,6 +77,7 @@ fn run(command: Command, matches: &ArgMatches) -> Result<(), CliError> {
         Command::Dev(flags) => dev::run(flags),
         Command::Subsystem(command) => manage::block_on(command.run()),
         Command::Namespace(command) => manage::block_on(command.run()),
+        Command::Reservation(command) => manage::block_on(command.run()),
         Command::Ana(command) => manage::block_on(command.run()),
         Command::Host(command) => manage::block_on(command.run()),
         Command::Referral(command) => manage::block_on(command.run()),

@@ -64,6 +64,8 @@ pub struct Config {
     pub poll: PollMode,
     /// Paths that may back namespaces made over the management API.
     pub allow_paths: Vec<PathBuf>,
+    /// Folder for what must outlive the process: reservations that persist, counters, identity.
+    pub state: Option<PathBuf>,
     /// Limits towards hosts.
     pub limits: Limits,
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use bowline_api::Failure;
 use thiserror::Error;
@@ -21,6 +22,16 @@ pub enum StartError {
     /// The device cannot be served. Says all itself.
     #[error("{}", .0.message)]
     Backing(Failure),
+    /// The state folder, or a file in it, cannot be used.
+    #[error("state in {} cannot be used", path.display())]
+    State {
+        /// The folder or the file.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+        /// What to do.
+        hint: String,
+    },
     /// An address cannot be listened on.
     #[error("cannot listen on {address} for {purpose}")]
     Listen {
@@ -68,6 +79,7 @@ impl StartError {
         match self {
             Self::Config { .. } => String::new(),
             Self::Backing(failure) => failure.cause.clone(),
+            Self::State { cause, .. } => cause.clone(),
             Self::Listen { source, .. } => match source.kind() {
                 io::ErrorKind::AddrInUse => "another process listens there already".to_owned(),
                 io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
@@ -85,6 +97,7 @@ impl StartError {
         match self {
             Self::Config { hint, .. } => hint.clone(),
             Self::Backing(failure) => failure.hint.clone(),
+            Self::State { hint, .. } => hint.clone(),
             Self::Listen {
                 flag,
                 address,

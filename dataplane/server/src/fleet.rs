@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use crate::backing::Backing;
 use crate::config::Config;
 use crate::error::StartError;
+use crate::state::Keeper;
 
 /// How long a full mailbox is given to make room, and how often it is asked.
 const SEND_PATIENCE: Duration = Duration::from_secs(10);
@@ -59,6 +60,7 @@ impl Fleet {
     pub(crate) fn start(
         config: &Config,
         target: &TargetConfig,
+        keeper: Option<&Keeper>,
         ended: &Sender<Ended>,
     ) -> Result<Self, StartError> {
         let cpus: Vec<Option<usize>> = match config.cores.as_slice() {
@@ -69,7 +71,16 @@ impl Fleet {
         let mut members = Vec::with_capacity(cpus.len());
         for (index, cpu) in cpus.into_iter().enumerate() {
             let (target, not_flushed) = (target.clone(), Arc::clone(&not_flushed));
-            let service = move || Service::new(target).with_flush_failures(not_flushed);
+            let keeper = keeper.cloned();
+            let service = move |mailbox: Mailbox<TargetMessage<Backing>>| {
+                let service = Service::new(target).with_flush_failures(not_flushed);
+                match keeper {
+                    Some(keeper) => {
+                        service.with_reservation_store(Box::new(keeper.for_reactor(mailbox)))
+                    }
+                    None => service,
+                }
+            };
             let member = Member::start(config, service, index, cpu, ended.clone())
                 .map_err(|source| StartError::Reactor { index, source })?;
             members.push(member);
@@ -130,7 +141,7 @@ async fn send<M: Send + 'static>(mailbox: &Mailbox<M>, mut message: M) -> Result
 impl Member {
     fn start(
         config: &Config,
-        service: impl FnOnce() -> Service + Send + 'static,
+        service: impl FnOnce(Mailbox<TargetMessage<Backing>>) -> Service + Send + 'static,
         index: usize,
         cpu: Option<usize>,
         ended: Sender<Ended>,
@@ -143,9 +154,9 @@ impl Member {
             ..ReactorConfig::default()
         };
         let (alive, end) = mpsc::channel();
-        let make = move |_cx: &mut Reactor, _mailbox| {
+        let make = move |_cx: &mut Reactor, mailbox| {
             Ok(Served {
-                service: service(),
+                service: service(mailbox),
                 _alive: alive,
             })
         };

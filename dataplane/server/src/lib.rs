@@ -6,8 +6,9 @@
 //!      │
 //!      ├── fleet: reactor-0 … reactor-n   TargetService<Backing>, one thread each
 //!      │       ▲ closures through bounded mailboxes
-//!      └── management: service ── manage ── catalog      gRPC, one change at a time
-//!                      metrics ── observe                Prometheus
+//!      ├── management: service ── manage ── catalog      gRPC, one change at a time
+//!      │               metrics ── observe                Prometheus
+//!      └── state: one thread that writes                 what outlives the process
 //! ```
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,7 @@ mod process;
 mod requests;
 mod service;
 mod signals;
+mod state;
 mod takeover;
 mod view;
 

@@ -4,6 +4,7 @@
 mod ana;
 mod referral;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use bowline_api::{Failure, Reason};
 use bowline_block::Device;
 use bowline_nvme::NamespaceId;
 use bowline_nvmf::target::{
-    AnaConfig, AnaState, CNTLID_MAX, ConfigError, DiscoveryTable, Persistence, SubsystemConfig, pad,
+    AnaConfig, AnaState, CNTLID_MAX, ConfigError, DiscoveryTable, HealthTotals, Persistence,
+    SubsystemConfig, pad,
 };
 use bowline_tcp::target::{NamespaceSpec, RefreshError};
 
@@ -23,6 +25,7 @@ use crate::config::BackingConfig;
 use crate::fleet::Fleet;
 use crate::listen::Portal;
 use crate::names::{self, ANY_HOST};
+use crate::state::{Keeper, Kept};
 use crate::{check, identity, observe};
 
 pub(crate) use ana::AnaGroup;
@@ -50,6 +53,10 @@ pub(crate) struct Manager {
     /// Rises with every change that discovery shows.
     discovery: Arc<DiscoveryTable>,
     opening: Vec<Opening>,
+    /// Where reservations are kept that outlive the process, if they are.
+    keeper: Option<Keeper>,
+    /// Those that were found there, until their namespace comes.
+    kept: BTreeMap<(String, u32), Kept>,
 }
 
 /// What a namespace has while its backing is being opened.
@@ -87,6 +94,8 @@ pub(crate) struct NewSubsystem {
     pub(crate) namespaces_max: Option<u32>,
     /// State of an ANA group at first; hosts are told of no ANA by default.
     pub(crate) ana: Option<AnaState>,
+    /// What it had been through before.
+    pub(crate) health: HealthTotals,
 }
 
 /// A namespace to be made.
@@ -114,7 +123,19 @@ impl Manager {
             allow,
             discovery: Arc::default(),
             opening: Vec::new(),
+            keeper: None,
+            kept: BTreeMap::new(),
         }
+    }
+
+    /// Lets reservations outlive the process, and takes those that did.
+    pub(crate) fn keep_reservations(
+        &mut self,
+        keeper: Option<Keeper>,
+        kept: BTreeMap<(String, u32), Kept>,
+    ) {
+        self.keeper = keeper;
+        self.kept = kept;
     }
 
     pub(crate) async fn create_subsystem(
@@ -143,6 +164,7 @@ impl Manager {
                 initial,
                 ..AnaConfig::default()
             }),
+            health: new.health,
             ..SubsystemConfig::new(nqn, "")
         };
         let subsystem = Subsystem::new(owner, &config, origin);
@@ -171,7 +193,9 @@ impl Manager {
             })
             .await?
             .map_err(|error| refused(&names::subsystem(nqn), error))?;
-        self.catalog.subsystems.remove(nqn);
+        let removed = self.catalog.subsystems.remove(nqn);
+        let namespaces = removed.map(|it| it.namespaces).unwrap_or_default();
+        self.forget_reservations(nqn, namespaces.into_keys()).await;
         self.route(nqn, None).await?;
         self.tell_discovery().await?;
         Ok(origin)
@@ -232,7 +256,7 @@ impl Manager {
             uuid,
             nguid,
             ana_group: new.ana_group,
-            persistence: Persistence::Unsupported,
+            persistence: self.persistence(nqn, nsid, uuid, &new.backing),
         };
         let name = nqn.to_owned();
         let geometry = self
@@ -262,7 +286,47 @@ impl Manager {
             origin,
         };
         self.subsystem_mut(nqn)?.namespaces.insert(nsid, namespace);
+        self.kept.remove(&(nqn.to_owned(), nsid));
         Ok(nsid)
+    }
+
+    /// Whether a new namespace's reservations outlive the process, and those that did.
+    fn persistence(
+        &self,
+        nqn: &str,
+        nsid: u32,
+        uuid: [u8; 16],
+        backing: &BackingConfig,
+    ) -> Persistence {
+        let Some(keeper) = self.keeper.as_ref().filter(|_| !backing.is_shared()) else {
+            return Persistence::Unsupported;
+        };
+        keeper.identify(nqn, nsid, uuid);
+        match self.kept.get(&(nqn.to_owned(), nsid)) {
+            Some((of, state)) if *of == uuid => Persistence::Stored(Some(state.clone())),
+            Some(_) => {
+                tracing::warn!(
+                    subsystem_nqn = %nqn, nsid, "reservations of another disk are forgotten"
+                );
+                Persistence::Stored(None)
+            }
+            None => Persistence::Stored(None),
+        }
+    }
+
+    /// Forgets the reservations of namespaces that were removed.
+    async fn forget_reservations(&self, nqn: &str, nsids: impl IntoIterator<Item = u32>) {
+        let Some(keeper) = &self.keeper else {
+            return;
+        };
+        for nsid in nsids {
+            if let Err(failure) = keeper.forget(nqn, nsid).await {
+                // A later namespace of another identity does not take them for its own.
+                tracing::error!(
+                    subsystem_nqn = %nqn, nsid, cause = %failure.cause, "reservations not forgotten"
+                );
+            }
+        }
     }
 
     /// Reads the backing's size anew.
@@ -301,6 +365,7 @@ impl Manager {
         let subsystem = self.subsystem_mut(nqn)?;
         subsystem.namespaces.remove(&nsid);
         subsystem.given_up_nsid = subsystem.given_up_nsid.max(nsid);
+        self.forget_reservations(nqn, [nsid]).await;
         Ok(origin)
     }
 

@@ -53,6 +53,10 @@ pub(crate) fn host(nqn: &str, host: &str) -> String {
     format!("{SUBSYSTEMS}{nqn}{HOSTS}{host}")
 }
 
+pub(crate) fn reservations(nqn: &str, nsid: u32) -> String {
+    format!("{}/reservations", namespace(nqn, nsid))
+}
+
 pub(crate) fn ana_group(nqn: &str, id: u32) -> String {
     format!("{SUBSYSTEMS}{nqn}{ANA_GROUPS}{id}")
 }

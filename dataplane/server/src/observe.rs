@@ -8,8 +8,8 @@ use bowline_api::dataplane::v1 as api;
 use bowline_block::ClassStats;
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::{
-    ConnectionSnapshot, ConnectionState, ControllerSnapshot, IoCounters, SubsystemSnapshot,
-    TargetCounters,
+    ConnectionSnapshot, ConnectionState, ControllerSnapshot, IoCounters, NamespaceSnapshot,
+    Registrant, Reservation, SubsystemSnapshot, TargetCounters,
 };
 use bowline_reactor::{BackendInfo, Counters, monotonic_now};
 use uuid::Uuid;
@@ -96,6 +96,49 @@ fn controller(nqn: &str, snapshot: &ControllerSnapshot) -> api::Controller {
         last_command_time: Some(view::timestamp(wall_time(snapshot.last_command))),
         executing_command_count: i32::try_from(snapshot.executing).unwrap_or(i32::MAX),
         error_log_entry_count: view::bytes(snapshot.error_log_entries),
+    }
+}
+
+/// Reservations of namespaces that have registrants, each with the key of its place in the list.
+pub(crate) fn reservations(observations: &[Observation]) -> Vec<(String, api::Reservations)> {
+    let mut found: Vec<(String, api::Reservations)> = Vec::new();
+    let subsystems = observations.iter().flat_map(|it| &it.subsystems);
+    for subsystem in subsystems {
+        let used = subsystem.namespaces.iter();
+        for namespace in used.filter(|it| !it.reservations.registrants.is_empty()) {
+            let key = format!("{}\0{:010}", subsystem.nqn, namespace.nsid);
+            found.push((key, reservations_of(subsystem, namespace)));
+        }
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+fn reservations_of(
+    subsystem: &SubsystemSnapshot,
+    namespace: &NamespaceSnapshot,
+) -> api::Reservations {
+    let state = &namespace.reservations;
+    let registrant = |registrant: &Registrant| {
+        let connected = |it: &&ControllerSnapshot| it.hostid == registrant.hostid;
+        let host = subsystem.controllers.iter().find(connected);
+        let holds = |held: Reservation| held.holder.is_none_or(|it| it == registrant.hostid);
+        api::Registrant {
+            host_id: Uuid::from_bytes(registrant.hostid).to_string(),
+            host_nqn: host.map(|it| it.hostnqn.clone()).unwrap_or_default(),
+            holder: state.reservation.is_some_and(holds),
+        }
+    };
+    let rtype = state
+        .reservation
+        .map(|held| view::reservation_type(held.rtype));
+    api::Reservations {
+        name: names::reservations(&subsystem.nqn, namespace.nsid),
+        generation_count: i64::from(state.generation),
+        r#type: rtype.unwrap_or_default().into(),
+        registrants: state.registrants.iter().map(registrant).collect(),
+        persist_through_power_loss: state.persistent,
+        persistence_supported: namespace.persistent_reservations,
     }
 }
 

@@ -3,6 +3,7 @@
 //! for ever.
 
 use bowline_api::{Failure, Reason};
+use uuid::Uuid;
 
 use crate::allow::AllowList;
 use crate::backing::{self, Opened};
@@ -10,6 +11,7 @@ use crate::config::{BackingConfig, Config};
 use crate::error::{RunError, StartError};
 use crate::identity;
 use crate::listen::Sockets;
+use crate::state::{Folder, Loaded, SubsystemRecord};
 use crate::takeover::patiently;
 
 /// Everything that is bound, locked and open.
@@ -24,6 +26,8 @@ pub(crate) struct Prepared {
     pub(crate) nqn: String,
     /// NQN of the discovery subsystem of this data plane alone.
     pub(crate) discovery_nqn: String,
+    /// Where state is kept, and what was found there.
+    pub(crate) state: Option<(Folder, Loaded)>,
 }
 
 impl Prepared {
@@ -33,7 +37,8 @@ impl Prepared {
         Ok(prepared.map_err(|_| RunError::ManagementLost)??)
     }
 
-    fn new(config: Config) -> Result<Self, StartError> {
+    fn new(mut config: Config) -> Result<Self, StartError> {
+        let state = config.state.as_deref().map(Folder::open).transpose()?;
         let allow = AllowList::new(&config.allow_paths)?;
         let sockets = Sockets::bind(&config)?;
         let is_busy = |failure: &Failure| failure.reason == Reason::BackingBusy;
@@ -61,6 +66,11 @@ impl Prepared {
                 "give --nqn and --discovery-nqn names of their own",
             ));
         }
+        if let Some((_, loaded)) = &state
+            && let Some(record) = loaded.subsystems.get(&nqn)
+        {
+            keep_identity(&mut config, record)?;
+        }
         Ok(Self {
             config,
             allow,
@@ -69,7 +79,41 @@ impl Prepared {
             opened,
             nqn,
             discovery_nqn,
+            state,
         })
+    }
+}
+
+/// A disk keeps the identity that it had at its first start: hosts that met another one would take
+/// it for another disk.
+fn keep_identity(config: &mut Config, record: &SubsystemRecord) -> Result<(), StartError> {
+    let serial = String::from_utf8_lossy(&record.serial)
+        .trim_end()
+        .to_owned();
+    keep("--serial", &mut config.serial, serial, Clone::clone)?;
+    let shown = |id: &[u8; 16]| Uuid::from_bytes(*id).to_string();
+    keep("--uuid", &mut config.uuid, record.uuid, shown)?;
+    keep("--nguid", &mut config.nguid, record.nguid, shown)
+}
+
+fn keep<T: PartialEq>(
+    flag: &str,
+    asked: &mut Option<T>,
+    kept: T,
+    shown: impl Fn(&T) -> String,
+) -> Result<(), StartError> {
+    match asked {
+        Some(asked) if *asked != kept => Err(StartError::config(
+            format!("{flag} {} is not what the disk had until now", shown(asked)),
+            format!(
+                "leave it out, or write {}; a new disk gets another --nqn or --state folder",
+                shown(&kept)
+            ),
+        )),
+        _ => {
+            *asked = Some(kept);
+            Ok(())
+        }
     }
 }
 

@@ -5,11 +5,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneServiceServer;
 use bowline_api::{FILE_DESCRIPTOR_SET, Failure};
-use bowline_nvmf::target::TargetConfig;
+use bowline_nvmf::target::{HealthTotals, TargetConfig};
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
@@ -19,12 +21,13 @@ use crate::catalog::Origin;
 use crate::config::Config;
 use crate::error::{RunError, StartError};
 use crate::fleet::{Ended, Fleet};
-use crate::listen::Sockets;
+use crate::listen::{Portal, Sockets};
 use crate::manage::{Manager, NewNamespace, NewSubsystem};
 use crate::metrics;
 use crate::prepare::Prepared;
 use crate::service::Management;
 use crate::signals::Signals;
+use crate::state::{Health, Keeper, Loaded, SubsystemRecord};
 
 /// Where a started data plane listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,8 +70,9 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready) + Send + 'static) -> Resul
 
 /// From the first signal handler to the last flush.
 async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError> {
+    let failed = |source| StartError::Management { source };
     // First of all: to process 1 of a container a signal without a handler does not come.
-    let mut signals = Signals::watch().map_err(|source| StartError::Management { source })?;
+    let mut signals = Signals::watch().map_err(failed)?;
     tracing::info!(?config, "configuration in effect");
     let prepared = tokio::select! {
         biased;
@@ -78,13 +82,18 @@ async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError
         }
         prepared = Prepared::off_thread(config) => prepared?,
     };
+    let mut prepared = prepared;
+    let (keeper, loaded) = match prepared.state.take() {
+        Some((folder, loaded)) => (Some(Keeper::start(folder).map_err(failed)?), loaded),
+        None => (None, Loaded::default()),
+    };
     let config = &prepared.config;
     let (ended, ends) = mpsc::channel(config.cores.len().max(1));
     let target = target_config(config, &prepared.discovery_nqn);
-    let fleet = Arc::new(Fleet::start(config, &target, &ended)?);
+    let fleet = Arc::new(Fleet::start(config, &target, keeper.as_ref(), &ended)?);
     drop(ended);
     let reactors = Arc::clone(&fleet);
-    match DataPlane::assemble(prepared, target, fleet, ends, signals).await {
+    match DataPlane::assemble(prepared, target, fleet, (keeper, loaded), ends, signals).await {
         Ok(plane) => plane.serve(ready).await,
         Err(error) => {
             reactors.stop();
@@ -117,6 +126,8 @@ struct DataPlane {
     metrics: TcpListener,
     ready: Ready,
     signals: Signals,
+    /// The counters of the first subsystem, if they are kept.
+    health: Option<Health>,
 }
 
 impl DataPlane {
@@ -124,6 +135,7 @@ impl DataPlane {
         prepared: Prepared,
         target: TargetConfig,
         fleet: Arc<Fleet>,
+        (keeper, mut loaded): (Option<Keeper>, Loaded),
         ends: mpsc::Receiver<Ended>,
         signals: Signals,
     ) -> Result<Self, StartError> {
@@ -136,6 +148,7 @@ impl DataPlane {
             opened,
             nqn,
             discovery_nqn: _,
+            state: _,
         } = prepared;
         let Sockets { nvme, rpc, metrics } = sockets;
         let ready = Ready {
@@ -145,6 +158,7 @@ impl DataPlane {
         };
         let portals = nvme.iter().map(|(portal, _)| *portal).collect();
         let mut manager = Manager::new(Arc::clone(&fleet), portals, allow);
+        manager.keep_reservations(keeper.clone(), loaded.reservations);
         let device = NewNamespace {
             nsid: Some(FIRST_NSID),
             backing,
@@ -153,28 +167,27 @@ impl DataPlane {
             nguid: config.nguid,
             ana_group: None,
         };
-        first_subsystem(&mut manager, &config, &nqn, device, opened)
+        let record = loaded.subsystems.remove(&nqn);
+        let before = record.as_ref().map(SubsystemRecord::health_before);
+        let before = before.unwrap_or_default();
+        first_subsystem(&mut manager, &config, &nqn, device, opened, before)
             .await
             .map_err(StartError::Backing)?;
+        let health = match keeper {
+            Some(keeper) => Some(
+                begin_health(keeper, &manager, &nqn, record)
+                    .await
+                    .map_err(StartError::Backing)?,
+            ),
+            None => None,
+        };
         for referral in &config.referrals {
             manager
                 .create_referral(referral, Origin::Start)
                 .await
                 .map_err(StartError::Backing)?;
         }
-        for (index, (portal, listener)) in nvme.into_iter().enumerate() {
-            let owner = index % fleet.members.len();
-            let listened = fleet
-                .call(owner, move |service, cx, _| {
-                    service.listen(cx, listener, portal.id)
-                })
-                .await
-                .map_err(StartError::Backing)?;
-            listened.map_err(|source| StartError::Reactor {
-                index: owner,
-                source,
-            })?;
-        }
+        listen(&fleet, nvme).await?;
         warn_where_exposed(&ready);
         let management = Management::new(manager, config.node, target);
         Ok(Self {
@@ -185,6 +198,7 @@ impl DataPlane {
             metrics,
             ready,
             signals,
+            health,
         })
     }
 
@@ -212,10 +226,7 @@ impl DataPlane {
         // A signal that came meanwhile: nobody is told of a data plane that goes at once.
         if !self.signals.came().await {
             announce(&self.ready);
-            let ended = tokio::select! {
-                ended = self.ends.recv() => ended,
-                () = self.signals.next() => None,
-            };
+            let ended = self.until_told().await;
             if let Some(Ended { index, .. }) = ended {
                 return Err(RunError::ReactorLost { index });
             }
@@ -226,9 +237,37 @@ impl DataPlane {
         result
     }
 
+    /// Keeps the counters while it serves, until a signal comes or a reactor ends.
+    async fn until_told(&mut self) -> Option<Ended> {
+        let mut due = tokio::time::interval(SAVE_INTERVAL);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first one is due at once, and what there is was just written.
+        due.tick().await;
+        loop {
+            tokio::select! {
+                ended = self.ends.recv() => return ended,
+                () = self.signals.next() => return None,
+                _ = due.tick(), if self.health.is_some() => {}
+            }
+            self.read_health().await;
+            if let Some(health) = self.health.clone() {
+                // A slow disk must not keep a signal waiting.
+                tokio::spawn(async move { tell("counters not kept", health.save().await) });
+            }
+        }
+    }
+
+    async fn read_health(&mut self) {
+        if let Some(health) = &mut self.health {
+            tell("counters not read", health.read(&self.fleet).await);
+        }
+    }
+
     /// Drains, flushes and closes; or gives up at the second signal.
     async fn stop(&mut self, health: &HealthReporter) -> Result<(), RunError> {
         tracing::info!("stopping: draining and flushing; a second signal ends at once");
+        self.read_health().await;
+        let kept = self.health.take();
         let (fleet, ends) = (&self.fleet, &mut self.ends);
         let drained = async {
             fleet.stop();
@@ -244,6 +283,9 @@ impl DataPlane {
             }
             match fleet.not_flushed.load(Ordering::Acquire) {
                 0 => {
+                    if let Some(health) = kept {
+                        tell("the end was not written down", health.end().await);
+                    }
                     tracing::info!("stopped");
                     Ok(())
                 }
@@ -308,6 +350,7 @@ async fn first_subsystem(
     nqn: &str,
     device: NewNamespace,
     opened: Opened,
+    health: HealthTotals,
 ) -> Result<(), Failure> {
     let subsystem = NewSubsystem {
         nqn: nqn.to_owned(),
@@ -316,6 +359,7 @@ async fn first_subsystem(
         controllers_max: config.controllers_max,
         namespaces_max: config.namespaces_max,
         ana: config.ana,
+        health,
     };
     manager.create_subsystem(subsystem, Origin::Start).await?;
     manager
@@ -335,6 +379,53 @@ async fn first_subsystem(
     );
     Ok(())
 }
+
+/// Gives every listener to a reactor; from here on hosts come.
+async fn listen(fleet: &Fleet, nvme: Vec<(Portal, TcpListener)>) -> Result<(), StartError> {
+    for (index, (portal, listener)) in nvme.into_iter().enumerate() {
+        let owner = index % fleet.members.len();
+        let listened = fleet
+            .call(owner, move |service, cx, _| {
+                service.listen(cx, listener, portal.id)
+            })
+            .await
+            .map_err(StartError::Backing)?;
+        listened.map_err(|source| StartError::Reactor {
+            index: owner,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes down that the first subsystem is served from now on.
+async fn begin_health(
+    keeper: Keeper,
+    manager: &Manager,
+    nqn: &str,
+    record: Option<SubsystemRecord>,
+) -> Result<Health, Failure> {
+    let (subsystem, namespace) = manager.namespace(nqn, FIRST_NSID)?;
+    let record = SubsystemRecord {
+        nqn: nqn.to_owned(),
+        serial: subsystem.serial,
+        uuid: namespace.uuid,
+        nguid: namespace.nguid,
+        ..record.unwrap_or_default()
+    };
+    let health = Health::new(keeper, record.begun(), subsystem.reactor);
+    health.save().await?;
+    Ok(health)
+}
+
+fn tell(what: &'static str, outcome: Result<(), Failure>) {
+    if let Err(failure) = outcome {
+        tracing::error!(cause = %failure.cause, message = %failure.message, "{what}");
+    }
+}
+
+/// How often the counters are kept: what a cut in between costs.
+const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Calls of one client at a time; more wait.
 const STREAMS_MAX: u32 = 64;

@@ -364,6 +364,27 @@ impl DataPlaneService for Management {
         .await
     }
 
+    async fn list_reservations(
+        &self,
+        request: Request<api::ListReservationsRequest>,
+    ) -> Result<Response<api::ListReservationsResponse>, Status> {
+        let request = request.into_inner();
+        let parent = names::parse_parent("parent", &request.parent)?;
+        let scope = format!("reservations {}", request.parent);
+        let page = Page::parse(request.page_size, &request.page_token, &scope)?;
+        let state = self.state.lock().await;
+        state.require(parent)?;
+        let observations = observe::all(&state.manager.fleet).await?;
+        let found = observe::reservations(&observations).into_iter();
+        let of_parent =
+            found.filter(|(key, _)| key.split('\0').next().is_some_and(|nqn| parent.holds(nqn)));
+        let (reservations, next_page_token) = page.cut(of_parent);
+        Ok(Response::new(api::ListReservationsResponse {
+            reservations,
+            next_page_token,
+        }))
+    }
+
     async fn list_ana_groups(
         &self,
         request: Request<api::ListAnaGroupsRequest>,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use bowline_api::dataplane::v1 as api;
+use bowline_nvme::reservation::ReservationType;
 use bowline_nvmf::target::{AnaState, TargetConfig};
 use uuid::Uuid;
 
@@ -61,6 +62,25 @@ pub(crate) fn ana_state(state: AnaState) -> api::AnaState {
         AnaState::Inaccessible => api::AnaState::Inaccessible,
         AnaState::PersistentLoss => api::AnaState::PersistentLoss,
         AnaState::Change => api::AnaState::Change,
+    }
+}
+
+pub(crate) fn reservation_type(rtype: ReservationType) -> api::ReservationType {
+    match rtype {
+        ReservationType::WriteExclusive => api::ReservationType::WriteExclusive,
+        ReservationType::ExclusiveAccess => api::ReservationType::ExclusiveAccess,
+        ReservationType::WriteExclusiveRegistrantsOnly => {
+            api::ReservationType::WriteExclusiveRegistrantsOnly
+        }
+        ReservationType::ExclusiveAccessRegistrantsOnly => {
+            api::ReservationType::ExclusiveAccessRegistrantsOnly
+        }
+        ReservationType::WriteExclusiveAllRegistrants => {
+            api::ReservationType::WriteExclusiveAllRegistrants
+        }
+        ReservationType::ExclusiveAccessAllRegistrants => {
+            api::ReservationType::ExclusiveAccessAllRegistrants
+        }
     }
 }
 

@@ -357,6 +357,18 @@ pub(crate) struct DataplaneFlags {
     )]
     pub(crate) metrics: Option<Address>,
 
+    /// Folder for what must outlive the process: reservations that persist through a power loss,
+    /// the counters of the SMART log, the identity of namespace 1. It is made if it is not there
+    /// [default: none; hosts are told that reservations do not persist].
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "BOWLINE_STATE",
+        hide_env = true,
+        help_heading = "Operation"
+    )]
+    pub(crate) state: Option<PathBuf>,
+
     /// Name of this node [default: the host name].
     #[arg(
         long,
@@ -482,6 +494,7 @@ impl DataplaneFlags {
             poll: self.poll.or(file.poll),
             rpc: self.rpc.or(file.rpc),
             metrics: self.metrics.or(file.metrics),
+            state: self.state.or(file.state),
             node: self.node.or(file.node),
             controller: self.controller.or(file.controller),
             log_format: self.log_format.or(file.log_format),

@@ -119,6 +119,7 @@ fn config(flags: DataplaneFlags) -> Result<Config, CliError> {
             Some(PollFlag::Never) => PollMode::Never,
         },
         allow_paths: flags.allow_path,
+        state: flags.state,
         limits,
     })
 }

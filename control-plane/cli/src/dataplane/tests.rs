@@ -58,7 +58,8 @@ fn every_flag_reaches_the_configuration() {
                 --io epoll --poll never --cores 0,2-3 --rpc 127.0.0.1:1 --metrics [::1] \
                 --node n --allow-path /srv --max-transfer 128KiB --in-capsule-data 4KiB \
                 --discovery-nqn nqn.2026-11.io.bowline:a:d --referral 192.0.2.7 \
-                --referral [2001:db8::7]:4420=nqn.2026-11.io.bowline:b:d --ana --ana-state non-optimized --shared-device --serial SN-1 --cntlid-range 7-9 --controllers-max 3 \
+                --referral [2001:db8::7]:4420=nqn.2026-11.io.bowline:b:d --state /var/lib/bowline \
+                --ana --ana-state non-optimized --shared-device --serial SN-1 --cntlid-range 7-9 --controllers-max 3 \
                 --namespaces-max 10000 --uuid 5b3e1c1a-3f0e-4b7e-8f52-0d8c5a3f0b11 \
                 --nguid 00112233445566778899aabbccddeeff --queue-depth 32 --engine kernel --log-format json --log-level warn";
     let line: Vec<&str> = line.split_whitespace().collect();
@@ -87,6 +88,7 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!(second.address.to_string(), "[2001:db8::7]:4420");
     assert_eq!(second.nqn.as_deref(), Some("nqn.2026-11.io.bowline:b:d"));
     assert_eq!(config.cntlids, Some((7, 9)));
+    assert_eq!(config.state, Some("/var/lib/bowline".into()));
     assert_eq!(config.ana, Some(AnaState::NonOptimized));
     assert_eq!(config.controllers_max, Some(3));
     assert_eq!(config.namespaces_max, Some(10_000));

@@ -7,6 +7,7 @@ mod host;
 mod namespace;
 mod output;
 mod referral;
+mod reservation;
 mod statistics;
 mod subsystem;
 
@@ -25,6 +26,7 @@ pub(crate) use controller::ControllerCommand;
 pub(crate) use host::HostCommand;
 pub(crate) use namespace::NamespaceCommand;
 pub(crate) use referral::ReferralCommand;
+pub(crate) use reservation::ReservationCommand;
 pub(crate) use statistics::StatisticsCommand;
 pub(crate) use subsystem::SubsystemCommand;
 

@@ -103,6 +103,12 @@ impl DataPlane {
         self.process.wait().unwrap()
     }
 
+    /// Ends it at once, as a power cut would.
+    pub(crate) fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
     /// `GET /metrics`, as a scraper does it.
     pub(crate) fn scrape(&self) -> String {
         let mut stream = TcpStream::connect(self.ready.metrics).unwrap();

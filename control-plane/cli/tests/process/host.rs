@@ -1,10 +1,11 @@
 //! A host: our own initiator.
 
+use bowline_block::Segments;
 use bowline_nvme::nqn::Nqn;
-use bowline_nvme::{NamespaceId, Nanos};
+use bowline_nvme::{NamespaceId, Nanos, Sqe};
 use bowline_nvmf::host::ControllerConfig;
 use bowline_reactor::Config;
-use bowline_tcp::host::{HostError, Initiator, PathId};
+use bowline_tcp::host::{Direction, HostCommand, HostError, HostOp, Initiator, PathId};
 
 use crate::harness::DataPlane;
 
@@ -24,10 +25,24 @@ impl Host {
         listener: usize,
         nqn: &str,
     ) -> Result<Self, HostError> {
+        Self::connect_as(plane, listener, nqn, [7; 16])
+    }
+
+    /// With a host identifier of its own.
+    pub(crate) fn connect_as(
+        plane: &DataPlane,
+        listener: usize,
+        nqn: &str,
+        hostid: [u8; 16],
+    ) -> Result<Self, HostError> {
         let mut initiator = Initiator::new(&Config::default()).unwrap();
         let config = ControllerConfig {
             reconnect: None,
-            ..ControllerConfig::new(Nqn::new(HOST).unwrap(), [7; 16], Nqn::new(nqn).unwrap())
+            ..ControllerConfig::new(
+                Nqn::new(&name_of(hostid)).unwrap(),
+                hostid,
+                Nqn::new(nqn).unwrap(),
+            )
         };
         let path = initiator.connect(plane.ready.listen[listener], config);
         let deadline = soon(&initiator);
@@ -39,6 +54,57 @@ impl Host {
         let deadline = soon(&self.initiator);
         self.initiator
             .write_at(self.path, NamespaceId(1), 0, data, false, deadline)
+    }
+
+    /// A reservation command with its keys.
+    pub(crate) fn reserve(&mut self, sqe: Sqe, keys: &[u8]) -> Result<(), HostError> {
+        let deadline = soon(&self.initiator);
+        self.reserve_by(sqe, keys, deadline)
+    }
+
+    /// The same, with a deadline.
+    pub(crate) fn reserve_by(
+        &mut self,
+        sqe: Sqe,
+        keys: &[u8],
+        deadline: Nanos,
+    ) -> Result<(), HostError> {
+        loop {
+            self.begin_reserve(sqe, keys);
+            let path = self.path;
+            let mut done = None;
+            self.initiator.run_until(deadline, |service, _| {
+                done = done.take().or_else(|| service.path_mut(path).poll());
+                done.is_some()
+            });
+            match done.map(|done| done.status) {
+                Some(status) if status.is_success() => return Ok(()),
+                Some(status) if status.is_dnr() || self.initiator.now() >= deadline => {
+                    return Err(HostError::Failed(status));
+                }
+                Some(_) => {}
+                None => return Err(HostError::TimedOut),
+            }
+        }
+    }
+
+    /// The same, without waiting for its end.
+    pub(crate) fn begin_reserve(&mut self, sqe: Sqe, keys: &[u8]) {
+        let mut buffer = self.initiator.pool().alloc(keys.len()).unwrap();
+        buffer.truncate(keys.len());
+        buffer.as_mut().unwrap().copy_from_slice(keys);
+        let command = HostCommand {
+            op: HostOp::Raw {
+                sqe: sqe.with_nsid(NamespaceId(1)),
+                direction: Direction::FromHost,
+            },
+            nsid: NamespaceId(1),
+            lba: 0,
+            blocks: 0,
+            data: Segments::from(buffer),
+            token: 1,
+        };
+        self.initiator.submit(self.path, command).unwrap();
     }
 
     /// A write that the data plane is to refuse as long as it is asked.
@@ -62,6 +128,17 @@ impl Host {
         self.initiator.run_until(deadline, |service, _| {
             service.path(path).stopped().is_some()
         })
+    }
+}
+
+/// Hosts with identifiers of their own have names of their own.
+fn name_of(hostid: [u8; 16]) -> String {
+    match hostid {
+        [7, ..] => HOST.to_owned(),
+        other => format!(
+            "nqn.2014-08.org.nvmexpress:uuid:{}",
+            uuid::Uuid::from_bytes(other)
+        ),
     }
 }
 

@@ -8,3 +8,4 @@ mod host;
 mod hosts;
 mod management;
 mod paths;
+mod state;

@@ -2,6 +2,7 @@
 
 use bowline_api::Failure;
 use bowline_api::dataplane::v1 as api;
+use bowline_nvmf::target::HealthTotals;
 
 use super::ana;
 use crate::config::AnaState;
@@ -48,6 +49,7 @@ pub(super) fn new(asked: Option<api::Subsystem>) -> Result<NewSubsystem, Failure
         controllers_max: (controllers != 0).then_some(controllers),
         namespaces_max: (namespaces != 0).then_some(namespaces),
         ana,
+        health: HealthTotals::default(),
     })
 }
 

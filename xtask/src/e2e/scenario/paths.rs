@@ -29,7 +29,8 @@ const FLAGS: [&[&str]; 2] = [
 ];
 
 /// From A optimized and B inaccessible: each step sets one path's state, and names the path that
-/// must carry the I/O then, if only one may.
+/// must carry the I/O then, if only one may. The state Change is not among them: it ends by itself
+/// after seconds that a busy machine may need for one step.
 const SWITCHES: &[(usize, &str, Option<usize>)] = &[
     (B, "optimized", None),
     (A, "inaccessible", Some(B)),
@@ -37,7 +38,6 @@ const SWITCHES: &[(usize, &str, Option<usize>)] = &[
     (B, "inaccessible", Some(A)),
     (B, "non-optimized", None),
     (A, "optimized", Some(A)),
-    (A, "change", Some(B)),
     (A, "inaccessible", Some(B)),
     (B, "optimized", Some(B)),
     (A, "optimized", None),

@@ -165,6 +165,7 @@ fn glue(digests: Digests) -> (Glue, ConnId) {
         nguid: [1; 16],
         ana_group: None,
         persistence: Persistence::Unsupported,
+        shared: false,
     };
     target.add_namespace(now, NQN, namespace).expect("valid");
     let sent = Vec::with_capacity(1 << 20);

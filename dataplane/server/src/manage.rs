@@ -257,6 +257,7 @@ impl Manager {
             nguid,
             ana_group: new.ana_group,
             persistence: self.persistence(nqn, nsid, uuid, &new.backing),
+            shared: matches!(new.backing, BackingConfig::Path { shared: true, .. }),
         };
         let name = nqn.to_owned();
         let geometry = self

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bowline_nvme::feature::{GetFeatures, Select, SetFeatures, id as fid};
 use bowline_nvme::identify::{Identify, cns};
 use bowline_nvme::opcode::admin;
-use bowline_nvme::{CommandId, NamespaceId, Nanos, Sqe, Status};
+use bowline_nvme::{NamespaceId, Nanos, Sqe, Status};
 
 use super::Target;
 use super::command::{IDENTIFY_BYTES, Plan};
@@ -16,9 +16,6 @@ use super::log_page::{self, LogContext};
 use super::output::{ConnId, SlotId};
 use super::reservation::is_reservation;
 use super::table::Key;
-
-/// Dword 0 of Abort: the command was not aborted. [BASE-2.0 §5.1]
-const NOT_ABORTED: u64 = 1;
 
 impl Target {
     pub(super) fn plan_admin(
@@ -63,7 +60,7 @@ impl Target {
             }
             admin::KEEP_ALIVE => exactly(0, len).map(|_| Plan::Respond(Status::SUCCESS, 0)),
             admin::ABORT if kind == Kind::Io => {
-                exactly(0, len).map(|_| self.abort(now, id, key, sqe))
+                exactly(0, len).and_then(|_| self.abort(now, id, key, slot, sqe))
             }
             _ => Err(Status::INVALID_OPCODE.dnr()),
         };
@@ -78,39 +75,6 @@ impl Target {
         // An event may have been waiting; the request is held already.
         self.deliver_events(now, key);
         Ok(Plan::Held)
-    }
-
-    /// Commands run at once or are at their device, which cannot take them back: only an
-    /// Asynchronous Event Request can be aborted. [BASE-2.0 §5.1]
-    fn abort(&mut self, now: Nanos, id: ConnId, key: Key, sqe: &Sqe) -> Plan {
-        let [sqid_low, sqid_high, cid_low, cid_high] = sqe.cdw(10).to_le_bytes();
-        let sqid = u16::from_le_bytes([sqid_low, sqid_high]);
-        let cid = CommandId(u16::from_le_bytes([cid_low, cid_high]));
-        let found = self
-            .connections
-            .get(id)
-            .filter(|_| sqid == 0)
-            .and_then(|admin_queue| {
-                let is_it =
-                    |sqe: &Sqe| sqe.cid() == cid && sqe.opcode() == admin::ASYNC_EVENT_REQUEST;
-                admin_queue
-                    .slots
-                    .iter()
-                    .find(|(_, slot)| is_it(&slot.sqe))
-                    .map(|(slot, _)| slot)
-            });
-        let aborted = found.filter(|&slot| {
-            self.controllers
-                .get_mut(key)
-                .is_some_and(|it| it.events.withdraw(slot))
-        });
-        match (aborted, self.connections.get_mut(id)) {
-            (Some(slot), Some(connection)) => {
-                connection.respond(now, slot, Status::ABORTED_BY_REQUEST, 0);
-                Plan::Respond(Status::SUCCESS, 0)
-            }
-            _ => Plan::Respond(Status::SUCCESS, NOT_ABORTED),
-        }
     }
 
     /// Set Features without data.

@@ -3,12 +3,13 @@
 use bowline_nvme::fabrics::{Disconnect, PropertyGet, PropertySet};
 use bowline_nvme::log::ErrorLogEntry;
 use bowline_nvme::opcode::{self, fabrics};
-use bowline_nvme::{Fuse, NamespaceId, Nanos, QueueId, Sqe, Status};
+use bowline_nvme::{NamespaceId, Nanos, QueueId, Sqe, Status};
 
 use super::Target;
 use super::connection::{Pending, State, is_connect};
 use super::controller::{Controller, Phase};
 use super::error_log::lba_of;
+use super::fused::{self, Half};
 use super::io::{self, Asker, IoPlan, NSID_AT, Refusal, Terms};
 use super::output::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
 use super::property::Change;
@@ -49,10 +50,11 @@ impl Target {
             return Plan::refuse(Status::INTERNAL);
         };
         let (state, queue) = (connection.state, connection.queue);
-        // PRPs do not exist on Fabrics, and no fused pair is supported. In Fabrics commands the
-        // byte is reserved, so it is not looked at. [BASE-2.0 §3.3.3.1]
+        // PRPs do not exist on Fabrics. In Fabrics commands the byte is reserved, so it is not
+        // looked at. [BASE-2.0 §3.3.3.1]
         let is_fabrics = sqe.opcode() == opcode::admin::FABRICS;
-        if !is_fabrics && (!matches!(sqe.psdt(), 1 | 2) || sqe.fuse() != Fuse::Normal) {
+        let fuse_is_possible = fused::is_possible(queue.map(|queue| queue.qid), sqe);
+        if !is_fabrics && (!matches!(sqe.psdt(), 1 | 2) || !fuse_is_possible) {
             self.note_position(id, slot, PSDT_AT);
             return Plan::refuse(Status::INVALID_FIELD.dnr());
         }
@@ -199,6 +201,9 @@ impl Target {
         let Some(command) = connection.slots.get_mut(slot) else {
             return;
         };
+        if command.half != Half::None {
+            return self.half_complete(now, id, slot);
+        }
         let sqe = command.sqe;
         let io_queue = connection.queue.filter(|queue| queue.qid != 0);
         let Some(queue) = io_queue else {
@@ -319,6 +324,13 @@ impl Target {
             return false;
         };
         let (sqe, namespace) = (command.sqe, command.command.namespace);
+        let status = command.status;
+        if !status.is_success() {
+            // Given up while it waited.
+            self.respond(now, id, slot, status, 0);
+            self.touch(id);
+            return false;
+        }
         command.enter(now, Stage::Held);
         let filled = if queue.qid == 0 {
             self.fill_admin(now, queue.controller, local, &sqe, data)
@@ -328,9 +340,7 @@ impl Target {
         };
         match filled {
             Ok(result) => {
-                if let Some(connection) = self.connections.get_mut(id) {
-                    connection.respond_with_data(now, slot, u64::from(result));
-                }
+                self.respond_with_data(now, id, slot, u64::from(result));
             }
             Err(status) => self.respond(now, id, slot, status, 0),
         }
@@ -406,9 +416,7 @@ impl Target {
 
     fn answer(&mut self, now: Nanos, id: ConnId, slot: SlotId, io: IoCommand, status: Status) {
         if status.is_success() && matches!(io.op, IoOp::Read { .. }) {
-            if let Some(connection) = self.connections.get_mut(id) {
-                connection.respond_with_data(now, slot, 0);
-            }
+            self.respond_with_data(now, id, slot, 0);
         } else {
             self.respond(now, id, slot, status, 0);
         }
@@ -456,10 +464,11 @@ impl Target {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        let Some(command) = connection.slots.get(slot) else {
+        let Some(command) = connection.slots.get_mut(slot) else {
             return;
         };
-        let mut status = status;
+        let aborting = std::mem::take(&mut command.aborting);
+        let (mut status, ended) = (status, status);
         if let (false, Some(queue)) = (status.is_success(), connection.queue)
             && let Some(controller) = self.controllers.get_mut(queue.controller)
             && controller.phase != Phase::Ended
@@ -488,6 +497,21 @@ impl Target {
             });
         }
         connection.respond(now, slot, status, result);
+        if aborting {
+            self.abort_ended(now, id, slot, ended);
+        }
+    }
+
+    fn respond_with_data(&mut self, now: Nanos, id: ConnId, slot: SlotId, result: u64) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let command = connection.slots.get_mut(slot);
+        let aborting = command.is_some_and(|it| std::mem::take(&mut it.aborting));
+        connection.respond_with_data(now, slot, result);
+        if aborting {
+            self.abort_ended(now, id, slot, Status::SUCCESS);
+        }
     }
 
     fn note_position(&mut self, id: ConnId, slot: SlotId, at: u16) {

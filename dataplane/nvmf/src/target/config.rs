@@ -367,6 +367,8 @@ pub struct NamespaceConfig {
     pub ana_group: Option<u32>,
     /// Whether its reservations can outlive the process, and those that did.
     pub persistence: Persistence,
+    /// Another process may write to its device: no fused pairs there.
+    pub shared: bool,
 }
 
 /// Why a configuration was refused.

@@ -18,9 +18,11 @@ use bowline_nvme::opcode::{admin, fabrics};
 use bowline_nvme::pdu::{C2HData, CapsuleResp, Digests, Direction, IcResp, R2t, TermReq};
 use bowline_nvme::{Cqe, Nanos, QueueId, Sqe, Status};
 
+use super::abort::ACL;
 use super::admission::HostKey;
 use super::config::Path;
 use super::connect::ConnectRequest;
+use super::fused::{Before, Half};
 use super::output::{Output, Rx, SlotId, TxBody, TxPdu};
 use super::slot::{Slot, Slots, Stage};
 use super::table::Key;
@@ -69,12 +71,15 @@ pub(super) enum Pending {
     Data(SlotId),
     Response(SlotId),
     Release(SlotId),
+    Withdraw(SlotId),
     Route,
     Close { graceful: bool },
 }
 
 /// Pending outputs that belong to no slot: ICResp, TermReq, Route, Close.
 const UNSLOTTED_OUTPUTS: usize = 4;
+/// Commands that may be asked back at a time: those of Aborts, and a pair.
+const WITHDRAWALS: usize = ACL as usize + 3;
 /// The lowest rate at which a PDU or a granted transfer may move, beyond the time it may pause.
 const RATE_MIN_BYTES: u64 = 64 << 10;
 /// Slots before Connect: one for it, the rest answer whatever else is sent too early.
@@ -123,6 +128,8 @@ pub(super) struct Connection {
     pub(super) queue: Option<Queue>,
     outputs: VecDeque<Pending>,
     pub(super) dirty: bool,
+    /// What the last capsule means for the next one.
+    pub(super) before: Before,
     pub(super) connect: Option<Box<ConnectRequest>>,
     term: Option<Box<TermReq>>,
     /// Commands at their devices.
@@ -157,6 +164,7 @@ impl Connection {
             slots,
             queue: None,
             dirty: false,
+            before: Before::Alone,
             connect: None,
             term: None,
             executing: 0,
@@ -205,12 +213,19 @@ impl Connection {
             return Rx::Discard { len };
         };
         let start = landing.start - command.part_start;
+        let next = landing.next - command.part_start;
+        let has_digest = self.frame.has_data_digest();
+        // The second half of a pair lands behind the first.
+        let (slot, base) = match command.half {
+            Half::Second { first } => (first, command.part_len()),
+            Half::None | Half::First { .. } => (slot, 0),
+        };
         Rx::Payload {
             slot,
-            offset: landing.next - command.part_start,
+            offset: base + next,
             len,
-            digest_from: self.frame.has_data_digest().then_some(start),
-            transfer_len: command.part_len(),
+            digest_from: has_digest.then_some(base + start),
+            transfer_len: base + command.buffer_len(),
         }
     }
 
@@ -348,6 +363,9 @@ impl Connection {
             consider(at_least(self.pdu_since, transfer, self.maxh2cdata));
         }
         if self.state == State::Ready {
+            self.first_half_by(transfer)
+                .into_iter()
+                .for_each(&mut consider);
             self.slots
                 .iter()
                 .filter(|(_, slot)| slot.stage == Stage::Transfer)
@@ -387,8 +405,11 @@ impl Connection {
                 .take()
                 .map(|term| self.send(TxBody::Terminate(term))),
             Pending::NeedBuffer(slot) => {
-                let len = self.slots.at_stage(slot, Stage::Buffer)?.part_len();
-                Some(Output::NeedBuffer { slot, len })
+                let command = self.slots.at_stage(slot, Stage::Buffer)?;
+                let len = command.buffer_len();
+                // Given up before it was asked for.
+                let is_wanted = command.status.is_success();
+                is_wanted.then_some(Output::NeedBuffer { slot, len })
             }
             Pending::R2t(slot) => self.r2t(now, slot),
             Pending::Inspect(slot) => {
@@ -396,23 +417,35 @@ impl Connection {
                 Some(Output::Inspect { slot, len })
             }
             Pending::Fill(slot) => {
-                let len = self.slots.at_stage(slot, Stage::Fill)?.transfer_len;
-                Some(Output::Fill { slot, len })
+                let command = self.slots.at_stage(slot, Stage::Fill)?;
+                let (len, is_wanted) = (command.transfer_len, command.status.is_success());
+                is_wanted.then_some(Output::Fill { slot, len })
             }
             Pending::Execute(slot) => {
-                let command = self.slots.at_stage(slot, Stage::Queued)?;
-                command.enter(now, Stage::Executing);
+                let queued = self.slots.at_stage(slot, Stage::Queued)?;
+                let command = queued.command;
+                queued.enter(now, Stage::Executing);
                 self.executing += 1;
-                Some(Output::Execute {
-                    slot,
-                    command: command.command,
-                })
+                if let Some(second) = command.second() {
+                    self.slots.get_mut(second)?.enter(now, Stage::Executing);
+                    self.executing += 1;
+                }
+                Some(Output::Execute { slot, command })
             }
             Pending::Data(slot) => self.data(now, slot),
             Pending::Response(slot) => self.response(slot),
             Pending::Release(slot) => {
                 self.slots.release(slot);
                 Some(Output::Release { slot })
+            }
+            Pending::Withdraw(slot) => {
+                let command = self.slots.get(slot)?;
+                let is_given_up = match command.stage {
+                    Stage::Buffer | Stage::Fill => !command.status.is_success(),
+                    Stage::Executing => command.aborting,
+                    _ => false,
+                };
+                is_given_up.then_some(Output::Withdraw { slot })
             }
             Pending::Route => self.connect.as_ref().map(|request| Output::Route {
                 subnqn: request.subnqn.clone(),
@@ -525,5 +558,5 @@ fn at_least(since: Nanos, transfer: Nanos, bytes: u32) -> Nanos {
 }
 
 fn outputs_max(slots: &Slots) -> usize {
-    2 * usize::from(slots.capacity()) + UNSLOTTED_OUTPUTS
+    2 * usize::from(slots.capacity()) + UNSLOTTED_OUTPUTS + WITHDRAWALS
 }

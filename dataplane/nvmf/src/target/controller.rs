@@ -16,6 +16,7 @@ use bowline_nvme::fabrics::Cc;
 use bowline_nvme::nqn::Nqn;
 use bowline_nvme::{Nanos, Sqe, Status};
 
+use super::abort::PendingAbort;
 use super::async_event::{AsyncEvents, Event};
 use super::discovery::Snapshot;
 use super::error_log::ErrorLog;
@@ -115,6 +116,8 @@ pub(super) struct Controller {
     pub(super) association_by: Option<Nanos>,
     pub(super) features: Features,
     pub(super) events: AsyncEvents,
+    /// Aborts that wait for their commands to end.
+    pub(super) aborts: Vec<PendingAbort>,
     pub(super) changed: ChangedList,
     pub(super) notices: Notices,
     pub(super) health: Health,
@@ -168,6 +171,7 @@ impl Controller {
             association_by: None,
             features: Features::new(new.io_queues),
             events: AsyncEvents::new(),
+            aborts: Vec::new(),
             changed: ChangedList::default(),
             notices: Notices::default(),
             health: Health::default(),
@@ -283,7 +287,8 @@ impl Target {
             controller.ana_changes_base = ana.changes;
         }
         if let Some(admin) = self.connections.get_mut(controller.admin) {
-            for slot in controller.events.reset() {
+            let aborts = controller.aborts.drain(..).map(|it| it.abort);
+            for slot in controller.events.reset().chain(aborts) {
                 admin.slots.release(slot);
             }
             admin.slots.release_at(Stage::Reservation);

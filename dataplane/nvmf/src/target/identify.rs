@@ -10,6 +10,7 @@ use bowline_nvme::{
     ControllerId, NamespaceId, Sqe, Status, feature::AsyncEventConfig, reservation::rescap,
 };
 
+use super::abort::ACL;
 use super::async_event::AERL;
 use super::config::{Deallocate, TargetConfig, pad};
 use super::controller::Controller;
@@ -184,7 +185,7 @@ impl View<'_> {
             anagrpmax: ana.map_or(0, |ana| ana.groups_max),
             nanagrpid: ana.map_or(0, |ana| ana.groups_max),
             cntrltype: IdentifyController::CNTRLTYPE_IO,
-            acl: 3,
+            acl: ACL,
             frmw: IdentifyController::FRMW_SLOT1_READ_ONLY | 1 << 1,
             lpa: IdentifyController::LPA_EFFECTS
                 | IdentifyController::LPA_EXTENDED
@@ -200,6 +201,11 @@ impl View<'_> {
             nn: namespaces.max(),
             mnan: namespaces.max(),
             oncs,
+            fuses: if namespaces.any_shared() {
+                0
+            } else {
+                IdentifyController::FUSES_COMPARE_AND_WRITE
+            },
             ocfs: IdentifyController::OCFS_FORMAT_0,
             vwc: if self.controller.volatile_cache {
                 IdentifyController::VWC_PRESENT
@@ -318,6 +324,7 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
         },
         nawun: atomic,
         nawupf: atomic,
+        nacwu: if namespace.shared { 0 } else { atomic },
         nvmcap: capacity(namespace),
         npdg: deallocate,
         npda: deallocate,

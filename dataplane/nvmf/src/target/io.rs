@@ -3,7 +3,7 @@
 use bowline_nvme::nvm::{CopyRange, DsmRange};
 use bowline_nvme::opcode::io;
 use bowline_nvme::reservation::{Register, Release, Report};
-use bowline_nvme::{Sgl, Sqe, Status};
+use bowline_nvme::{Fuse, Sgl, Sqe, Status};
 
 use super::ana::check_access;
 use super::config::{Deallocate, NsGeometry};
@@ -65,6 +65,7 @@ pub(super) struct Asker<'a> {
 /// Why a command was refused, and the SQE byte that was at fault. [BASE-2.0 §5.16.1.2]
 pub(super) type Refusal = (Status, u16);
 
+const FUSE_AT: u16 = 1;
 pub(super) const NSID_AT: u16 = 4;
 const SGL_LENGTH_AT: u16 = 32;
 const SGL_KIND_AT: u16 = 39;
@@ -103,7 +104,7 @@ pub(super) fn plan(
     match sqe.opcode() {
         io::READ => read(sqe, namespace, terms.mdts_bytes),
         io::WRITE => write(sqe, namespace, terms),
-        io::COMPARE => compare(sqe, namespace, terms.mdts_bytes),
+        io::COMPARE => compare(sqe, namespace, terms),
         io::VERIFY => verify(sqe, namespace),
         io::COPY => copy(sqe, namespace),
         io::FLUSH => {
@@ -195,6 +196,7 @@ fn write(sqe: &Sqe, namespace: &Namespace, terms: Terms) -> Result<IoPlan, Refus
         return Err((Status::INVALID_FIELD.dnr(), CONTROL_AT));
     }
     let bytes = transfer(sqe, namespace, terms.mdts_bytes)?;
+    half(sqe, namespace, bytes, terms)?;
     let op = IoOp::Write {
         lba: sqe.slba(),
         blocks: sqe.blocks(),
@@ -203,14 +205,30 @@ fn write(sqe: &Sqe, namespace: &Namespace, terms: Terms) -> Result<IoPlan, Refus
     Ok(IoPlan::FromHost(command(namespace, op, bytes)))
 }
 
-fn compare(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, Refusal> {
-    let bytes = transfer(sqe, namespace, mdts_bytes)?;
+fn compare(sqe: &Sqe, namespace: &Namespace, terms: Terms) -> Result<IoPlan, Refusal> {
+    let bytes = transfer(sqe, namespace, terms.mdts_bytes)?;
+    half(sqe, namespace, bytes, terms)?;
     let op = IoOp::Compare {
         lba: sqe.slba(),
         blocks: sqe.blocks(),
         fua: reads_durable(sqe, namespace),
     };
     Ok(IoPlan::FromHost(command(namespace, op, bytes)))
+}
+
+/// What half of a fused pair must satisfy besides: the pair's data is kept in one piece, and what
+/// others can write to behind our back cannot be compared and written as one.
+fn half(sqe: &Sqe, namespace: &Namespace, bytes: u32, terms: Terms) -> Result<(), Refusal> {
+    if sqe.fuse() == Fuse::Normal {
+        return Ok(());
+    }
+    if namespace.shared {
+        return Err((Status::INVALID_FIELD.dnr(), FUSE_AT));
+    }
+    if bytes > terms.mdts_bytes / 2 {
+        return Err((Status::ATOMIC_WRITE_UNIT_EXCEEDED.dnr(), NLB_AT));
+    }
+    Ok(())
 }
 
 /// Whether what the command reads must be on stable media first. Where a completed write always

@@ -137,10 +137,13 @@ impl Target {
             connection.finish_drain();
             output = connection.poll(now);
         }
-        if let (Some(Output::Execute { .. }), Some(queue)) = (&output, connection.queue)
+        if let (Some(Output::Execute { command, .. }), Some(queue)) = (&output, connection.queue)
             && let Some(controller) = self.controllers.get_mut(queue.controller)
         {
             controller.health.started(now);
+            if command.second().is_some() {
+                controller.health.started(now);
+            }
             let subsystem = controller
                 .subsystem
                 .and_then(|at| self.subsystems.get_mut(at)?.as_mut());
@@ -177,7 +180,9 @@ impl Target {
             .connections
             .get(id)
             .and_then(|connection| connection.queue);
-        if let Some(queue) = queue.filter(|queue| queue.qid == 0) {
+        let Some(queue) = queue else { return };
+        self.aborts_ended(now, id, queue.controller);
+        if queue.qid == 0 {
             self.end(now, queue.controller);
         }
     }
@@ -251,12 +256,14 @@ impl Target {
         let Some(id) = self.connections.key_at(index) else {
             return;
         };
+        let fires = |it: &mut Connection| it.armed.fires(at);
+        if !self.connections.get_mut(id).is_some_and(fires) {
+            return;
+        }
+        self.expire_first_half(now, id);
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        if !connection.armed.fires(at) {
-            return;
-        }
         let expired = connection
             .next_deadline(transfer)
             .is_some_and(|next| next <= now);

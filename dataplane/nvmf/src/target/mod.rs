@@ -10,7 +10,8 @@
 //!    something to do, and [`poll_output`](Target::poll_output) says what, until `None`. A
 //!    connection whose `rx` was `Hold` turns dirty when it may go on.
 //! 3. Outputs are answered by [`handle_buffer`](Target::handle_buffer), [`fill`](Target::fill),
-//!    [`inspect`](Target::inspect), [`complete`](Target::complete), [`resume`](Target::resume).
+//!    [`inspect`](Target::inspect), [`complete`](Target::complete), [`resume`](Target::resume),
+//!    [`withdrawn`](Target::withdrawn).
 //! 4. [`closed`](Target::closed) when the socket is gone, for whatever reason, `Close` included.
 //!    The glue then drops the buffers of all the connection's slots but those at their device;
 //!    these are still to be completed with the same id.
@@ -22,6 +23,7 @@
 //! Nothing is allocated for a command: slots, outputs, and event requests have their maximum
 //! from Connect on. Calls with a stale id, or that nobody asked for, have no effect.
 
+mod abort;
 mod admin;
 mod admission;
 mod ana;
@@ -34,6 +36,7 @@ mod controller;
 mod discovery;
 mod error_log;
 mod feature;
+mod fused;
 mod health;
 mod identify;
 mod io;
@@ -445,9 +448,23 @@ impl Target {
                 .map(|(slot, _)| slot)
                 .collect();
             for slot in queued {
-                self.respond(now, queue, slot, status, 0);
+                self.fail_one_queued(now, queue, slot, status);
             }
             self.touch(queue);
+        }
+    }
+
+    /// Answers a command of which nothing, or no further part, has been handed out; half of a pair
+    /// takes the other with it.
+    fn fail_one_queued(&mut self, now: Nanos, queue: Key, slot: SlotId, status: Status) {
+        let connection = self.connections.get_mut(queue);
+        let Some(command) = connection.and_then(|it| it.slots.get_mut(slot)) else {
+            return;
+        };
+        if command.stage == Stage::Queued {
+            self.end_early(now, queue, slot, status);
+        } else if command.is_between_parts() {
+            self.respond(now, queue, slot, status, 0);
         }
     }
 

@@ -19,6 +19,8 @@ pub(super) struct Namespace {
     pub(super) ana_group: u32,
     /// The state of its group; optimized where there is none.
     pub(super) access: AnaState,
+    /// Another process may write to its device.
+    pub(super) shared: bool,
     pub(super) counters: IoCounters,
     pub(super) reservations: Reservations,
 }
@@ -73,6 +75,11 @@ impl Namespaces {
         self.by_nsid.get(start..)?.iter().find_map(Option::as_deref)
     }
 
+    /// Whether another process may write to the device of one of them.
+    pub(super) fn any_shared(&self) -> bool {
+        self.iter().any(|namespace| namespace.shared)
+    }
+
     pub(super) fn any_volatile_cache(&self) -> bool {
         self.iter()
             .any(|namespace| namespace.geometry.volatile_cache)
@@ -108,6 +115,7 @@ impl Namespaces {
             nguid: config.nguid,
             ana_group: 0,
             access: AnaState::Optimized,
+            shared: config.shared,
             counters: IoCounters::default(),
             reservations: Reservations::new(config.persistence),
         }));
@@ -183,6 +191,7 @@ pub(super) mod tests {
             nguid: [id; 16],
             ana_group: None,
             persistence: Persistence::Unsupported,
+            shared: false,
         }
     }
 

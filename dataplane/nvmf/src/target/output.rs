@@ -99,6 +99,12 @@ pub enum Output {
         /// The slot.
         slot: SlotId,
     },
+    /// Take the command back: drop its wish for a buffer, or its Execute if nothing of it has
+    /// reached its device. Answer with `withdrawn`, unless the command ends early by itself.
+    Withdraw {
+        /// The slot.
+        slot: SlotId,
+    },
     /// Connect named this subsystem: `resume` here, or `take`, and `adopt` and `resume` on the
     /// reactor that owns it.
     Route {

@@ -1,12 +1,13 @@
 //! What arrives on a connection: PDUs, payload, and the checks on both. [TCP-1.0 §3.3, §3.6]
 
 use bowline_nvme::pdu::{Fes, H2CData, IcReq, TermReq, Violation};
-use bowline_nvme::{CommandId, Nanos, Sgl, Sqe, Status};
+use bowline_nvme::{CommandId, Fuse, Nanos, Sgl, Sqe, Status};
 
 use super::Target;
 use super::command::Plan;
 use super::config::CONTROL_ICD_BYTES;
 use super::connection::{Connection, Landing, Pending, State};
+use super::fused::{Before, Half};
 use super::output::{ConnId, SlotId};
 use super::slot::Stage;
 use crate::frame::{Event, Header};
@@ -183,12 +184,17 @@ impl Target {
         let Some(slot) = connection.slots.claim(now, *sqe) else {
             return self.violation(now, id, Violation::new(Fes::SEQUENCE_ERROR));
         };
+        let before = std::mem::take(&mut connection.before);
         let plan = if duplicate {
             Plan::Respond(Status::CID_CONFLICT.dnr(), 0)
         } else {
             self.plan(now, id, slot, sqe)
         };
-        self.start(now, id, slot, plan, payload);
+        if before == Before::Alone && sqe.fuse() == Fuse::Normal {
+            self.start(now, id, slot, plan, payload);
+        } else {
+            self.fused_capsule(now, id, slot, before, plan, payload);
+        }
     }
 
     /// A host that uses the identifier of an Asynchronous Event Request again has forgotten the
@@ -212,7 +218,7 @@ impl Target {
     }
 
     /// Sets a planned command going. In-capsule data of one that wants none is dropped.
-    fn start(&mut self, now: Nanos, id: ConnId, slot: SlotId, plan: Plan, payload: u32) {
+    pub(super) fn start(&mut self, now: Nanos, id: ConnId, slot: SlotId, plan: Plan, payload: u32) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
@@ -291,9 +297,12 @@ impl Target {
             command.status = Status::TRANSIENT_TRANSPORT;
             connection.counters.data_digest_errors += 1;
         }
-        let (status, landed) = (command.status, command.landed);
+        let (status, landed, half) = (command.status, command.landed, command.half);
         if landed < command.r2t_end {
             return;
+        }
+        if !status.is_success() && half != Half::None {
+            return self.fail_pair(now, id, slot, status);
         }
         if !status.is_success() {
             return self.respond(now, id, slot, status, 0);

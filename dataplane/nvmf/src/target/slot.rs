@@ -6,6 +6,7 @@
 
 use bowline_nvme::{CommandId, Nanos, Sqe, Status};
 
+use super::fused::Half;
 use super::output::{IoCommand, IoOp, NamespaceHandle, SlotId};
 
 /// Slots beyond the queue's entries. Responses free their slot when they are polled, so an honest
@@ -24,6 +25,7 @@ const NONE: u16 = u16::MAX;
 /// Free ─► Receive ─────────┐ in-capsule data
 ///   ├───► Buffer ─► Transfer ─► (Buffer is asked for once, Transfer once per R2T)
 ///   │                      ├─► Inspect (control) ─► Respond
+///   │                      ├─► Fused ─► Buffer, Transfer, or Queued
 ///   ├──────────────────────┴─► Queued ─► Executing ─► Respond ─► Free
 ///   ├───► Fill (control data to the host) ─► Respond
 ///   └───► Held (AER, Connect), Reservation ─► Respond
@@ -39,6 +41,8 @@ pub(super) enum Stage {
     Transfer,
     /// All control data has landed; the glue is to show it.
     Inspect,
+    /// Half of a fused pair, with all the data it can get while it waits for the other half.
+    Fused,
     /// Its Execute has not been polled: nothing has happened yet.
     Queued,
     /// At its device.
@@ -85,6 +89,9 @@ pub(super) struct Slot {
     pub(super) error_at: u16,
     /// The response is sent by the SUCCESS flag of the data.
     pub(super) fused_response: bool,
+    /// An Abort waits for the command's end.
+    pub(super) aborting: bool,
+    pub(super) half: Half,
     /// Not the host's command: it has no id and gets no response.
     pub(super) internal: bool,
     /// A Preempt and Abort waits until this has left its device.
@@ -235,7 +242,7 @@ impl Slots {
         let transfers = self
             .table
             .iter_mut()
-            .filter(|slot| slot.stage == Stage::Transfer);
+            .filter(|slot| matches!(slot.stage, Stage::Transfer | Stage::Fused));
         transfers.for_each(|slot| {
             slot.since = now;
             slot.granted = now;
@@ -286,6 +293,8 @@ impl Slot {
             stage: Stage::Free,
             error_at: NO_ERROR_POSITION,
             fused_response: false,
+            aborting: false,
+            half: Half::None,
             internal: false,
             awaited: false,
         }

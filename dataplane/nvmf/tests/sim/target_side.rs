@@ -268,8 +268,25 @@ impl TargetSide {
                 self.wishes
                     .retain(|(conn, wish)| *conn != id || !wish.is_of(slot));
             }
+            Output::Withdraw { slot } => {
+                let done = self.take_back(id, slot);
+                self.target.withdrawn(now, id, slot, done);
+            }
             Output::Close { graceful } => conn.closed = Some(graceful),
         }
+    }
+
+    /// Gives up a wish, or a command as if it had not begun.
+    fn take_back(&mut self, id: ConnId, slot: SlotId) -> bool {
+        let is_wish = |(conn, wish): &(ConnId, Wish)| *conn == id && wish.is_of(slot);
+        if let Some(at) = self.wishes.iter().position(is_wish) {
+            self.wishes.remove(at);
+            return true;
+        }
+        let is_it =
+            |it: &Running| it.conn == id && (it.slot == slot || it.command.second() == Some(slot));
+        let at = self.running.iter().position(is_it);
+        at.map(|at| self.running.remove(at)).is_some()
     }
 
     fn execute(&mut self, id: ConnId, slot: SlotId, command: IoCommand) {
@@ -360,6 +377,9 @@ impl TargetSide {
             conn.buffers.insert(slot, data);
         }
         self.target.complete(now, id, slot, status);
+        if let Some(second) = command.second() {
+            self.target.complete(now, id, second, status);
+        }
         self.pump(now);
     }
 }

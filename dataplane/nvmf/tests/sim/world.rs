@@ -158,6 +158,7 @@ pub(crate) fn namespace(device: u32) -> NamespaceConfig {
         nguid: id,
         ana_group: Some(1 + (device & 1)),
         persistence: Persistence::Unsupported,
+        shared: false,
     }
 }
 

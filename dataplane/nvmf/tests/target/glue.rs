@@ -46,6 +46,8 @@ pub(crate) struct Glue {
     /// The largest buffer there is: commands that can be cut move their data in parts.
     pub(crate) part_bytes: Option<u32>,
     pub(crate) wanted: Vec<(ConnId, SlotId)>,
+    /// What is held has not reached its device and can be taken back.
+    pub(crate) unstarted: bool,
 }
 
 pub(crate) struct Conn {
@@ -116,6 +118,7 @@ pub(crate) fn namespace(id: u8) -> NamespaceConfig {
         nguid: [id | 0x80; 16],
         ana_group: None,
         persistence: Persistence::Unsupported,
+        shared: false,
     }
 }
 
@@ -172,6 +175,7 @@ impl Glue {
             no_buffers: false,
             part_bytes: None,
             wanted: Vec::new(),
+            unstarted: false,
         }
     }
 
@@ -385,6 +389,10 @@ impl Glue {
             Output::Release { slot } => {
                 conn.buffers.remove(&slot);
             }
+            Output::Withdraw { slot } => {
+                let done = self.take_back(id, slot);
+                self.target.withdrawn(now, id, slot, done);
+            }
             Output::Route { subnqn } => {
                 if self.manual_route {
                     self.routes.push((id, subnqn));
@@ -416,6 +424,19 @@ impl Glue {
         }
     }
 
+    /// Takes back a wish for a buffer, or a held command.
+    fn take_back(&mut self, id: ConnId, slot: SlotId) -> bool {
+        if let Some(at) = self.wanted.iter().position(|it| *it == (id, slot)) {
+            self.wanted.remove(at);
+            return true;
+        }
+        let is_it = |it: &(ConnId, SlotId, IoCommand)| {
+            it.0 == id && (it.1 == slot || it.2.second() == Some(slot))
+        };
+        let at = self.held.iter().position(is_it).filter(|_| self.unstarted);
+        at.is_some_and(|at| self.held.remove(at).is_some())
+    }
+
     /// Runs a command on the RAM disk.
     fn execute(&mut self, id: ConnId, slot: SlotId, command: IoCommand) {
         let status = match self.failures.pop_front() {
@@ -423,6 +444,14 @@ impl Glue {
             None => self.run(id, slot, command),
         };
         self.target.complete(self.now, id, slot, status);
+        if let Some(second) = command.second() {
+            let status = if status.is_success() {
+                status
+            } else {
+                Status::ABORTED_FAILED_FUSED
+            };
+            self.target.complete(self.now, id, second, status);
+        }
     }
 
     fn run(&mut self, id: ConnId, slot: SlotId, command: IoCommand) -> Status {

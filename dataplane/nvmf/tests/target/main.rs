@@ -1,6 +1,7 @@
 //! The target driven through its public interface: an in-memory glue with a RAM disk on one side,
 //! the bytes of a host on the other.
 
+mod abort;
 mod ana;
 mod ana_access;
 mod ana_log;
@@ -10,6 +11,7 @@ mod connect;
 mod discovery;
 mod effects;
 mod events;
+mod fused;
 mod glue;
 mod health;
 mod hostile;

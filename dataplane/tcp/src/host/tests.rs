@@ -47,6 +47,7 @@ impl Served {
                 nguid: [1; 16],
                 ana_group: None,
                 persistence: Persistence::Unsupported,
+                shared: false,
             };
             let device = MemDevice::new(DISK_BYTES, 512)?;
             service

@@ -55,6 +55,10 @@ struct Running {
     change: Option<Change>,
     /// It has blocks to itself, or waits for them.
     is_exclusive: bool,
+    /// An operation of it has reached the device.
+    is_begun: bool,
+    /// It was asked to end early.
+    is_cancelled: bool,
 }
 
 impl Running {
@@ -66,8 +70,21 @@ impl Running {
             step,
             change: None,
             is_exclusive: false,
+            is_begun: false,
+            is_cancelled: false,
         }
     }
+}
+
+/// What [`Executor::withdraw`] could do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Withdrawn {
+    /// Nothing of the command has happened, and nothing will.
+    Done,
+    /// It ends early if it has not finished before.
+    Asked,
+    /// It is at its device, or not known.
+    No,
 }
 
 /// All devices of a reactor and the commands running on them.
@@ -274,10 +291,12 @@ impl<D: Device> Executor<D> {
             return false;
         };
         while let Some(io) = unit.backlog.pop_front() {
+            let token = io.token;
             if let Err(io) = unit.device.try_submit(io) {
                 unit.backlog.push_front(io);
                 break;
             }
+            begun(&mut self.running, token);
         }
         // An empty list takes no memory.
         let empty = Completions::with_capacity(0);
@@ -335,7 +354,13 @@ impl<D: Device> Executor<D> {
             debug_assert!(false, "a device completed what was never submitted");
             return;
         };
-        let next = running.step.next(result, data);
+        let mut next = running.step.next(result, data);
+        if running.is_cancelled && matches!(next, Next::Run(_)) {
+            next = Next::End {
+                status: Status::ABORTED_BY_REQUEST,
+                buffer: None,
+            };
+        }
         let (change, unit) = (running.change.take(), running.unit);
         if let (Some(change), Some(unit)) = (change, self.units[unit].as_mut())
             && !unit.order.is_free()
@@ -450,13 +475,55 @@ impl<D: Device> Executor<D> {
         let unit = self.units[index]
             .as_mut()
             .expect("a unit lives while commands run on it");
+        let token = io.token;
         // Order between commands is not promised, but nobody should starve: behind a backlog
         // new operations queue up.
         if !unit.backlog.is_empty() {
             unit.backlog.push_back(io);
         } else if let Err(io) = unit.device.try_submit(io) {
             unit.backlog.push_back(io);
+        } else {
+            begun(&mut self.running, token);
         }
+    }
+
+    /// Takes back a command, or a fused pair by either of its halves, of which nothing has
+    /// reached the device. One that is done in parts is asked to end early.
+    pub(super) fn withdraw(&mut self, conn: ConnId, slot: SlotId) -> Withdrawn {
+        let is_it = |it: &Running| {
+            it.conn == conn
+                && (it.slot == slot || it.step.second() == Some(slot))
+                && !matches!(it.step, Step::FinalFlush)
+        };
+        let found = self
+            .running
+            .iter_mut()
+            .enumerate()
+            .find_map(|(at, place)| Some((at, place.as_mut().filter(|it| is_it(it))?)));
+        let Some((position, running)) = found else {
+            return Withdrawn::No;
+        };
+        if running.is_begun {
+            if !running.step.is_divisible() {
+                return Withdrawn::No;
+            }
+            running.is_cancelled = true;
+            return Withdrawn::Asked;
+        }
+        let (token, index, change) = (position as u64, running.unit, running.change.take());
+        let Some(unit) = self.units[index].as_mut() else {
+            return Withdrawn::No;
+        };
+        if unit.order.withdraw(token).is_none() {
+            unit.backlog.retain(|io| io.token != token);
+        }
+        if let Some(change) = change {
+            unit.order.changed(change);
+        }
+        self.end(token);
+        self.run_ready(index);
+        self.drop_retired(index);
+        Withdrawn::Done
     }
 
     fn park(&mut self, running: Running) -> u64 {
@@ -492,6 +559,13 @@ fn failed(
 
 fn running_mut(running: &mut [Option<Running>], token: u64) -> Option<&mut Running> {
     running.get_mut(usize::try_from(token).ok()?)?.as_mut()
+}
+
+/// An operation of the command is at its device.
+fn begun(running: &mut [Option<Running>], token: u64) {
+    if let Some(running) = running_mut(running, token) {
+        running.is_begun = true;
+    }
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ pub struct NamespaceSpec {
     /// Whether its reservations can outlive the process, and those that did. Anything but
     /// `Unsupported` needs a [`ReservationStore`](super::ReservationStore).
     pub persistence: Persistence,
+    /// Another process may write to its device: no fused pairs there.
+    pub shared: bool,
 }
 
 /// Why a namespace could not take over its device's new size.
@@ -151,6 +153,7 @@ impl<D: Device> TargetService<D> {
             nguid,
             ana_group,
             persistence,
+            shared,
         } = spec;
         let config = NamespaceConfig {
             nsid,
@@ -160,6 +163,7 @@ impl<D: Device> TargetService<D> {
             nguid,
             ana_group,
             persistence,
+            shared,
         };
         match self.target.add_namespace(now, nqn, config) {
             Ok(nsid) => {

@@ -7,6 +7,7 @@ use bowline_reactor::Reactor;
 
 use super::TargetService;
 use super::budget::{self, Charge, Wait};
+use super::exec::Withdrawn;
 use super::link::Closing;
 use bowline_nvmf::frame::crc32c;
 
@@ -106,6 +107,7 @@ impl<D: Device> TargetService<D> {
                     link.release(slot);
                 }
             }
+            Output::Withdraw { slot } => self.withdraw(now, conn, slot),
             Output::Route { subnqn } => match self.links.get_mut(conn) {
                 Some(link) if self.routes.contains_key(&subnqn) => link.leaving_to = Some(subnqn),
                 _ => self.target.resume(now, conn),
@@ -123,6 +125,38 @@ impl<D: Device> TargetService<D> {
                 }
             }
         }
+    }
+
+    /// Takes a command back that waits for a buffer or for its device.
+    fn withdraw(&mut self, now: Nanos, conn: ConnId, slot: SlotId) {
+        let is_it = |it: &Waiting| {
+            let second = match it.need {
+                Need::Execute(command) => command.second(),
+                Need::Transfer { .. } | Need::Fill { .. } => None,
+            };
+            it.conn == conn && (it.slot == slot || second == Some(slot))
+        };
+        let Some(link) = self.links.get_mut(conn) else {
+            return;
+        };
+        let deferred = link.deferred_mut();
+        let mut done = false;
+        if let Some(at) = deferred.iter().position(is_it) {
+            deferred.remove(at);
+            done = true;
+        } else if let Some(at) = self.waiting.iter().position(is_it) {
+            self.waiting.remove(at);
+            link.queued = link.queued.saturating_sub(1);
+            done = true;
+        }
+        if !done {
+            match self.executor.withdraw(conn, slot) {
+                Withdrawn::Done => done = true,
+                Withdrawn::Asked => return,
+                Withdrawn::No => {}
+            }
+        }
+        self.target.withdrawn(now, conn, slot, done);
     }
 
     /// Pool bytes that are needed now.

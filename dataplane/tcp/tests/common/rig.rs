@@ -206,6 +206,7 @@ impl Rig {
             nguid: identity,
             ana_group: None,
             persistence: Persistence::Unsupported,
+            shared: false,
         };
         self.call(move |target, cx, now| target.add_namespace(now, nqn, spec, make(cx)))
             .expect("a valid namespace")

@@ -153,6 +153,7 @@ fn data_plane(
             nguid: [0x71; 16],
             ana_group: Some(1),
             persistence: Persistence::Unsupported,
+            shared: false,
         };
         let (inner, gate) = (Shared::new(medium), counted);
         let device = TestDevice::new(Gated { inner, gate });

@@ -96,6 +96,7 @@ fn add_durable(rig: &Rig, state: Option<ReservationState>) -> NamespaceId {
         nguid: [0xD2; 16],
         ana_group: None,
         persistence: Persistence::Stored(state),
+        shared: false,
     };
     rig.call(move |target, _, now| {
         let device = TestDevice::memory(4 << 20, BLOCK);

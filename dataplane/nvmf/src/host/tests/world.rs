@@ -39,6 +39,7 @@ pub(super) fn namespace(id: u8, blocks: u64) -> target::NamespaceConfig {
         nguid: [id; 16],
         ana_group: None,
         persistence: target::Persistence::Unsupported,
+        shared: false,
     }
 }
 
@@ -420,6 +421,7 @@ impl World {
             target::Output::Release { slot } => {
                 self.target_buffers.remove(&(conn, slot));
             }
+            target::Output::Withdraw { slot } => self.target.withdrawn(now, conn, slot, false),
             target::Output::Route { .. } => self.target.resume(now, conn),
             target::Output::Close { .. } => {
                 if let Some(link) = self.links.values_mut().find(|link| link.conn == conn) {

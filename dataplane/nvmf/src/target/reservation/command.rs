@@ -295,7 +295,7 @@ impl Target {
             !state.allows(host, Access::of(sqe.opcode()))
         }) {
             if stage == Stage::Queued {
-                self.respond(now, id, slot, conflict, 0);
+                self.fail_one_queued(now, id, slot, conflict);
                 self.touch(id);
             }
         }
@@ -320,16 +320,14 @@ impl Target {
                     command.awaited = true;
                     at_device += 1;
                 }
-                Stage::Queued | Stage::Inspect => {
-                    self.respond(now, id, slot, Status::ABORTED_PREEMPT, 0);
+                Stage::Queued
+                | Stage::Inspect
+                | Stage::Fused
+                | Stage::Receive
+                | Stage::Buffer
+                | Stage::Transfer => {
+                    self.end_early(now, id, slot, Status::ABORTED_PREEMPT);
                     self.touch(id);
-                }
-                Stage::Transfer if command.landed == command.r2t_end => {
-                    self.respond(now, id, slot, Status::ABORTED_PREEMPT, 0);
-                    self.touch(id);
-                }
-                Stage::Receive | Stage::Buffer | Stage::Transfer => {
-                    command.status = Status::ABORTED_PREEMPT;
                 }
                 // A part of a Read is being sent; no other follows.
                 Stage::Respond if command.has_more_parts() && command.status.is_success() => {

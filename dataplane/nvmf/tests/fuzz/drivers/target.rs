@@ -84,6 +84,7 @@ fn namespace(handle: u32, nsid: u32, free: u8) -> NamespaceConfig {
         nguid: id,
         ana_group: (free & 8 != 0).then_some(u32::from(free & 3) + 1),
         persistence: Persistence::Unsupported,
+        shared: free & 16 != 0,
     }
 }
 

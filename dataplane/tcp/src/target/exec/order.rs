@@ -176,4 +176,17 @@ impl Order {
     pub(super) fn pop_ready(&mut self) -> Option<Io> {
         self.ready.pop_front()
     }
+
+    /// Takes back an operation that waits.
+    pub(super) fn withdraw(&mut self, token: u64) -> Option<Io> {
+        let is_it = |io: &Io| io.token == token;
+        if let Some(at) = self.ready.iter().position(is_it) {
+            return self.ready.remove(at);
+        }
+        if let Some(at) = self.blocked.iter().position(|it| is_it(&it.io)) {
+            return Some(self.blocked.remove(at).io);
+        }
+        let waiting = |it: &&mut Exclusive| it.first.as_ref().is_some_and(is_it);
+        self.exclusives.iter_mut().find(waiting)?.first.take()
+    }
 }

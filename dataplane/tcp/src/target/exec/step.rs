@@ -302,6 +302,30 @@ impl Step {
         })
     }
 
+    /// The other half's slot, for a fused pair.
+    pub(super) fn second(&self) -> Option<SlotId> {
+        match self {
+            Self::FusedRead { second, .. }
+            | Self::FusedWrite { second, .. }
+            | Self::Durable {
+                read:
+                    Reading {
+                        then: Then::Fused { second, .. },
+                        ..
+                    },
+            } => Some(*second),
+            _ => None,
+        }
+    }
+
+    /// Whether the command may still end before it has done everything.
+    pub(super) fn is_divisible(&self) -> bool {
+        matches!(
+            self,
+            Self::Verify { .. } | Self::Copy(_) | Self::Deallocate { .. }
+        )
+    }
+
     /// An operation has ended with `result` and gives back `data`.
     pub(super) fn next(&mut self, result: Result<(), IoError>, mut data: Segments) -> Next {
         match self {

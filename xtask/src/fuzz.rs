@@ -25,7 +25,7 @@ struct Target {
 const TARGETS: &[Target] = &[
     Target {
         name: "pdu",
-        runs: 400_000,
+        runs: 200_000,
         bytes_max: 1024,
     },
     Target {
@@ -37,6 +37,11 @@ const TARGETS: &[Target] = &[
         name: "target",
         runs: 20_000,
         bytes_max: 2048,
+    },
+    Target {
+        name: "host",
+        runs: 5_000,
+        bytes_max: 1024,
     },
 ];
 

@@ -16,6 +16,11 @@ pub fn target(bytes: &[u8]) {
     drivers::target::run(bytes);
 }
 
+/// The host's state machine.
+pub fn host(bytes: &[u8]) {
+    drivers::host::run(bytes);
+}
+
 /// Log pages, Identify data, and their readers.
 pub fn logs(bytes: &[u8]) {
     drivers::logs::run(bytes);

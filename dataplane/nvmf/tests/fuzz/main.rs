@@ -6,7 +6,7 @@ mod drivers;
 use std::path::Path;
 
 /// Random inputs per driver. The fuzzer tries millions; this is only a smoke test.
-const RANDOM_INPUTS: u64 = 200;
+const RANDOM_INPUTS: u64 = 100;
 
 fn replay(name: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -57,4 +57,10 @@ fn logs_corpus_and_random_bytes_hold() {
 fn target_corpus_and_random_bytes_hold() {
     replay("target", drivers::target::run);
     random(drivers::target::run);
+}
+
+#[test]
+fn host_corpus_and_random_bytes_hold() {
+    replay("host", drivers::host::run);
+    random(drivers::host::run);
 }

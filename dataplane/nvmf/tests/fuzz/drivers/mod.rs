@@ -1,6 +1,9 @@
 //! What one fuzz input does. Used by the fuzzer, and by the tests that replay its corpus.
 
 mod commands;
+pub(crate) mod host;
+#[path = "../../sim/host_side.rs"]
+mod host_side;
 mod input;
 pub(crate) mod logs;
 pub(crate) mod pdu;

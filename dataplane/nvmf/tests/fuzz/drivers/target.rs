@@ -73,7 +73,7 @@ pub(crate) fn run(bytes: &[u8]) {
     fuzz.finish(&mut input);
 }
 
-fn namespace(handle: u32, nsid: u32, free: u8) -> NamespaceConfig {
+pub(super) fn namespace(handle: u32, nsid: u32, free: u8) -> NamespaceConfig {
     let mut id = [0xA5; 16];
     id[..4].copy_from_slice(&handle.to_le_bytes());
     NamespaceConfig {

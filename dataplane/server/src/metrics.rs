@@ -10,6 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bowline_nvmf::target::{IoCounters, TargetCounters};
+use bowline_tcp::target::Work;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
@@ -138,7 +139,63 @@ impl Scrape {
                 .encode_family(&[("reactor", reactor.index.to_string())])?
                 .encode_gauge(&count)?;
         }
-        self.encode_connects(encoder)
+        self.encode_connects(encoder)?;
+        self.encode_work(encoder)
+    }
+
+    /// That no peer makes a turn long, and how often one was kept from it.
+    fn encode_work(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        type Read = fn(&Work) -> u64;
+        let largest: [(&str, &str, Read); 3] = [
+            (
+                "turn_bytes_max",
+                "Most bytes taken from a connection in a turn",
+                |it| it.turn_bytes_max,
+            ),
+            (
+                "turn_pdus_max",
+                "Most PDUs taken from a connection in a turn",
+                |it| it.turn_pdus_max,
+            ),
+            (
+                "carry_bytes_max",
+                "Most bytes held back for a connection",
+                |it| it.carry_bytes_max,
+            ),
+        ];
+        for (name, help, read) in largest {
+            let name = format!("bowline_target_{name}");
+            let mut metric = gauge(encoder, &name, help)?;
+            for reactor in &self.reactors {
+                let value = i64::try_from(read(&reactor.work)).unwrap_or(i64::MAX);
+                metric
+                    .encode_family(&[("reactor", reactor.index.to_string())])?
+                    .encode_gauge(&value)?;
+            }
+        }
+        let counts: [(&str, &str, Read); 4] = [
+            ("turns_cut", "Turns that left bytes for the next", |it| {
+                it.turns_cut
+            }),
+            ("stalls", "Waits for a buffer before receiving", |it| {
+                it.stalls
+            }),
+            ("parts", "Reads cut in parts for want of memory", |it| {
+                it.parts
+            }),
+            ("unread", "Connections whose peers did not read", |it| {
+                it.unread
+            }),
+        ];
+        for (name, help, read) in counts {
+            let name = format!("bowline_target_{name}");
+            let mut metric = counter(encoder, &name, help)?;
+            for reactor in &self.reactors {
+                let labels = [("reactor", &*reactor.index.to_string())];
+                put(&mut metric, &labels, read(&reactor.work))?;
+            }
+        }
+        Ok(())
     }
 
     /// One series for each ANA group, which the operator makes.

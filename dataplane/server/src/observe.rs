@@ -12,6 +12,7 @@ use bowline_nvmf::target::{
     Registrant, Reservation, SubsystemSnapshot, TargetCounters,
 };
 use bowline_reactor::{BackendInfo, Counters, monotonic_now};
+use bowline_tcp::target::Work;
 use uuid::Uuid;
 
 use crate::fleet::Fleet;
@@ -25,6 +26,8 @@ pub(crate) struct Observation {
     pub(crate) backend: BackendInfo,
     pub(crate) counters: Counters,
     pub(crate) target: TargetCounters,
+    /// What its turns have cost.
+    pub(crate) work: Work,
     /// Its buffers by size.
     pub(crate) buffers: Vec<ClassStats>,
     pub(crate) subsystems: Vec<SubsystemSnapshot>,
@@ -33,12 +36,14 @@ pub(crate) struct Observation {
 
 /// Asks one reactor.
 pub(crate) async fn reactor(fleet: &Fleet, index: usize) -> Result<Observation, Failure> {
-    let (target, buffers, subsystems, connections) = fleet
+    let (target, work, buffers, subsystems, connections) = fleet
         .call(index, |service, cx, _| {
             let buffers = cx.pool().stats().classes;
+            let work = service.work();
             let target = service.target();
             (
                 target.counters(),
+                work,
                 buffers,
                 target.subsystems(),
                 target.connections(),
@@ -51,6 +56,7 @@ pub(crate) async fn reactor(fleet: &Fleet, index: usize) -> Result<Observation, 
         backend: member.info.clone(),
         counters: member.counters.snapshot(),
         target,
+        work,
         buffers,
         subsystems,
         connections,
@@ -286,6 +292,7 @@ mod tests {
             },
             counters: Counters::default(),
             target: TargetCounters::default(),
+            work: Work::default(),
             buffers: Vec::new(),
             subsystems: Vec::new(),
             connections,

@@ -8,4 +8,5 @@ mod host;
 mod hosts;
 mod management;
 mod paths;
+mod scale;
 mod state;

@@ -7,8 +7,8 @@ use bowline_nvme::nqn;
 use bowline_nvmf::target::{CNTLID_MAX, NSID_MAX};
 
 use crate::config::{
-    BackingConfig, Config, IN_CAPSULE_DATA_BYTES, Limits, MAX_TRANSFER_BYTES, MEMORY_BLOCK_BYTES,
-    QUEUE_DEPTH,
+    BackingConfig, CONNECTIONS_MAX, Config, IN_CAPSULE_DATA_BYTES, Limits, MAX_TRANSFER_BYTES,
+    MEMORY_BLOCK_BYTES, QUEUE_DEPTH, QUEUES_PER_HOST_MAX,
 };
 use crate::error::StartError;
 use crate::names::ANY_HOST;
@@ -176,6 +176,22 @@ impl Limits {
                 format!("in-capsule data of {capsule} bytes is not possible"),
                 "give --in-capsule-data a multiple of 16 bytes up to 16KiB",
             ));
+        }
+        for (flag, count, most) in [
+            ("--connections-max", self.connections_max, CONNECTIONS_MAX),
+            (
+                "--queues-per-host-max",
+                self.queues_per_host_max,
+                QUEUES_PER_HOST_MAX,
+            ),
+        ] {
+            // A host needs an admin queue and one for I/O.
+            if !(2..=most).contains(&count) {
+                return Err(StartError::config(
+                    format!("{flag} {count} is not possible"),
+                    format!("give 2 to {most}"),
+                ));
+            }
         }
         if !(QUEUE_DEPTH_MIN..=QUEUE_DEPTH).contains(&self.queue_depth) {
             return Err(StartError::config(

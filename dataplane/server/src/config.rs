@@ -16,6 +16,11 @@ pub const MEMORY_BLOCK_BYTES: u32 = 4096;
 /// Commands of one I/O queue at a time, the default and the most.
 pub const QUEUE_DEPTH: u16 = 128;
 
+/// Connections of one reactor at a time, the default and the most.
+pub const CONNECTIONS_MAX: u32 = 4096;
+/// Queues of one host at one reactor at a time, the default and the most.
+pub const QUEUES_PER_HOST_MAX: u32 = 2048;
+
 /// Everything a data plane is started with. Nothing is read from the environment.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -141,6 +146,10 @@ pub struct Limits {
     pub in_capsule_data_bytes: u32,
     /// Commands of one I/O queue at a time: 16 to [`QUEUE_DEPTH`].
     pub queue_depth: u16,
+    /// Connections of one reactor at a time.
+    pub connections_max: u32,
+    /// Queues of one host at one reactor at a time.
+    pub queues_per_host_max: u32,
 }
 
 impl Default for Limits {
@@ -149,6 +158,8 @@ impl Default for Limits {
             max_transfer_bytes: MAX_TRANSFER_BYTES,
             in_capsule_data_bytes: IN_CAPSULE_DATA_BYTES,
             queue_depth: QUEUE_DEPTH,
+            connections_max: CONNECTIONS_MAX,
+            queues_per_host_max: QUEUES_PER_HOST_MAX,
         }
     }
 }

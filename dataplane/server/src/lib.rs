@@ -36,8 +36,8 @@ mod takeover;
 mod view;
 
 pub use config::{
-    AnaState, BackingConfig, Config, IN_CAPSULE_DATA_BYTES, IoBackend, Limits, MAX_TRANSFER_BYTES,
-    MEMORY_BLOCK_BYTES, PollMode, QUEUE_DEPTH, Referral,
+    AnaState, BackingConfig, CONNECTIONS_MAX, Config, IN_CAPSULE_DATA_BYTES, IoBackend, Limits,
+    MAX_TRANSFER_BYTES, MEMORY_BLOCK_BYTES, PollMode, QUEUE_DEPTH, QUEUES_PER_HOST_MAX, Referral,
 };
 pub use error::{RunError, StartError};
 pub use process::{Ready, run};

@@ -299,7 +299,11 @@ impl Manager {
         uuid: [u8; 16],
         backing: &BackingConfig,
     ) -> Persistence {
-        let Some(keeper) = self.keeper.as_ref().filter(|_| !backing.is_shared()) else {
+        if backing.is_shared() {
+            // The other data planes would not keep them. (ADR 0009)
+            return Persistence::NoReservations;
+        }
+        let Some(keeper) = &self.keeper else {
             return Persistence::Unsupported;
         };
         keeper.identify(nqn, nsid, uuid);

@@ -111,6 +111,8 @@ fn target_config(config: &Config, discovery_nqn: &str) -> TargetConfig {
         icd_bytes: config.limits.in_capsule_data_bytes,
         mdts_bytes: config.limits.max_transfer_bytes,
         io_queue_entries_max: config.limits.queue_depth,
+        connections_max: config.limits.connections_max,
+        queues_per_host_max: config.limits.queues_per_host_max,
         discovery_nqn: Some(discovery_nqn.to_owned()),
         seed,
         ..TargetConfig::default()

@@ -146,6 +146,7 @@ pub(crate) fn limits(config: &TargetConfig) -> api::Limits {
         io_queue_max_count: i32::from(config.io_queues_max),
         connection_max_count: number(config.connections_max),
         unassociated_connection_max_count: number(config.unassociated_per_address_max),
+        host_queue_max_count: number(config.queues_per_host_max),
     }
 }
 

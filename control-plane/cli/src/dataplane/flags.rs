@@ -291,6 +291,26 @@ pub(crate) struct DataplaneFlags {
     )]
     pub(crate) queue_depth: Option<u16>,
 
+    /// Connections of one reactor at a time; more are closed at once [default and most: 4096].
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "BOWLINE_CONNECTIONS_MAX",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) connections_max: Option<u32>,
+
+    /// Queues of one host at one reactor at a time; more are refused [default and most: 2048].
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "BOWLINE_QUEUES_PER_HOST_MAX",
+        hide_env = true,
+        help_heading = "NVMe"
+    )]
+    pub(crate) queues_per_host_max: Option<u32>,
+
     /// What performs the I/O on the device.
     #[arg(
         long,
@@ -488,6 +508,8 @@ impl DataplaneFlags {
             max_transfer: self.max_transfer.or(file.max_transfer),
             in_capsule_data: self.in_capsule_data.or(file.in_capsule_data),
             queue_depth: self.queue_depth.or(file.queue_depth),
+            connections_max: self.connections_max.or(file.connections_max),
+            queues_per_host_max: self.queues_per_host_max.or(file.queues_per_host_max),
             engine: self.engine.or(file.engine),
             io: self.io.or(file.io),
             cores: self.cores.or(file.cores),

@@ -225,6 +225,10 @@ fn limits(flags: &DataplaneFlags) -> Result<Limits, CliError> {
             most.in_capsule_data_bytes,
         )?,
         queue_depth: flags.queue_depth.unwrap_or(most.queue_depth),
+        connections_max: flags.connections_max.unwrap_or(most.connections_max),
+        queues_per_host_max: flags
+            .queues_per_host_max
+            .unwrap_or(most.queues_per_host_max),
     })
 }
 

@@ -61,7 +61,8 @@ fn every_flag_reaches_the_configuration() {
                 --referral [2001:db8::7]:4420=nqn.2026-11.io.bowline:b:d --state /var/lib/bowline \
                 --ana --ana-state non-optimized --shared-device --serial SN-1 --cntlid-range 7-9 --controllers-max 3 \
                 --namespaces-max 10000 --uuid 5b3e1c1a-3f0e-4b7e-8f52-0d8c5a3f0b11 \
-                --nguid 00112233445566778899aabbccddeeff --queue-depth 32 --engine kernel --log-format json --log-level warn";
+                --nguid 00112233445566778899aabbccddeeff --connections-max 9 --queues-per-host-max 5 \
+                --queue-depth 32 --engine kernel --log-format json --log-level warn";
     let line: Vec<&str> = line.split_whitespace().collect();
     let config = parse(&line).unwrap();
     assert_eq!(config.backing, served("/dev/x", true));
@@ -79,6 +80,8 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!(config.limits.max_transfer_bytes, 128 << 10);
     assert_eq!(config.limits.in_capsule_data_bytes, 4096);
     assert_eq!(config.limits.queue_depth, 32);
+    assert_eq!(config.limits.connections_max, 9);
+    assert_eq!(config.limits.queues_per_host_max, 5);
     assert_eq!(config.serial.as_deref(), Some("SN-1"));
     let [first, second] = &config.referrals[..] else {
         panic!("not two referrals")
@@ -109,6 +112,8 @@ fn command_line_wins_over_the_file() {
 
 /// Command lines, and what their errors say.
 const WRONG: &[(&str, &str)] = &[
+    ("--memory 1MiB --connections-max 1", "2 to 4096"),
+    ("--memory 1MiB --queues-per-host-max 4096", "2 to 2048"),
     ("--memory 1MiB --referral nowhere", "is not an address"),
     ("--memory 1MiB --referral 0.0.0.0", "can reach"),
     ("--memory 1MiB --referral 192.0.2.7=bob", "well-known"),

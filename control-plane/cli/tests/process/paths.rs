@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use bowline_tcp::host::HostError;
+
 use crate::harness::{DataPlane, bowline, finish, run};
-use crate::host::{HOST, Host};
+use crate::host::{HOST, Host, soon};
 
 const NQN: &str = "nqn.2026-11.io.bowline:test:both";
 const UUID: &str = "5b3e1c1a-3f0e-4b7e-8f52-0d8c5a3f0b11";
@@ -73,6 +75,31 @@ fn two_data_planes_are_two_paths_to_one_disk() {
         list(&first, "namespace")[0]["nguid"],
         list(&second, "namespace")[0]["nguid"]
     );
+}
+
+#[test]
+fn shared_disk_cannot_be_reserved() {
+    use bowline_nvme::identify::IdentifyController;
+    let folder = tempfile::tempdir().unwrap();
+    let plane = path(&drive(folder.path()), "1-100", &[]);
+    let mut host = Host::connect(&plane, 0, NQN).unwrap();
+    let register = bowline_nvme::reservation::Register {
+        new_key: 1,
+        ..Default::default()
+    };
+    let refused = host.reserve(register.encode(), &register.data());
+    let text = format!("{refused:?}");
+    assert!(
+        matches!(refused, Err(HostError::Failed(status))
+        if status.same_code(bowline_nvme::Status::INVALID_OPCODE)),
+        "{text}"
+    );
+    // Nor does the controller say that anything can be.
+    let sqe = bowline_nvme::Sqe::new(0x06).with_cdw(10, 1);
+    let deadline = soon(&host.initiator);
+    let page = host.initiator.admin_read(host.path, sqe, 4096, deadline);
+    let identified = IdentifyController::decode(page.unwrap().first_chunk().unwrap());
+    assert_eq!(identified.oncs & IdentifyController::ONCS_RESERVATIONS, 0);
 }
 
 #[test]

@@ -161,8 +161,10 @@ impl View<'_> {
             | IdentifyController::ONCS_VERIFY
             | IdentifyController::ONCS_COPY
             | IdentifyController::ONCS_SAVE_SELECT
-            | IdentifyController::ONCS_RESERVATIONS
             | IdentifyController::ONCS_TIMESTAMP;
+        if namespaces.any_reservations() {
+            oncs |= IdentifyController::ONCS_RESERVATIONS;
+        }
         if namespaces.all_write_zeroes() {
             oncs |= IdentifyController::ONCS_WRITE_ZEROES;
         }
@@ -357,6 +359,9 @@ fn independent(namespace: &Namespace) -> IndependentNamespace {
 }
 
 fn reservation_capabilities(namespace: &Namespace) -> u8 {
+    if !namespace.reservations.are_supported() {
+        return 0;
+    }
     let persist = if namespace.reservations.persists() {
         rescap::PERSIST
     } else {

@@ -410,6 +410,7 @@ fn deallocate(sqe: &Sqe, namespace: &Namespace, data: &[u8]) -> Result<Option<Io
 
 /// A reservation command brings its keys. Hosts may send more than those: Linux does with Release.
 fn reservation(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusal> {
+    check_reservations(namespace)?;
     let needed = match sqe.opcode() {
         io::RESERVATION_RELEASE => Release::DATA_BYTES,
         _ => Register::DATA_BYTES,
@@ -422,10 +423,20 @@ fn reservation(sqe: &Sqe, namespace: &Namespace) -> Result<IoPlan, Refusal> {
     }
 }
 
+/// The namespace has to be one that can be reserved. [BASE-2.0 §8.19, RESCAP]
+fn check_reservations(namespace: &Namespace) -> Result<(), Refusal> {
+    if namespace.reservations.are_supported() {
+        Ok(())
+    } else {
+        Err((Status::INVALID_OPCODE.dnr(), 0))
+    }
+}
+
 /// Most data that is taken for the sake of two keys: a page.
 const KEY_BYTES_MAX: usize = 4096;
 
 fn report(sqe: &Sqe, namespace: &Namespace, mdts_bytes: u32) -> Result<IoPlan, Refusal> {
+    check_reservations(namespace)?;
     let report = Report::decode(sqe);
     // Hosts have 128-bit identifiers here, and the short structure has no room for them.
     if !report.extended {

@@ -85,6 +85,12 @@ impl Namespaces {
             .any(|namespace| namespace.geometry.volatile_cache)
     }
 
+    /// Whether one can be reserved, or there is none yet.
+    pub(super) fn any_reservations(&self) -> bool {
+        let mut all = self.iter().peekable();
+        all.peek().is_none() || all.any(|namespace| namespace.reservations.are_supported())
+    }
+
     /// Whether hosts may be told that Write Zeroes works: on every namespace, or there is none.
     pub(super) fn all_write_zeroes(&self) -> bool {
         self.iter().all(|namespace| namespace.geometry.write_zeroes)

@@ -70,6 +70,9 @@ pub struct ReservationState {
 /// Whether a namespace's reservations can outlive the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Persistence {
+    /// There are no reservations at all, and hosts are told so: others serve the namespace too and
+    /// would not keep them.
+    NoReservations,
     /// They cannot, and hosts are told so.
     #[default]
     Unsupported,
@@ -84,7 +87,7 @@ impl Persistence {
             Self::Stored(Some(state)) if !state.is_consistent() || !state.persistent => {
                 Err(ConfigError::Reservations)
             }
-            Self::Stored(_) | Self::Unsupported => Ok(()),
+            Self::Stored(_) | Self::Unsupported | Self::NoReservations => Ok(()),
         }
     }
 }

@@ -63,6 +63,8 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(in crate::target) struct Reservations {
     state: ReservationState,
+    /// There can be reservations.
+    supported: bool,
     /// The state can outlive the process.
     persists: bool,
     work: Option<Box<Work>>,
@@ -75,11 +77,13 @@ const NOT_STORED: Status = Status::INTERNAL;
 
 impl Reservations {
     pub(in crate::target) fn new(persistence: Persistence) -> Self {
+        let supported = persistence != Persistence::NoReservations;
         let (persists, state) = match persistence {
-            Persistence::Unsupported => (false, None),
+            Persistence::NoReservations | Persistence::Unsupported => (false, None),
             Persistence::Stored(state) => (true, state),
         };
         Self {
+            supported,
             state: state.unwrap_or_default(),
             persists,
             work: None,
@@ -89,6 +93,10 @@ impl Reservations {
 
     pub(in crate::target) fn state(&self) -> &ReservationState {
         &self.state
+    }
+
+    pub(in crate::target) fn are_supported(&self) -> bool {
+        self.supported
     }
 
     pub(in crate::target) fn persists(&self) -> bool {

@@ -12,6 +12,7 @@ use bowline_api::{FILE_DESCRIPTOR_SET, Failure};
 use bowline_nvmf::target::{HealthTotals, TargetConfig};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
@@ -313,7 +314,12 @@ impl DataPlane {
             .add_service(health)
             .add_service(reflection)
             .add_service(DataPlaneServiceServer::new(self.management.clone()));
-        let incoming = TcpListenerStream::new(to_tokio(&self.rpc)?);
+        // Answers leave at once, not when the caller has confirmed the one before.
+        let incoming = TcpListenerStream::new(to_tokio(&self.rpc)?).map(|accepted| {
+            accepted.inspect(|stream| {
+                let _only_slower = stream.set_nodelay(true);
+            })
+        });
         let ready = reporter.clone();
         tokio::spawn(async move {
             set_health(&ready, true).await;

@@ -328,6 +328,25 @@ compares() {
     fails nvme compare "$disk" --start-block=8 --block-count=7 --data-size=4096 --data=/run/other
 }
 
+# Verify reads blocks and moves none of them; what lies beyond the end, from block $1, it cannot read.
+verifies_blocks() {
+    nvme verify "$(disk 1)" --namespace-id=1 --start-block=0 --block-count=1023
+    fails nvme verify "$(disk 1)" --namespace-id=1 --start-block="$1" --block-count=0
+}
+
+# Copy puts two ranges one behind the other and touches nothing beside them.
+copies() {
+    local disk wanted before
+    disk=$(disk 1)
+    fill "$disk" 0 1024
+    wanted=$( (content "$disk" 0 4; content "$disk" 32 8) | sha256sum)
+    before=$(sum "$disk" 524 500)
+    nvme copy "$disk" --namespace-id=1 --sdlba=1024 --slbs=0,64 --blocks=7,15
+    equal "$(sum "$disk" 512 12)" "$wanted"
+    equal "$(sum "$disk" 524 500)" "$before"
+    fails nvme copy "$disk" --namespace-id=1 --sdlba=4 --slbs=0 --blocks=7
+}
+
 flushes() {
     nvme flush "$(disk 1)" --namespace-id=1
     dd if=/dev/zero of="$(disk 1)" bs=4k count=4 conv=nocreat oflag=direct,dsync status=none
@@ -470,11 +489,152 @@ leaves_discovery() {
     within 60 fails discovery_controller
 }
 
-# The same log under the name $1.
+# The same log under the name $1, which is the one that the log gives for itself.
 discovers_by_name() {
     nvme discover -t tcp -a "$ADDRESS" -s "$PORT" -n "$1" -o json >/run/discovered
     cat /run/discovered
-    jq -e --arg nqn "$NQN" '[.records[] | select(.subnqn == $nqn)] | length == 1' /run/discovered
+    jq -e --arg own "$1" --arg nqn "$NQN" \
+        '[.records[].subnqn] | (index($own) != null) and (index($nqn) != null)' /run/discovered
+}
+
+# --- two hosts ----------------------------------------------------------------------------------
+
+# Loads the drivers again without multipath: each controller gets a block device of its own. It is for
+# the rest of the guest's life.
+gives_multipath_up() {
+    rmmod nvme_tcp nvme_fabrics nvme_core
+    insmod /modules/nvme_core.ko multipath=N
+    insmod /modules/nvme_fabrics.ko
+    insmod /modules/nvme_tcp.ko
+    equal "$(cat /sys/module/nvme_core/parameters/multipath)" N
+}
+
+# The controller of the host with NQN $1, such as nvme0, and its block device.
+controller_of() {
+    local - path
+    set +x
+    for path in /sys/class/nvme/nvme*; do
+        if [ -e "$path" ] && [ "$(cat "$path/subsysnqn")" = "$NQN" ] &&
+            [ "$(cat "$path/hostnqn")" = "$1" ]; then
+            echo "${path##*/}"
+            return 0
+        fi
+    done
+    return 1
+}
+disk_of() {
+    local - controller path
+    set +x
+    controller=$(controller_of "$1")
+    for path in "/sys/class/nvme/$controller"/nvme*n*; do
+        if [ -e "$path/nsid" ] && [ -b "/dev/${path##*/}" ]; then
+            echo "/dev/${path##*/}"
+            return 0
+        fi
+    done
+    return 1
+}
+
+connects_as_two_hosts() {
+    local host
+    # nvme-cli takes the second host's controller for the first one's.
+    for host in "$HOST_FIRST" "$HOST_SECOND"; do
+        echo "transport=tcp,traddr=$ADDRESS,trsvcid=$PORT,nqn=$NQN,hostnqn=$host,hostid=${host##*:},\
+ctrl_loss_tmo=-1,reconnect_delay=1,keep_alive_tmo=30,nr_io_queues=2" >/dev/nvme-fabrics
+        within 60 disk_of "$host"
+    done
+    fails equal "$(disk_of "$HOST_FIRST")" "$(disk_of "$HOST_SECOND")"
+    may_write "$HOST_FIRST" "$HOST_SECOND"
+}
+disconnects_both_hosts() {
+    nvme disconnect -n "$NQN"
+    within 60 fails controller
+}
+
+# What each of the hosts named may do, and that it is a conflict where it may not.
+may_write() {
+    local host
+    for host in "$@"; do
+        dd if=/dev/zero of="$(disk_of "$host")" bs=4k count=1 conv=nocreat oflag=direct status=none
+    done
+}
+may_read() {
+    local host
+    for host in "$@"; do
+        dd if="$(disk_of "$host")" of=/run/read bs=4k count=1 iflag=direct status=none
+    done
+}
+conflicts() {
+    fails "$@" 2>/run/conflict
+    cat /run/conflict
+    grep -E 'Invalid exchange|Device or resource busy' /run/conflict
+}
+
+# The report with host identifiers, as the host $1 gets it.
+report() { nvme resv-report "$(disk_of "$1")" --namespace-id=1 --eds -o json >/run/report; cat /run/report; }
+
+registers_both_hosts() {
+    nvme resv-register "$(disk_of "$HOST_FIRST")" --namespace-id=1 --rrega=0 --nrkey=0x11
+    nvme resv-register "$(disk_of "$HOST_SECOND")" --namespace-id=1 --rrega=0 --nrkey=0x22
+    # Once registered, another key is a conflict.
+    fails nvme resv-register "$(disk_of "$HOST_FIRST")" --namespace-id=1 --rrega=0 --nrkey=0x33
+    for host in "$HOST_FIRST" "$HOST_SECOND"; do
+        report "$host"
+        jq -e '.regctl == 2 and .rtype == 0' /run/report
+        jq -e '[.. | .rkey? // empty] | sort == [17, 34]' /run/report
+    done
+}
+reserves_writing() {
+    nvme resv-acquire "$(disk_of "$HOST_FIRST")" --namespace-id=1 --crkey=0x11 --racqa=0 --rtype=1
+    fails nvme resv-acquire "$(disk_of "$HOST_SECOND")" --namespace-id=1 --crkey=0x22 --racqa=0 \
+        --rtype=1
+    report "$HOST_SECOND"
+    jq -e '.rtype == 1 and ([.. | objects | select(.rcsts? == 1) | .rkey] == [17])' /run/report
+    may_write "$HOST_FIRST"
+    may_read "$HOST_FIRST" "$HOST_SECOND"
+    conflicts may_write "$HOST_SECOND"
+    conflicts blkdiscard -z -o 0 -l 4096 "$(disk_of "$HOST_SECOND")"
+}
+keeps_its_reservation_over_a_reset() {
+    nvme reset "/dev/$(controller_of "$HOST_FIRST")"
+    within 60 may_write "$HOST_FIRST"
+    conflicts may_write "$HOST_SECOND"
+    report "$HOST_FIRST"
+    jq -e '.rtype == 1 and .regctl == 2' /run/report
+}
+releases_its_reservation() {
+    # Of somebody who does not hold it, it changes nothing.
+    nvme resv-release "$(disk_of "$HOST_SECOND")" --namespace-id=1 --crkey=0x22 --rrela=0 --rtype=1
+    conflicts may_write "$HOST_SECOND"
+    nvme resv-release "$(disk_of "$HOST_FIRST")" --namespace-id=1 --crkey=0x11 --rrela=0 --rtype=1
+    may_write "$HOST_FIRST" "$HOST_SECOND"
+}
+admits_registrants() {
+    nvme resv-acquire "$(disk_of "$HOST_SECOND")" --namespace-id=1 --crkey=0x22 --racqa=0 --rtype=4
+    may_write "$HOST_FIRST" "$HOST_SECOND"
+    nvme resv-register "$(disk_of "$HOST_FIRST")" --namespace-id=1 --rrega=1 --crkey=0x11
+    conflicts may_write "$HOST_FIRST"
+    conflicts may_read "$HOST_FIRST"
+    may_read "$HOST_SECOND"
+}
+preempts_the_other_host() {
+    nvme resv-register "$(disk_of "$HOST_FIRST")" --namespace-id=1 --rrega=0 --nrkey=0x11
+    nvme resv-acquire "$(disk_of "$HOST_FIRST")" --namespace-id=1 --crkey=0x11 --prkey=0x22 \
+        --racqa=1 --rtype=2
+    may_write "$HOST_FIRST"
+    conflicts may_write "$HOST_SECOND"
+    conflicts may_read "$HOST_SECOND"
+    report "$HOST_FIRST"
+    jq -e '.rtype == 2 and .regctl == 1' /run/report
+    # Byte 8 is the kind of the notification: its registration was preempted.
+    nvme resv-notif-log "/dev/$(controller_of "$HOST_SECOND")" -o binary >/run/notice
+    equal "$(od -A n -t u1 -j 8 -N 1 /run/notice | tr -d ' ')" 1
+}
+clears_all_reservations() {
+    nvme resv-release "$(disk_of "$HOST_FIRST")" --namespace-id=1 --crkey=0x11 --rrela=1
+    report "$HOST_SECOND"
+    jq -e '.regctl == 0 and .rtype == 0' /run/report
+    may_write "$HOST_FIRST" "$HOST_SECOND"
 }
 
 # --- resets and losses --------------------------------------------------------------------------

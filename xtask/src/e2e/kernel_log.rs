@@ -193,7 +193,7 @@ const EXPECTED: &[Expected] = &[
     ),
     // Another host's reservation, as nvme-core and the block layers of both kernels say it.
     line(
-        "*: * blocks, Reservation Conflict (sct 0x0 / sc 0x83)*",
+        "*: I/O Cmd(#) @ LBA #, # blocks, I/O Error (sct 0x0 / sc 0x83)*",
         &[Shared],
     ),
     line("critical nexus error, dev nvme*", &[Shared]),
@@ -434,7 +434,7 @@ mod tests {
     fn reservation_conflicts_are_right_only_where_one_was_made() {
         check(&[
             (
-                "nvme1n1: Write(0x1) @ LBA 0, 8 blocks, Reservation Conflict (sct 0x0 / sc 0x83) ",
+                "nvme1n1: I/O Cmd(0x1) @ LBA 0, 8 blocks, I/O Error (sct 0x0 / sc 0x83) MORE DNR ",
                 &[Shared],
             ),
             (
@@ -446,7 +446,7 @@ mod tests {
                 &[Shared],
             ),
             (
-                "nvme1n1: Write(0x1) @ LBA 0, 8 blocks, LBA Out of Range (sct 0x0 / sc 0x80) DNR ",
+                "nvme1n1: I/O Cmd(0x1) @ LBA 0, 8 blocks, I/O Error (sct 0x0 / sc 0x80) MORE DNR ",
                 &[],
             ),
         ]);

@@ -3,6 +3,7 @@
 
 mod discovery;
 mod paths;
+mod reservations;
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -78,6 +79,7 @@ pub(crate) fn run(
     scenario.captures();
     scenario.discovery();
     scenario.paths();
+    scenario.reservations();
     scenario.ending();
     ensure!(
         !scenario.abandoned,
@@ -172,6 +174,7 @@ impl Scenario<'_> {
     }
 
     fn data(&mut self) {
+        let verifies = format!("verifies_blocks {}", DISK_BYTES / SECTOR_BYTES);
         for (claim, command) in [
             (
                 "fio verifies random I/O of 512 B to 1 MiB",
@@ -184,6 +187,8 @@ impl Scenario<'_> {
                 "zeroes_single_blocks",
             ),
             ("compare tells equal from different", "compares"),
+            ("verify reads the medium", verifies.as_str()),
+            ("copy puts ranges one behind the other", "copies"),
             ("flush and FUA", "flushes"),
             ("ext4 keeps files and passes fsck", "keeps_a_file_system"),
         ] {

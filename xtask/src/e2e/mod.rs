@@ -21,7 +21,7 @@ use crate::workspace::{self, Workspace};
 use crate::{debian, process};
 
 /// The longest that one kernel may take: an end for what hangs, not a measure of speed.
-const KERNEL_RUN_MAX: Duration = Duration::from_secs(1200);
+const KERNEL_RUN_MAX: Duration = Duration::from_secs(1800);
 
 /// What the emulator and the guest's files come from.
 const PACKAGES: &[&str] = &[

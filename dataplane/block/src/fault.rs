@@ -117,6 +117,11 @@ impl<D: Device> FaultDevice<D> {
         self.inner
     }
 
+    /// Makes the requests that come from now on fail at these rates: a drive that wears out.
+    pub fn set_errors(&mut self, errors: ErrorRates) {
+        self.plan.errors = errors;
+    }
+
     /// Pulls the drive out: what is in flight and what comes later ends in
     /// [`IoError::Vanished`].
     pub fn vanish(&mut self) {

@@ -100,7 +100,7 @@ macro_rules! statuses {
             )*
 
             /// What the code means, in the words of the specification. Codes 1/80 to 1/83 depend
-            /// on the command; the Fabrics meaning is given.
+            /// on the command; the Fabrics meaning is given. 1/87 is one of I/O commands alone.
             pub const fn name(self) -> Option<&'static str> {
                 match (self.sct(), self.sc()) {
                     $(($sct, $sc) => Some($text),)*
@@ -173,6 +173,7 @@ statuses! {
     RESTART_DISCOVERY = 1, 0x83, "connect restart discovery";
     CONNECT_INVALID_HOST = 1, 0x84, "connect invalid host";
     INVALID_QUEUE_TYPE = 1, 0x85, "invalid queue type";
+    OVERLAPPING_RANGE = 1, 0x87, "overlapping I/O range";
     DISCOVERY_RESTART = 1, 0x90, "discover restart";
     AUTH_REQUIRED = 1, 0x91, "authentication required";
     WRITE_FAULT = 2, 0x80, "write fault";
@@ -201,8 +202,6 @@ impl Status {
     pub const READ_ONLY_RANGE: Self = Self::new(1, 0x82);
     /// Status 1/83 of an I/O command: command size limit exceeded. [NVM-1.0 §3]
     pub const COMMAND_SIZE_LIMIT_EXCEEDED: Self = Self::new(1, 0x83);
-    /// Status 1/87 of an I/O command: overlapping I/O range. [NVM-1.0 §3.2.2]
-    pub const OVERLAPPING_RANGE: Self = Self::new(1, 0x87);
 }
 
 impl Default for Status {
@@ -247,6 +246,8 @@ mod tests {
             status.to_string(),
             "1/82 connect invalid parameters (do not retry)"
         );
+        let overlap = Status::OVERLAPPING_RANGE.to_string();
+        assert_eq!(overlap, "1/87 overlapping I/O range");
         assert_eq!(Status::new(7, 0xFE).to_string(), "7/fe unknown");
     }
 

@@ -1,10 +1,13 @@
 //! Devices with something special, and one type for all of them.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use bowline_block::{Completions, Device, DeviceEvent, Geometry, Io, MemDevice, Op};
+use bowline_block::{
+    Completions, Device, DeviceEvent, ErrorRates, FaultDevice, FaultPlan, Geometry, Io, MemDevice,
+    Op,
+};
 use bowline_nvme::Nanos;
 
 /// Any device.
@@ -158,6 +161,8 @@ impl Device for Growing {
 #[derive(Default)]
 pub(crate) struct Gate {
     closed: AtomicBool,
+    full: AtomicBool,
+    refused: AtomicU64,
     submitted: AtomicU64,
     flushes: AtomicU64,
     fua_writes: AtomicU64,
@@ -167,6 +172,16 @@ impl Gate {
     /// While closed no request completes. Whoever opens it again must wake the reactor.
     pub(crate) fn set_closed(&self, closed: bool) {
         self.closed.store(closed, Ordering::SeqCst);
+    }
+
+    /// While full the device takes no request. Whoever ends that must wake the reactor.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+    }
+
+    /// How often a request was not taken.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::SeqCst)
     }
 
     /// Requests that have reached the device.
@@ -201,6 +216,10 @@ impl<D: Device> Device for Gated<D> {
     }
 
     fn try_submit(&mut self, io: Io) -> Result<(), Io> {
+        if self.gate.full.load(Ordering::SeqCst) {
+            self.gate.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(io);
+        }
         let (op, fua) = (io.op, io.fua);
         self.inner.try_submit(io)?;
         self.gate.submitted.fetch_add(1, Ordering::SeqCst);
@@ -225,6 +244,75 @@ impl<D: Device> Device for Gated<D> {
         } else {
             self.inner.poll_timeout()
         }
+    }
+
+    fn poll_event(&mut self) -> Option<DeviceEvent> {
+        self.inner.poll_event()
+    }
+
+    fn refresh(&mut self) -> io::Result<Geometry> {
+        self.inner.refresh()
+    }
+}
+
+/// How a [`Worn`] device fails, for its test to change.
+#[derive(Default)]
+pub(crate) struct Wear {
+    /// Requests that still succeed, and how the others fail.
+    state: Mutex<(u64, ErrorRates)>,
+}
+
+impl Wear {
+    /// Lets `spared` requests succeed and then all fail of which `errors` says so.
+    pub(crate) fn set(&self, spared: u64, errors: ErrorRates) {
+        *self.state.lock().expect("nobody panics with it") = (spared, errors);
+    }
+
+    fn next(&self) -> ErrorRates {
+        let mut state = self.state.lock().expect("nobody panics with it");
+        match state.0.checked_sub(1) {
+            Some(spared) => {
+                state.0 = spared;
+                ErrorRates::default()
+            }
+            None => state.1,
+        }
+    }
+}
+
+/// A faulty device that begins to fail, and stops, when a test wants.
+pub(crate) struct Worn {
+    inner: FaultDevice<MemDevice>,
+    wear: Arc<Wear>,
+}
+
+impl Worn {
+    pub(crate) fn new(inner: MemDevice, wear: Arc<Wear>) -> Self {
+        let inner = FaultDevice::new(inner, FaultPlan::default()).expect("memory");
+        Self { inner, wear }
+    }
+}
+
+impl Device for Worn {
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+
+    fn depth_max(&self) -> usize {
+        self.inner.depth_max()
+    }
+
+    fn try_submit(&mut self, io: Io) -> Result<(), Io> {
+        self.inner.set_errors(self.wear.next());
+        self.inner.try_submit(io)
+    }
+
+    fn poll(&mut self, now: Nanos, out: &mut Completions) {
+        self.inner.poll(now, out);
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        self.inner.poll_timeout()
     }
 
     fn poll_event(&mut self) -> Option<DeviceEvent> {

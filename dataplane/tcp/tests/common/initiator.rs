@@ -232,6 +232,40 @@ impl Disk {
         self.await_one()
     }
 
+    /// Whether a queue took an entry as it is, with data to the controller if there is any.
+    pub(crate) fn submit_raw(&mut self, queue: u16, sqe: Sqe, data: &[u8]) -> bool {
+        let mut segments = Segments::new();
+        let mut direction = Direction::None;
+        if !data.is_empty() {
+            direction = Direction::FromHost;
+            let Some(buffer) = self.buffer(data.len()) else {
+                return false;
+            };
+            segments = buffer;
+            assert!(segments.copy_from(data), "a fresh buffer is unique");
+        }
+        let op = HostOp::Raw { sqe, direction };
+        let command = self.command(op, NamespaceId::NONE, 0, 0, segments);
+        self.initiator.submit_on(self.path, queue, command).is_ok()
+    }
+
+    /// Runs an I/O command that is an entry as it is, on the first queue.
+    pub(crate) fn run_raw(&mut self, sqe: Sqe, data: &[u8]) -> Status {
+        assert!(self.submit_raw(1, sqe, data), "the queue is full");
+        self.await_one().status
+    }
+
+    /// Runs entries as they are, one right behind the other on the first queue, and tells how
+    /// each ended.
+    pub(crate) fn run_all_raw(&mut self, commands: &[(Sqe, &[u8])]) -> Vec<Status> {
+        for (sqe, data) in commands {
+            assert!(self.submit_raw(1, *sqe, data), "the queue is full");
+        }
+        let mut done = self.await_all();
+        done.sort_by_key(|done| done.token);
+        done.iter().map(|done| done.status).collect()
+    }
+
     pub(crate) fn discover(&mut self) -> Vec<DiscoveryEntry> {
         self.initiator
             .read_discovery_log(self.path, deadline())

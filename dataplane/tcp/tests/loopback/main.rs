@@ -3,9 +3,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod abort;
 mod ana;
 mod connect;
+mod copy;
 mod data;
+mod fused;
 mod lifecycle;
 mod namespaces;
 mod reservation;

@@ -1,0 +1,341 @@
+//! Abort: what has not begun ends, what has begun goes on, and Abort says which. [BASE-2.0 §5.1]
+
+use std::sync::Arc;
+
+use bowline_nvme::opcode::{admin, io as opcode};
+use bowline_nvme::pdu::{Digests, H2CData, R2t};
+use bowline_nvme::{CommandId, Cqe, Fuse, NamespaceId, Sgl, Sqe, Status};
+use bowline_nvmf::host::command;
+use bowline_reactor::IoBackend;
+
+use crate::common::device::{Gate, Gated, TestDevice, memory};
+use crate::common::initiator::{Bystander, Disk};
+use crate::common::raw::{Raw, length};
+use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
+use crate::common::{on_both_backends, pattern, until, verdict};
+
+on_both_backends!(
+    write_that_waits_for_its_data_is_aborted_when_the_data_has_come,
+    command_at_its_device_is_not_aborted,
+    command_in_the_backlog_of_its_device_never_reaches_it,
+    aborted_pair_lets_those_behind_it_go,
+    long_verify_ends_early,
+    event_requests_are_aborted_at_once,
+    fifth_abort_at_a_time_is_refused,
+    queue_that_goes_answers_its_aborts,
+);
+
+const NSID: NamespaceId = NamespaceId(1);
+const ABORTED: Status = Status::ABORTED_BY_REQUEST;
+/// Dword 0: the command was aborted, or was not.
+const YES: u64 = 0;
+const NO: u64 = 1;
+
+/// A queue with a host of its own, on a target where a bystander is at work.
+struct Stage {
+    rig: Rig,
+    bystander: Bystander,
+    gate: Arc<Gate>,
+    /// A namespace whose device does what the gate says.
+    gated: NamespaceId,
+    queue: Raw,
+    admin: Raw,
+}
+
+impl Stage {
+    fn new(io: IoBackend) -> Self {
+        let rig = Rig::new(io);
+        let bystander = Bystander::start(rig.address);
+        let gate = Arc::new(Gate::default());
+        let of_device = Arc::clone(&gate);
+        let gated = rig.add_namespace(NQN, move || {
+            TestDevice::new(Gated {
+                inner: memory(DISK_BYTES, BLOCK),
+                gate: of_device,
+            })
+        });
+        let (queue, admin) = Raw::io(rig.address, Digests::NONE);
+        Self {
+            rig,
+            bystander,
+            gate,
+            gated,
+            queue,
+            admin,
+        }
+    }
+
+    /// Sends a command whose data, if it has some, is in its capsule.
+    fn send(&mut self, sqe: Sqe, data: Option<&[u8]>) -> CommandId {
+        let capsule = self.queue.capsule(sqe, data);
+        self.queue.send(&capsule);
+        self.queue.last_cid()
+    }
+
+    /// Sends a write whose data is asked for, and takes that R2T.
+    fn send_and_await_r2t(&mut self, lba: u64, bytes: u32) -> (CommandId, R2t) {
+        let sqe = write(NSID, lba, bytes).with_sgl1(Sgl::transport(bytes));
+        let capsule = self.queue.capsule_with(sqe, &[]);
+        self.queue.send(&capsule);
+        let r2t = self.queue.recv().expect("an R2T").r2t();
+        assert_eq!(r2t.cccid, self.queue.last_cid());
+        (r2t.cccid, r2t)
+    }
+
+    fn send_read(&mut self, nsid: NamespaceId, bytes: u32) -> CommandId {
+        let nlb = u16::try_from(bytes / BLOCK - 1).expect("16 bits");
+        let sqe = command::read(nsid, 0, nlb).with_sgl1(Sgl::transport(bytes));
+        let capsule = self.queue.capsule_with(sqe, &[]);
+        self.queue.send(&capsule);
+        self.queue.last_cid()
+    }
+
+    fn send_data(&mut self, r2t: &R2t, data: &[u8]) {
+        let header = H2CData {
+            cccid: r2t.cccid,
+            ttag: r2t.ttag,
+            datao: r2t.r2to,
+            datal: length(data),
+            last: true,
+        };
+        let pdu = self.queue.h2c_data(header, data);
+        self.queue.send(&pdu);
+    }
+
+    fn send_abort(&mut self, sqid: u16, cid: CommandId) -> CommandId {
+        let capsule = self.admin.capsule(abort(sqid, cid), None);
+        self.admin.send(&capsule);
+        self.admin.last_cid()
+    }
+
+    /// Aborts what can be decided on at once.
+    fn abort(&mut self, cid: CommandId) -> u64 {
+        let cqe = self.admin.command(abort(1, cid), None);
+        assert_eq!(cqe.status, Status::SUCCESS);
+        cqe.result
+    }
+
+    /// Opens the device and has it looked at.
+    fn open(&self) {
+        self.gate.set_closed(false);
+        self.gate.set_full(false);
+        self.rig.call(|_, _, _| {});
+    }
+
+    /// What is there, as another host sees it.
+    fn medium(&self, nsid: NamespaceId, lba: u64, len: usize) -> Vec<u8> {
+        Disk::connect(self.rig.address, IoBackend::Auto).read(nsid, lba, len)
+    }
+
+    /// Nobody was disturbed, the queue still serves, and nothing is left.
+    fn end(mut self) {
+        self.bystander.await_progress("beside aborts");
+        self.bystander.stop();
+        let flushed = self.queue.command(command::flush(NSID), None);
+        assert_eq!(flushed.status, Status::SUCCESS);
+        let alive = self.admin.command(Sqe::new(admin::KEEP_ALIVE), None);
+        assert_eq!(alive.status, Status::SUCCESS);
+        drop((self.queue, self.admin));
+        self.rig.await_nothing_left();
+    }
+}
+
+fn abort(sqid: u16, cid: CommandId) -> Sqe {
+    Sqe::new(admin::ABORT).with_cdw(10, u32::from(cid.0) << 16 | u32::from(sqid))
+}
+
+fn write(nsid: NamespaceId, lba: u64, bytes: u32) -> Sqe {
+    let nlb = u16::try_from(bytes / BLOCK - 1).expect("16 bits");
+    command::write(nsid, lba, nlb, false)
+}
+
+fn response(queue: &mut Raw) -> Cqe {
+    queue.recv().expect("a response").cqe()
+}
+
+/// The next response is that of `cid`; how did it end?
+fn ended(queue: &mut Raw, cid: CommandId) -> Status {
+    let cqe = response(queue);
+    assert_eq!(cqe.cid, cid);
+    verdict(cqe.status)
+}
+
+fn write_that_waits_for_its_data_is_aborted_when_the_data_has_come(io: IoBackend) {
+    let mut stage = Stage::new(io);
+    for bytes in [8 << 10, 256 << 10] {
+        let (cid, mut r2t) = stage.send_and_await_r2t(0, bytes);
+        let aborting = stage.send_abort(1, cid);
+        // The second changes nothing, and its answer shows that the first one's is not due yet.
+        assert_eq!(stage.abort(cid), NO);
+        let data = vec![7; r2t.r2tl as usize];
+        stage.send_data(&r2t, &data);
+        let end = loop {
+            let pdu = stage.queue.recv().expect("an R2T or the end");
+            if pdu.kind() == 0x05 {
+                break pdu.cqe();
+            }
+            r2t = pdu.r2t();
+            stage.send_data(&r2t, &data[..r2t.r2tl as usize]);
+        };
+        assert_eq!((end.cid, verdict(end.status)), (cid, ABORTED));
+        let answer = response(&mut stage.admin);
+        assert_eq!((answer.cid, answer.result), (aborting, YES));
+        let found = stage.medium(NSID, 0, 8 << 10);
+        assert!(found.iter().all(|byte| *byte == 0), "it was not written");
+    }
+    stage.end();
+}
+
+fn command_at_its_device_is_not_aborted(io: IoBackend) {
+    let mut stage = Stage::new(io);
+    stage.gate.set_closed(true);
+    let data = pattern(1, 4096);
+    let cid = stage.send(write(stage.gated, 8, 4096), Some(&data));
+    let gate = Arc::clone(&stage.gate);
+    until("it is there", || (gate.submitted() == 1).then_some(()));
+    assert_eq!(stage.abort(cid), NO);
+    assert_eq!(stage.abort(cid), NO, "nor by asking again");
+    stage.bystander.await_progress("while a device is slow");
+    stage.open();
+    assert_eq!(ended(&mut stage.queue, cid), Status::SUCCESS);
+    assert!(stage.medium(stage.gated, 8, 4096) == data);
+    assert_eq!(stage.abort(cid), NO, "it has ended");
+    stage.end();
+}
+
+fn command_in_the_backlog_of_its_device_never_reaches_it(io: IoBackend) {
+    let mut stage = Stage::new(io);
+    stage.gate.set_full(true);
+    let nsid = stage.gated;
+    let one = stage.send(write(nsid, 0, 512), Some(&[1; 512]));
+    let other = stage.send(write(nsid, 1, 512), Some(&[2; 512]));
+    let read = stage.send_read(nsid, 4096);
+    let gate = Arc::clone(&stage.gate);
+    until("it is refused", || (gate.refused() > 0).then_some(()));
+    // Those behind it came on the same connection; a round trip on it shows that they are there.
+    let flushed = stage.queue.command(command::flush(NSID), None);
+    assert_eq!(flushed.status, Status::SUCCESS);
+    // From within the backlog, from its end, and from its front.
+    for cid in [other, read, one] {
+        assert_eq!(stage.abort(cid), YES);
+        assert_eq!(ended(&mut stage.queue, cid), ABORTED);
+    }
+    assert_eq!(stage.gate.submitted(), 0);
+    let last = stage.send(write(nsid, 2, 512), Some(&[3; 512]));
+    stage.open();
+    assert_eq!(ended(&mut stage.queue, last), Status::SUCCESS);
+    assert_eq!(stage.gate.submitted(), 1);
+    let found = stage.medium(nsid, 0, 1536);
+    assert_eq!((found[0], found[512], found[1024]), (0, 0, 3));
+    stage.end();
+}
+
+fn aborted_pair_lets_those_behind_it_go(io: IoBackend) {
+    let mut stage = Stage::new(io);
+    let nsid = stage.gated;
+    let first = command::compare(nsid, 0, 0).with_fuse(Fuse::First);
+    let second = write(nsid, 0, 512).with_fuse(Fuse::Second);
+    for by_second in [false, true] {
+        stage.gate.set_closed(true);
+        let before = stage.gate.submitted();
+        let running = stage.send(write(nsid, 0, 512), Some(&[0; 512]));
+        let one = stage.send(first, Some(&[0; 512]));
+        let other = stage.send(second, Some(&[1; 512]));
+        let behind = stage.send(write(nsid, 0, 512), Some(&[2; 512]));
+        let flushed = stage.queue.command(command::flush(NSID), None);
+        assert_eq!(flushed.status, Status::SUCCESS);
+        assert_eq!(stage.gate.submitted(), before + 1, "the others wait");
+        let failed = Status::ABORTED_FAILED_FUSED;
+        let (cid, ends) = if by_second {
+            (other, [failed, ABORTED])
+        } else {
+            (one, [ABORTED, failed])
+        };
+        assert_eq!(stage.abort(cid), YES);
+        assert_eq!(ended(&mut stage.queue, one), ends[0]);
+        assert_eq!(ended(&mut stage.queue, other), ends[1]);
+        assert_eq!(stage.gate.submitted(), before + 2, "behind it is nothing");
+        stage.open();
+        let mut ends = [(); 2].map(|()| response(&mut stage.queue));
+        ends.sort_by_key(|cqe| cqe.cid);
+        assert_eq!(ends.map(|cqe| cqe.cid), [running, behind]);
+        assert!(ends.iter().all(|cqe| cqe.status == Status::SUCCESS));
+        assert!(stage.medium(nsid, 0, 512) == [2; 512]);
+    }
+    stage.end();
+}
+
+fn long_verify_ends_early(io: IoBackend) {
+    let mut stage = Stage::new(io);
+    stage.gate.set_closed(true);
+    let verify = Sqe::new(opcode::VERIFY)
+        .with_nsid(stage.gated)
+        .with_nlb(32_767);
+    let cid = stage.send(verify, None);
+    let gate = Arc::clone(&stage.gate);
+    until("it is there", || (gate.submitted() == 1).then_some(()));
+    let aborting = stage.send_abort(1, cid);
+    // The answer to a second one shows that the first has been taken.
+    assert_eq!(stage.abort(cid), NO);
+    stage.open();
+    assert_eq!(ended(&mut stage.queue, cid), ABORTED);
+    let answer = response(&mut stage.admin);
+    assert_eq!((answer.cid, answer.result), (aborting, YES));
+    assert_eq!(stage.gate.submitted(), 1, "of 128 parts");
+    stage.end();
+}
+
+fn event_requests_are_aborted_at_once(io: IoBackend) {
+    let mut stage = Stage::new(io);
+    let mut events = Vec::new();
+    for _ in 0..3 {
+        let capsule = stage.admin.capsule(command::async_event_request(), None);
+        stage.admin.send(&capsule);
+        events.push(stage.admin.last_cid());
+    }
+    for event in [events[1], events[0], events[2]] {
+        assert_eq!(stage.abort(event), NO, "there is none on the I/O queue");
+        let aborting = stage.send_abort(0, event);
+        assert_eq!(ended(&mut stage.admin, event), ABORTED);
+        let answer = response(&mut stage.admin);
+        assert_eq!((answer.cid, answer.result), (aborting, YES));
+    }
+    stage.end();
+}
+
+fn fifth_abort_at_a_time_is_refused(io: IoBackend) {
+    let mut stage = Stage::new(io);
+    let waiting: Vec<_> = (0..5).map(|_| stage.send_and_await_r2t(0, 8192)).collect();
+    let mut aborts = Vec::new();
+    for (cid, _) in &waiting[..4] {
+        aborts.push(stage.send_abort(1, *cid));
+    }
+    let fifth = stage.admin.command(abort(1, waiting[4].0), None);
+    assert!(fifth.status.same_code(Status::ABORT_LIMIT_EXCEEDED));
+    for (at, (cid, r2t)) in waiting.iter().enumerate() {
+        stage.send_data(r2t, &[7; 8192]);
+        let end = ended(&mut stage.queue, *cid);
+        let Some(&aborting) = aborts.get(at) else {
+            assert_eq!(end, Status::SUCCESS, "its Abort was refused");
+            continue;
+        };
+        assert_eq!(end, ABORTED);
+        let answer = response(&mut stage.admin);
+        assert_eq!((answer.cid, answer.result), (aborting, YES));
+    }
+    stage.end();
+}
+
+fn queue_that_goes_answers_its_aborts(io: IoBackend) {
+    let mut stage = Stage::new(io);
+    let (cid, _) = stage.send_and_await_r2t(0, 8192);
+    let aborting = stage.send_abort(1, cid);
+    assert_eq!(stage.abort(cid), NO);
+    stage.queue.finish();
+    let answer = response(&mut stage.admin);
+    assert_eq!((answer.cid, answer.result), (aborting, NO));
+    stage.bystander.await_progress("after a queue has gone");
+    stage.bystander.stop();
+    drop((stage.queue, stage.admin));
+    stage.rig.await_nothing_left();
+}

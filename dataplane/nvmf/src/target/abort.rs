@@ -189,7 +189,7 @@ impl Target {
             }
             Stage::Executing if done => {
                 let half = command.half;
-                let aborted = Status::ABORTED_BY_REQUEST;
+                let aborted = command.ended_early(Status::ABORTED_BY_REQUEST);
                 let other = half.other();
                 if let (Half::Second { .. }, Some(first)) = (half, other) {
                     self.complete(now, id, first, Status::ABORTED_FAILED_FUSED);

@@ -360,6 +360,7 @@ impl Target {
             return;
         };
         let (mut io, sqe, internal) = (command.command, command.sqe, command.internal);
+        let status = command.ended_early(status);
         let awaited = std::mem::take(&mut command.awaited);
         let has_more = command.has_more_parts() && status.is_success();
         // What is aborted ends with the part that was at the device.

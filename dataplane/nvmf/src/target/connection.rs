@@ -127,6 +127,8 @@ pub(super) struct Connection {
     pub(super) slots: Slots,
     pub(super) queue: Option<Queue>,
     outputs: VecDeque<Pending>,
+    /// How many of them take a command back.
+    withdrawals: usize,
     pub(super) dirty: bool,
     /// What the last capsule means for the next one.
     pub(super) before: Before,
@@ -162,6 +164,7 @@ impl Connection {
             maxh2cdata,
             outputs: VecDeque::with_capacity(outputs_max(&slots)),
             slots,
+            withdrawals: 0,
             queue: None,
             dirty: false,
             before: Before::Alone,
@@ -230,7 +233,13 @@ impl Connection {
     }
 
     pub(super) fn push(&mut self, pending: Pending) {
+        self.withdrawals += usize::from(matches!(pending, Pending::Withdraw(_)));
         self.outputs.push_back(pending);
+    }
+
+    fn clear_outputs(&mut self) {
+        self.outputs.clear();
+        self.withdrawals = 0;
     }
 
     pub(super) fn has_output(&self) -> bool {
@@ -265,7 +274,7 @@ impl Connection {
 
     /// Ends with a C2HTermReq that quotes the header at fault. [TCP-1.0 §3.5.1]
     pub(super) fn terminate(&mut self, term: TermReq, linger_until: Nanos) {
-        self.outputs.clear();
+        self.clear_outputs();
         self.abandon_all(|stage| !matches!(stage, Stage::Executing | Stage::Reserved));
         self.connect = None;
         self.state = State::Linger;
@@ -319,7 +328,7 @@ impl Connection {
 
     /// Forgets every command that is not at its device, and every output.
     fn cancel(&mut self) {
-        self.outputs.clear();
+        self.clear_outputs();
         self.connect = None;
         self.landing = Landing::default();
         for index in 0..self.slots.capacity() {
@@ -387,6 +396,19 @@ impl Connection {
         }
     }
 
+    /// The next command that is to be taken back, before whatever else there is to do.
+    pub(super) fn poll_withdrawal(&mut self, now: Nanos) -> Option<Output> {
+        while self.withdrawals > 0 {
+            let is_it = |it: &Pending| matches!(it, Pending::Withdraw(_));
+            let at = self.outputs.iter().position(is_it)?;
+            let pending = self.outputs.remove(at)?;
+            if let Some(output) = self.output(now, pending) {
+                return Some(output);
+            }
+        }
+        None
+    }
+
     fn output(&mut self, now: Nanos, pending: Pending) -> Option<Output> {
         if matches!(pending, Pending::Data(_) | Pending::Response(_)) {
             self.last_command = now;
@@ -439,10 +461,11 @@ impl Connection {
                 Some(Output::Release { slot })
             }
             Pending::Withdraw(slot) => {
+                self.withdrawals = self.withdrawals.saturating_sub(1);
                 let command = self.slots.get(slot)?;
                 let is_given_up = match command.stage {
                     Stage::Buffer | Stage::Fill => !command.status.is_success(),
-                    Stage::Executing => command.aborting,
+                    Stage::Executing => command.aborting || command.awaited,
                     _ => false,
                 };
                 is_given_up.then_some(Output::Withdraw { slot })

@@ -154,6 +154,12 @@ impl Target {
         output
     }
 
+    /// The next [`Output::Withdraw`] of a connection, before its other outputs: for one to whom
+    /// nothing can be sent now, so that whoever waits for its commands does not wait for its host.
+    pub fn poll_withdrawal(&mut self, now: Nanos, id: ConnId) -> Option<Output> {
+        self.connections.get_mut(id)?.poll_withdrawal(now)
+    }
+
     /// The socket is gone.
     pub fn closed(&mut self, now: Nanos, id: ConnId) {
         let Some(connection) = self.connections.get_mut(id) else {

@@ -100,7 +100,8 @@ pub enum Output {
         slot: SlotId,
     },
     /// Take the command back: drop its wish for a buffer, or its Execute if nothing of it has
-    /// reached its device. Answer with `withdrawn`, unless the command ends early by itself.
+    /// reached its device. Answer with `withdrawn`, unless the command ends early by itself. Also
+    /// for connections that are gone: others may wait for what they left.
     Withdraw {
         /// The slot.
         slot: SlotId,

@@ -121,11 +121,6 @@ impl Connection {
         let Some(command) = self.slots.at_stage(id, Stage::Respond) else {
             return;
         };
-        // Aborted between two parts.
-        if !command.status.is_success() {
-            let status = command.status;
-            return self.respond(now, id, status, 0);
-        }
         if !command.next_part() {
             return;
         }

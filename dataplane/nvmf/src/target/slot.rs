@@ -300,6 +300,15 @@ impl Slot {
         }
     }
 
+    /// How the command ends that was taken back, or ended early, with `status`.
+    pub(super) fn ended_early(&self, status: Status) -> Status {
+        if self.awaited && !self.aborting && status.same_code(Status::ABORTED_BY_REQUEST) {
+            Status::ABORTED_PREEMPT
+        } else {
+            status
+        }
+    }
+
     /// Moves on; the clock of the stage starts anew.
     pub(super) fn enter(&mut self, now: Nanos, stage: Stage) {
         self.stage = stage;

@@ -226,6 +226,10 @@ impl TargetSide {
     }
 
     fn output(&mut self, now: Nanos, id: ConnId, output: Output) {
+        if let Output::Withdraw { slot } = output {
+            let done = self.take_back(id, slot);
+            return self.target.withdrawn(now, id, slot, done);
+        }
         let slots = self.target.slots(id);
         let conn = self
             .conn(id)
@@ -268,10 +272,7 @@ impl TargetSide {
                 self.wishes
                     .retain(|(conn, wish)| *conn != id || !wish.is_of(slot));
             }
-            Output::Withdraw { slot } => {
-                let done = self.take_back(id, slot);
-                self.target.withdrawn(now, id, slot, done);
-            }
+            Output::Withdraw { .. } => unreachable!("handled above"),
             Output::Close { graceful } => conn.closed = Some(graceful),
         }
     }

@@ -48,6 +48,8 @@ pub(crate) struct Glue {
     pub(crate) wanted: Vec<(ConnId, SlotId)>,
     /// What is held has not reached its device and can be taken back.
     pub(crate) unstarted: bool,
+    /// Takes nothing from its socket, so that there is no room for outputs.
+    pub(crate) deaf: Option<ConnId>,
 }
 
 pub(crate) struct Conn {
@@ -176,6 +178,7 @@ impl Glue {
             part_bytes: None,
             wanted: Vec::new(),
             unstarted: false,
+            deaf: None,
         }
     }
 
@@ -333,6 +336,12 @@ impl Glue {
     }
 
     fn outputs(&mut self, id: ConnId) {
+        if self.deaf == Some(id) {
+            while let Some(output) = self.target.poll_withdrawal(self.now, id) {
+                self.output(id, output);
+            }
+            return;
+        }
         while let Some(output) = self.target.poll_output(self.now, id) {
             self.output(id, output);
         }
@@ -340,6 +349,10 @@ impl Glue {
 
     fn output(&mut self, id: ConnId, output: Output) {
         let now = self.now;
+        if let Output::Withdraw { slot } = output {
+            let done = self.take_back(id, slot);
+            return self.target.withdrawn(now, id, slot, done);
+        }
         let conn = self.conns.get_mut(&id.index).filter(|conn| conn.id == id);
         let Some(conn) = conn else {
             panic!("output for a closed connection: {output:?}")
@@ -389,10 +402,7 @@ impl Glue {
             Output::Release { slot } => {
                 conn.buffers.remove(&slot);
             }
-            Output::Withdraw { slot } => {
-                let done = self.take_back(id, slot);
-                self.target.withdrawn(now, id, slot, done);
-            }
+            Output::Withdraw { .. } => unreachable!("handled above"),
             Output::Route { subnqn } => {
                 if self.manual_route {
                     self.routes.push((id, subnqn));
@@ -503,6 +513,12 @@ impl Glue {
             }
         }
         Status::SUCCESS
+    }
+
+    /// There is room for outputs again.
+    pub(crate) fn resume(&mut self, id: ConnId) {
+        self.outputs(id);
+        self.pump();
     }
 
     pub(crate) fn finish_held(&mut self) {

@@ -55,7 +55,14 @@ impl<D: Device> TargetService<D> {
                 // Back-pressure: a host that does not read gets no more work done.
                 // But one that is ending has only that left to say.
                 let has_room = link.has_room() || self.target.rx(conn) == Rx::Closed;
-                if !has_room || link.closing.is_some() || link.leaving_to.is_some() {
+                if link.closing.is_some() || link.leaving_to.is_some() {
+                    return;
+                }
+                if !has_room {
+                    // Others may wait for what it has at its device.
+                    while let Some(output) = self.target.poll_withdrawal(now, conn) {
+                        self.handle_output(cx, now, conn, output);
+                    }
                     return;
                 }
             }
@@ -136,17 +143,19 @@ impl<D: Device> TargetService<D> {
             };
             it.conn == conn && (it.slot == slot || second == Some(slot))
         };
-        let Some(link) = self.links.get_mut(conn) else {
-            return;
-        };
-        let deferred = link.deferred_mut();
+        // What a connection that is gone has left at its device can be taken back too.
+        let mut link = self.links.get_mut(conn);
+        let deferred = link.as_mut().map(|link| link.deferred_mut());
+        let deferred = deferred.and_then(|it| Some((it.iter().position(is_it)?, it)));
         let mut done = false;
-        if let Some(at) = deferred.iter().position(is_it) {
+        if let Some((at, deferred)) = deferred {
             deferred.remove(at);
             done = true;
         } else if let Some(at) = self.waiting.iter().position(is_it) {
             self.waiting.remove(at);
-            link.queued = link.queued.saturating_sub(1);
+            if let Some(link) = link {
+                link.queued = link.queued.saturating_sub(1);
+            }
             done = true;
         }
         if !done {

@@ -13,7 +13,7 @@ use super::queue::{Step, Task, Ticket};
 use super::{Access, HostId, ReservationState, StoreId, StoreRequest};
 use crate::target::Target;
 use crate::target::async_event::Event;
-use crate::target::connection::Connection;
+use crate::target::connection::{Connection, Pending};
 use crate::target::log_page::Window;
 use crate::target::namespace::Namespace;
 use crate::target::output::{ConnId, NamespaceHandle, SlotId};
@@ -294,7 +294,8 @@ impl Target {
         for (id, slot, stage) in self.commands_to(key, handle, |sqe| {
             !state.allows(host, Access::of(sqe.opcode()))
         }) {
-            if stage == Stage::Queued {
+            // Also a Read between two parts: the rest of it has not been read.
+            if matches!(stage, Stage::Queued | Stage::Respond) {
                 self.fail_one_queued(now, id, slot, conflict);
                 self.touch(id);
             }
@@ -306,7 +307,8 @@ impl Target {
     ///
     /// A command whose data is still under way will never reach the device, so nobody waits for
     /// it; it is answered when its host has sent what it was asked for. Waiting would let a host
-    /// that died in the middle of a transfer hold up its own fencing.
+    /// that died in the middle of a transfer hold up its own fencing. What was handed out is asked
+    /// back, since it may still wait for a buffer or for room at the device.
     fn abort_victims(&mut self, now: Nanos, key: Key, handle: NamespaceHandle) -> u32 {
         let mut at_device = 0;
         for (id, slot, stage) in self.commands_to(key, handle, |_| true) {
@@ -319,6 +321,10 @@ impl Target {
                 Stage::Executing => {
                     command.awaited = true;
                     at_device += 1;
+                    if let Some(connection) = self.connections.get_mut(id) {
+                        connection.push(Pending::Withdraw(slot));
+                    }
+                    self.touch(id);
                 }
                 Stage::Queued
                 | Stage::Inspect
@@ -330,16 +336,12 @@ impl Target {
                     self.touch(id);
                 }
                 // A part of a Read is being sent; no other follows.
-                Stage::Respond if command.has_more_parts() && command.status.is_success() => {
-                    command.status = Status::ABORTED_PREEMPT;
+                Stage::Respond => {
+                    self.fail_one_queued(now, id, slot, Status::ABORTED_PREEMPT);
+                    self.touch(id);
                 }
                 // A report changes nothing, and the rest is over or is not for the device.
-                Stage::Free
-                | Stage::Fill
-                | Stage::Held
-                | Stage::Reservation
-                | Stage::Respond
-                | Stage::Reserved => {}
+                Stage::Free | Stage::Fill | Stage::Held | Stage::Reservation | Stage::Reserved => {}
             }
         }
         at_device

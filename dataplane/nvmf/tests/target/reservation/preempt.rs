@@ -116,6 +116,70 @@ fn victims_waiting_for_data_or_buffers_end_aborted_and_never_reach_the_device() 
 }
 
 #[test]
+fn victims_that_have_been_handed_out_but_not_begun_are_taken_back() {
+    let (mut glue, a, b) = held();
+    (glue.hold_io, glue.unstarted) = (true, true);
+    let read = glue.send(a.queue, io(opcode::READ, 0, 8));
+    let write = io(opcode::WRITE, 0, 1);
+    let write = glue.send_with_data(a.queue, write, &pattern(5, BLOCK as usize));
+    assert_eq!(glue.held.len(), 2);
+    let abort = preempt(Acquire::PREEMPT_AND_ABORT);
+    assert_eq!(glue.acquire(b, abort), Status::SUCCESS);
+    assert!(glue.held.is_empty());
+    let ends = glue.replies(a.queue);
+    let ends: Vec<_> = ends.iter().map(Reply::cqe).collect();
+    assert_eq!([ends[0].cid, ends[1].cid], [read, write]);
+    for cqe in ends {
+        assert!(cqe.status.same_code(Status::ABORTED_PREEMPT), "{cqe:?}");
+    }
+    assert!(glue.disks[&1].iter().all(|&byte| byte == 0));
+    assert_eq!(glue.target.subsystems()[0].controllers[0].executing, 0);
+}
+
+/// A host that takes nothing from its socket gets nothing done; that must not keep the one waiting
+/// who fences it.
+#[test]
+fn victims_are_taken_back_from_a_host_that_does_not_read() {
+    let (mut glue, a, b) = held();
+    (glue.hold_io, glue.unstarted) = (true, true);
+    glue.send(a.queue, io(opcode::READ, 0, 8));
+    glue.deaf = Some(a.queue);
+    let abort = preempt(Acquire::PREEMPT_AND_ABORT);
+    assert_eq!(glue.acquire(b, abort), Status::SUCCESS);
+    assert!(glue.held.is_empty() && glue.replies(a.queue).is_empty());
+}
+
+/// The part that was under way was sent, and then nothing ever: neither more data nor a response.
+#[test]
+fn read_between_two_parts_ends_with_the_preemption() {
+    for (action, end) in [
+        (Acquire::PREEMPT, Status::RESERVATION_CONFLICT),
+        (Acquire::PREEMPT_AND_ABORT, Status::ABORTED_PREEMPT),
+    ] {
+        let (mut glue, a, b) = held();
+        glue.part_bytes = Some(4 * BLOCK);
+        glue.hold_io = true;
+        let cid = glue.send(a.queue, io(opcode::READ, 0, 8));
+        glue.deaf = Some(a.queue);
+        glue.finish_held();
+        let exclusive = Acquire {
+            rtype: ReservationType::ExclusiveAccess.wire(),
+            ..preempt(action)
+        };
+        assert_eq!(glue.acquire(b, exclusive), Status::SUCCESS);
+        glue.deaf = None;
+        glue.resume(a.queue);
+        assert!(glue.held.is_empty(), "the rest must not be read");
+        let replies = glue.replies(a.queue);
+        let [Reply::Data { last: false, .. }, Reply::Response(cqe)] = &replies[..] else {
+            panic!("{replies:?}")
+        };
+        assert_eq!(cqe.cid, cid);
+        assert!(cqe.status.same_code(end), "{cqe:?}");
+    }
+}
+
+#[test]
 fn abort_waits_for_a_victim_whose_connection_is_gone() {
     let (mut glue, a, b) = held();
     glue.hold_io = true;

@@ -77,6 +77,11 @@ impl Target {
         let Some(request) = request else {
             return self.respond(now, id, slot, Status::DATA_SGL_LENGTH_INVALID.dnr(), 0);
         };
+        // Hosts without an identifier are different hosts that nothing tells apart: as one they
+        // would share their rights. [BASE-2.0 §5.27.1.25]
+        if self.host_of_connection(id) == Some([0; 16]) {
+            return self.respond(now, id, slot, Status::COMMAND_SEQUENCE_ERROR.dnr(), 0);
+        }
         let nsid = sqe.nsid().0;
         let at = self.subsystem_of_connection(id);
         let is_there = at.is_some_and(|at| {
@@ -117,15 +122,24 @@ impl Target {
             slot,
             number,
         };
-        if let Some(namespace) = self.namespace_mut(place) {
-            namespace.reservations.submit(Task {
-                ticket,
-                host,
-                request,
-                all,
-            });
-        }
+        let task = Task {
+            ticket,
+            host,
+            request,
+            all,
+        };
+        self.queue_task(place, task);
         self.drive_reservations(now, place, None);
+    }
+
+    /// Lets a command wait for its turn; `None` if there is no such namespace.
+    fn queue_task(&mut self, (at, nsid): Place, task: Task) -> Option<()> {
+        let connections = &self.connections;
+        let subsystem = self.subsystems.get_mut(at)?.as_mut()?;
+        let namespace = subsystem.namespaces.get_mut(nsid)?;
+        let is_live = |ticket: &Ticket| holds(connections, ticket);
+        namespace.reservations.submit(task, is_live);
+        Some(())
     }
 
     /// Goes on with a namespace's commands until one has to wait.
@@ -188,10 +202,9 @@ impl Target {
         status: Status,
     ) -> Option<u32> {
         if task.all && status.is_success() {
-            let next = self.next_persistent((at, nsid));
-            if let Some(next) = next.and_then(|next| self.namespace_mut((at, next))) {
-                next.reservations.submit(task);
-                return Some(next.nsid);
+            if let Some(next) = self.next_persistent((at, nsid)) {
+                self.queue_task((at, next), task);
+                return Some(next);
             }
         }
         self.answer_ticket(now, task.ticket, status);

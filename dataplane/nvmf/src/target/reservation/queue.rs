@@ -68,9 +68,15 @@ pub(in crate::target) struct Reservations {
     /// The state can outlive the process.
     persists: bool,
     work: Option<Box<Work>>,
-    /// Each has a command slot, which bounds them.
+    /// Each had a command slot when it came. What lost connections left behind is dropped when its
+    /// turn comes, or when there are too many.
     waiting: VecDeque<Task>,
+    /// At this many, those left behind are looked for.
+    sweep_at: usize,
 }
+
+/// So few waiting commands need not be looked through.
+const SWEEP_AT_MIN: usize = 64;
 
 /// The state could not be made durable. A later try may succeed.
 const NOT_STORED: Status = Status::INTERNAL;
@@ -88,6 +94,7 @@ impl Reservations {
             persists,
             work: None,
             waiting: VecDeque::new(),
+            sweep_at: SWEEP_AT_MIN,
         }
     }
 
@@ -103,7 +110,12 @@ impl Reservations {
         self.persists
     }
 
-    pub(super) fn submit(&mut self, task: Task) {
+    pub(super) fn submit(&mut self, task: Task, is_live: impl Fn(&Ticket) -> bool) {
+        // While the one at work waits, for a store or a device, hosts may come and go for ever.
+        if self.waiting.len() >= self.sweep_at {
+            self.waiting.retain(|task| is_live(&task.ticket));
+            self.sweep_at = SWEEP_AT_MIN.max(2 * self.waiting.len());
+        }
         self.waiting.push_back(task);
     }
 
@@ -187,5 +199,45 @@ impl Reservations {
             Work::Storing { task, .. } | Work::Enacted { task, .. } => task,
         });
         work.into_iter().chain(self.waiting.drain(..)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(number: u64) -> Task {
+        let conn = ConnId {
+            index: 0,
+            generation: 0,
+        };
+        Task {
+            ticket: Ticket {
+                conn,
+                slot: SlotId(0),
+                number,
+            },
+            host: [1; 16],
+            request: Request::Persist(true),
+            all: false,
+        }
+    }
+
+    /// Hosts that came, asked and went while a store took its time were remembered each, without
+    /// end.
+    #[test]
+    fn commands_of_hosts_that_have_gone_do_not_pile_up_behind_a_slow_store() {
+        let mut reservations = Reservations::new(Persistence::Stored(None));
+        reservations.submit(task(0), |_| true);
+        let step = reservations.step(StoreId(1), |_| true);
+        assert!(matches!(step, Step::Store(Some(_))), "{step:?}");
+        // Every hundredth host waits.
+        let is_live = |ticket: &Ticket| ticket.number % 100 == 0;
+        for number in 1..=10_000 {
+            reservations.submit(task(number), is_live);
+        }
+        assert!(reservations.waiting.len() <= 300);
+        let live = reservations.waiting.iter();
+        assert_eq!(live.filter(|task| is_live(&task.ticket)).count(), 100);
     }
 }

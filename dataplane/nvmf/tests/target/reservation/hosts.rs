@@ -2,6 +2,7 @@
 
 use bowline_nvme::fabrics::ConnectData;
 use bowline_nvme::identify::{IdentifyController, IdentifyNamespace, IndependentNamespace, cns};
+use bowline_nvme::opcode::io as opcode;
 use bowline_nvme::pdu::Digests;
 use bowline_nvme::reservation::{
     Acquire, Register, RegisteredControllerExtended, Release, Report, ReservationStatusExtended,
@@ -10,7 +11,7 @@ use bowline_nvme::reservation::{
 use bowline_nvme::{NamespaceId, Sgl, Status};
 use bowline_nvmf::target::{ConnId, Hosts};
 
-use crate::glue::{CC_ENABLE, Glue, SUBNQN};
+use crate::glue::{BLOCK, CC_ENABLE, Glue, SUBNQN, io};
 
 pub(crate) const KEY_A: u64 = 0xA1;
 pub(crate) const KEY_B: u64 = 0xB2;
@@ -114,6 +115,22 @@ fn identify_says_what_reservations_there_are() {
         .identify(a.admin, cns::INDEPENDENT_NAMESPACE, 1)
         .expect("there");
     assert_eq!(IndependentNamespace::decode(&page).rescap, expected);
+}
+
+/// All of them would have been one registrant, so that fencing one could fence none.
+#[test]
+fn hosts_without_an_identifier_cannot_reserve_and_are_shut_out_like_strangers() {
+    let mut glue = Glue::new();
+    let (nobody, a) = (glue.host(0), glue.host(1));
+    let refused = glue.register(nobody, key(nobody));
+    assert!(refused.same_code(Status::COMMAND_SEQUENCE_ERROR) && refused.is_dnr());
+    glue.register_all(&[a]);
+    let exclusive = acquire(ReservationType::WriteExclusive, KEY_A);
+    assert_eq!(glue.acquire(a, exclusive), Status::SUCCESS);
+    let block = [1; BLOCK as usize];
+    let refused = glue.status_with_data(nobody.queue, io(opcode::WRITE, 0, 1), &block);
+    assert!(refused.same_code(Status::RESERVATION_CONFLICT));
+    assert_eq!(glue.report(nobody).0.regctl, 1);
 }
 
 #[test]

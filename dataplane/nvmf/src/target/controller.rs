@@ -427,9 +427,11 @@ impl Target {
 
     /// The last trace of an ended association goes; whoever waited for that is looked at again.
     fn forget_controller(&mut self, now: Nanos, key: Key) {
-        let Some(controller) = self.controllers.remove(key) else {
+        let Some(mut controller) = self.controllers.remove(key) else {
             return;
         };
+        let timer = TimerKey::Controller(key.index);
+        self.timers.disarm(&mut controller.armed, timer);
         self.by_cntlid
             .remove(&(controller.subsystem, controller.cntlid));
         self.ended.retain(|&other| other != key);

@@ -55,7 +55,9 @@ impl Target {
     }
 
     fn remove_connection(&mut self, id: Key) -> Option<Box<Connection>> {
-        let connection = self.connections.remove(id)?;
+        let mut connection = self.connections.remove(id)?;
+        let key = TimerKey::Connection(id.index);
+        self.timers.disarm(&mut connection.armed, key);
         let host = connection.queue.map(|queue| queue.host);
         self.admission.closed(connection.path.peer.ip(), host);
         Some(connection)

@@ -1,11 +1,10 @@
-//! Deadlines of many objects in one heap, armed lazily: work on the I/O path never touches it.
+//! Deadlines of many objects in one order, armed lazily: work on the I/O path hardly touches it.
 //!
-//! An object has at most one live entry. A deadline that moves later leaves the entry alone; when
-//! the entry fires, the object looks at its real deadline and arms again. Only a deadline that
-//! moves earlier adds an entry, and the older one is recognised as stale by its time.
+//! An object has at most one entry, which goes with it: a host may move its deadline as often as it
+//! likes. One that moves later leaves the entry alone; when the entry fires, the object looks at its
+//! real deadline and arms again.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeSet;
 
 use bowline_nvme::Nanos;
 
@@ -24,29 +23,34 @@ pub(super) enum TimerKey {
 
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    heap: BinaryHeap<Reverse<(Nanos, TimerKey)>>,
+    entries: BTreeSet<(Nanos, TimerKey)>,
 }
 
 impl Timers {
     /// Makes sure that `key` fires at `at` or before.
     pub(super) fn arm(&mut self, armed: &mut Armed, key: TimerKey, at: Nanos) {
         if armed.0.is_none_or(|earlier| at < earlier) {
+            self.disarm(armed, key);
             armed.0 = Some(at);
-            self.heap.push(Reverse((at, key)));
+            self.entries.insert((at, key));
+        }
+    }
+
+    /// The object is going.
+    pub(super) fn disarm(&mut self, armed: &mut Armed, key: TimerKey) {
+        if let Some(at) = armed.0.take() {
+            self.entries.remove(&(at, key));
         }
     }
 
     /// The next entry that is due; its object must pass [`Armed::fires`] before it is believed.
     pub(super) fn pop_due(&mut self, now: Nanos) -> Option<(Nanos, TimerKey)> {
-        let Reverse((at, _)) = *self.heap.peek()?;
-        if at > now {
-            return None;
-        }
-        self.heap.pop().map(|Reverse(entry)| entry)
+        let due = self.entries.first().is_some_and(|&(at, _)| at <= now);
+        due.then(|| self.entries.pop_first()).flatten()
     }
 
     pub(super) fn next(&self) -> Option<Nanos> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+        self.entries.first().map(|&(at, _)| at)
     }
 }
 
@@ -66,19 +70,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_deadline_adds_no_entry_and_earlier_one_makes_the_old_stale() {
+    fn object_has_one_entry_however_often_its_deadline_moves() {
         let (mut timers, mut armed) = (Timers::default(), Armed::default());
         let key = TimerKey::Connection(7);
         timers.arm(&mut armed, key, Nanos(20));
         timers.arm(&mut armed, key, Nanos(30));
-        assert_eq!(timers.heap.len(), 1);
-        timers.arm(&mut armed, key, Nanos(10));
-        assert_eq!(timers.next(), Some(Nanos(10)));
+        assert_eq!(timers.next(), Some(Nanos(20)), "later is early enough");
+        for at in (10..20).rev() {
+            timers.arm(&mut armed, key, Nanos(at));
+        }
+        assert_eq!(timers.entries.len(), 1);
         assert_eq!(timers.pop_due(Nanos(9)), None);
-        let (at, _) = timers.pop_due(Nanos(25)).expect("due");
-        assert!(armed.fires(at));
-        let (at, _) = timers.pop_due(Nanos(25)).expect("the stale one");
-        assert!(!armed.fires(at));
+        assert_eq!(timers.pop_due(Nanos(25)), Some((Nanos(10), key)));
+        assert!(armed.fires(Nanos(10)) && !armed.fires(Nanos(10)));
+        assert_eq!(timers.next(), None);
+        timers.arm(&mut armed, key, Nanos(40));
+        timers.disarm(&mut armed, key);
         assert_eq!(timers.next(), None);
     }
 }

@@ -142,15 +142,16 @@ impl Target {
         if let (Some(Output::Execute { command, .. }), Some(queue)) = (&output, connection.queue)
             && let Some(controller) = self.controllers.get_mut(queue.controller)
         {
-            controller.health.started(now);
-            if command.second().is_some() {
-                controller.health.started(now);
-            }
             let subsystem = controller
                 .subsystem
                 .and_then(|at| self.subsystems.get_mut(at)?.as_mut());
-            if let Some(subsystem) = subsystem {
-                subsystem.health.run.started(now);
+            let mut run = subsystem.map(|subsystem| &mut subsystem.health.run);
+            // Each half of a pair ends by itself.
+            for _ in 0..1 + usize::from(command.second().is_some()) {
+                controller.health.started(now);
+                if let Some(run) = &mut run {
+                    run.started(now);
+                }
             }
         }
         output

@@ -6,7 +6,7 @@ use bowline_nvme::pdu::Digests;
 use bowline_nvme::{CommandId, Fuse, NamespaceId, Nanos, Sgl, Sqe, Status};
 use bowline_nvmf::target::{ConnId, IoOp, TargetConfig};
 
-use crate::glue::{BLOCK, Glue, Reply, h2c_data, io, pattern};
+use crate::glue::{BLOCK, Glue, Reply, SUBNQN, h2c_data, io, pattern};
 
 const MISSING: Status = Status::ABORTED_MISSING_FUSED;
 const FAILED: Status = Status::ABORTED_FAILED_FUSED;
@@ -54,6 +54,29 @@ fn pair_compares_and_writes_as_one_command_of_two() {
     assert_eq!(statuses(&mut glue, queue), [differs, FAILED]);
     assert_eq!(glue.disks[&1][8 * block..10 * block], [7; 1024]);
     assert_eq!(glue.conn(queue).buffers_bound(), 0);
+}
+
+/// Each half ended, but only one had begun: the time was counted twice, or not at all beside others.
+#[test]
+fn time_of_a_pair_at_its_device_is_counted_once() {
+    let mut glue = Glue::new();
+    let (_, queue) = glue.queues(Digests::NONE);
+    let busy = |glue: &Glue| glue.target.health(glue.now, SUBNQN).expect("there").busy;
+    let minute = Nanos::from_secs(60);
+    glue.hold_io = true;
+    glue.send(queue, io(opcode::READ, 0, 1));
+    let read = glue.held.pop_front().expect("at its device");
+    send(&mut glue, queue, first(8, 2), 0);
+    send(&mut glue, queue, second(8, 2), 7);
+    glue.advance(minute);
+    glue.finish_held();
+    assert_eq!(busy(&glue), minute);
+    glue.advance(minute);
+    assert_eq!(busy(&glue), minute + minute, "the Read is still there");
+    glue.held.push_back(read);
+    glue.finish_held();
+    glue.advance(minute);
+    assert_eq!(busy(&glue), minute + minute);
 }
 
 type Case = (&'static str, Vec<Sqe>, Vec<Status>);

@@ -201,11 +201,12 @@ impl Target {
         task: Task,
         status: Status,
     ) -> Option<u32> {
-        if task.all && status.is_success() {
-            if let Some(next) = self.next_persistent((at, nsid)) {
-                self.queue_task((at, next), task);
-                return Some(next);
-            }
+        if task.all
+            && status.is_success()
+            && let Some(next) = self.next_persistent((at, nsid))
+        {
+            self.queue_task((at, next), task);
+            return Some(next);
         }
         self.answer_ticket(now, task.ticket, status);
         None

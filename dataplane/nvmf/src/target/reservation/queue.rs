@@ -232,7 +232,7 @@ mod tests {
         let step = reservations.step(StoreId(1), |_| true);
         assert!(matches!(step, Step::Store(Some(_))), "{step:?}");
         // Every hundredth host waits.
-        let is_live = |ticket: &Ticket| ticket.number % 100 == 0;
+        let is_live = |ticket: &Ticket| ticket.number.is_multiple_of(100);
         for number in 1..=10_000 {
             reservations.submit(task(number), is_live);
         }

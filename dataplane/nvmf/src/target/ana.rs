@@ -18,6 +18,7 @@ use super::async_event::Event;
 use super::config::{AnaConfig, ConfigError};
 use super::controller::Shutdown;
 use super::log_page::Window;
+use super::namespace::Namespace;
 use super::output::NamespaceHandle;
 use super::slot::Stage;
 use super::subsystem::Subsystem;
@@ -267,6 +268,9 @@ impl Target {
         if !handles.is_empty() {
             self.ana_changed(now, at, state, handles);
         }
+        for nsid in nsids {
+            self.fail_waiting(now, (at, *nsid));
+        }
     }
 
     fn arm_transition(&mut self, at: usize) {
@@ -323,11 +327,13 @@ impl Target {
         namespace.access = state;
         let handle = namespace.handle;
         self.ana_changed(now, at, state, vec![handle]);
+        self.fail_waiting(now, (at, nsid));
         Ok(())
     }
 
     /// Commands at their device for the namespaces that are in the group now, the flushes of a
-    /// shutdown included. In a state without access it only falls, unless a busy namespace joins.
+    /// shutdown included, and changes of their reservations that are being made durable. In a state
+    /// without access it only falls, unless a busy namespace joins.
     ///
     /// # Errors
     /// There is no such subsystem, it does not report ANA, or the group id is 0 or too high.
@@ -339,6 +345,8 @@ impl Target {
         ana.check(group)?;
         let members = subsystem.namespaces.iter();
         let members = members.filter(|namespace| namespace.ana_group == group);
+        let at_work = |namespace: &&Namespace| namespace.reservations.is_at_work();
+        let reserving = members.clone().filter(at_work).count();
         let mut handles: Vec<u32> = members.map(|namespace| namespace.handle.0).collect();
         handles.sort_unstable();
         let controllers = subsystem.controllers.iter();
@@ -355,7 +363,8 @@ impl Target {
             .flat_map(|connection| connection.slots.iter())
             .filter(|(_, slot)| slot.stage == Stage::Executing)
             .filter(|(_, slot)| of_group(slot.command.namespace))
-            .count())
+            .count()
+            + reserving)
     }
 
     /// These namespaces are reached in another way: what may not run any more fails, and hosts

@@ -65,7 +65,7 @@ impl Namespaces {
     }
 
     /// All, by ascending NSID.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Namespace> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Namespace> + Clone {
         self.by_nsid.iter().filter_map(Option::as_deref)
     }
 

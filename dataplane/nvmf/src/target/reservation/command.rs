@@ -12,6 +12,7 @@ use super::change::{Change, Request};
 use super::queue::{Step, Task, Ticket};
 use super::{Access, HostId, ReservationState, StoreId, StoreRequest};
 use crate::target::Target;
+use crate::target::ana::check_access;
 use crate::target::async_event::Event;
 use crate::target::connection::{Connection, Pending};
 use crate::target::log_page::Window;
@@ -226,6 +227,20 @@ impl Target {
         if holds(&self.connections, &ticket) {
             self.respond(now, ticket.conn, ticket.slot, status, 0);
             self.touch(ticket.conn);
+        }
+    }
+
+    /// Ends the commands that wait for their turn at a namespace, if it can no longer be reached:
+    /// the state that they would change is another target's by then.
+    pub(in crate::target) fn fail_waiting(&mut self, now: Nanos, place: Place) {
+        let Some(namespace) = self.namespace_mut(place) else {
+            return;
+        };
+        let Err(status) = check_access(namespace.access) else {
+            return;
+        };
+        for task in namespace.reservations.withdraw(|_| true) {
+            self.answer_ticket(now, task.ticket, status);
         }
     }
 

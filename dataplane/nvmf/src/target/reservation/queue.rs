@@ -110,6 +110,11 @@ impl Reservations {
         self.persists
     }
 
+    /// Whether a command is being made durable, or waits for the commands of others.
+    pub(in crate::target) fn is_at_work(&self) -> bool {
+        self.work.is_some()
+    }
+
     pub(super) fn submit(&mut self, task: Task, is_live: impl Fn(&Ticket) -> bool) {
         // While the one at work waits, for a store or a device, hosts may come and go for ever.
         if self.waiting.len() >= self.sweep_at {

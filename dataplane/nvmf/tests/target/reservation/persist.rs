@@ -2,10 +2,12 @@
 
 use bowline_nvme::feature::{GetFeatures, SetFeatures, id as fid};
 use bowline_nvme::identify::{IdentifyNamespace, cns};
+use bowline_nvme::log::AnaState;
 use bowline_nvme::reservation::{Acquire, Register, Release, ReservationType, rescap};
 use bowline_nvme::{NamespaceId, Status};
 use bowline_nvmf::target::{
-    ConfigError, Persistence, Registrant, Reservation, ReservationState, StoreRequest,
+    AnaConfig, ConfigError, Persistence, Registrant, Reservation, ReservationState, StoreRequest,
+    TargetConfig,
 };
 
 use super::hosts::{Host, KEY_A, KEY_B, acquire, key};
@@ -61,6 +63,33 @@ fn store_all(glue: &mut Glue) -> Vec<Option<ReservationState>> {
         states.push(request.state);
     }
     states
+}
+
+/// The command that waited for the first to be stored would have been acted upon after the move,
+/// and acknowledged where nobody looks at its result any more.
+#[test]
+fn move_ends_commands_that_wait_and_waits_for_the_one_that_is_being_stored() {
+    let mut glue = Glue::with_ana(TargetConfig::default(), AnaConfig::default());
+    let now = glue.now;
+    let gone = glue.target.remove_namespace(now, SUBNQN, 1);
+    gone.expect("there");
+    add(&mut glue, 1, None);
+    let (a, b) = (glue.host(1), glue.host(2));
+    send(&mut glue, a, persistent(a));
+    let request = wanted(&mut glue);
+    send(&mut glue, b, persistent(b));
+    let left = |glue: &Glue| glue.target.ana_executing(SUBNQN, 1).expect("a group");
+    let state = AnaState::Inaccessible;
+    let moved = glue.target.set_ana_state(now, SUBNQN, 1, state);
+    moved.expect("a group");
+    glue.pump();
+    let refused = glue.reply(b.queue).cqe().status;
+    assert!(refused.same_code(Status::ANA_INACCESSIBLE) && !refused.is_dnr());
+    assert_eq!(left(&glue), 1, "A's may be durable already");
+    answer(&mut glue, &request, true);
+    assert_eq!(glue.reply(a.queue).cqe().status, Status::SUCCESS);
+    assert_eq!(left(&glue), 0);
+    assert_eq!(glue.target.poll_store(), None);
 }
 
 #[test]

@@ -14,6 +14,8 @@ use proptest::prelude::*;
 use super::step::CHUNK_BYTES;
 use super::{Executor, Finished};
 
+mod withdraw;
+
 const BLOCK: usize = 512;
 
 /// Memory that is changed, and read, when an operation ends.

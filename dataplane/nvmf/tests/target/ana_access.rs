@@ -6,7 +6,7 @@ use bowline_nvme::log::{AnaState, EffectsLog, GetLogPage, id as lid};
 use bowline_nvme::nvm::DsmRange;
 use bowline_nvme::opcode::{Transfer, admin, io as opcode};
 use bowline_nvme::pdu::Digests;
-use bowline_nvme::{NamespaceId, Sgl, Sqe, Status};
+use bowline_nvme::{Fuse, NamespaceId, Sgl, Sqe, Status};
 use bowline_nvmf::target::{AnaConfig, ConnId, NsGeometry, TargetConfig};
 
 use crate::glue::{BLOCK, Glue, Reply, SUBNQN, geometry, h2c_data, io, pattern};
@@ -367,5 +367,56 @@ fn read_in_parts_does_not_go_on_after_the_switch() {
         let sqe = io(opcode::READ, 0, 1).with_nsid(NamespaceId(2));
         let other = glue.read_data(queue, sqe, BLOCK);
         assert!(other.is_ok(), "the queue goes on");
+    }
+}
+
+/// The path goes between the halves of a pair, or before the data of the second has come.
+#[test]
+fn pair_whose_path_goes_between_its_halves_writes_nothing() {
+    let failed = Status::ABORTED_FAILED_FUSED;
+    let first = || io(opcode::COMPARE, 8, 1).with_fuse(Fuse::First);
+    let second = || io(opcode::WRITE, 8, 1).with_fuse(Fuse::Second);
+    let (old, new) = ([0; BLOCK as usize], [1; BLOCK as usize]);
+    for (state, path) in STATES {
+        for late in [false, true] {
+            let (mut glue, _, queue) = in_state(AnaState::Optimized);
+            glue.send_with_data(queue, first(), &old);
+            let r2t = late.then(|| {
+                glue.send(queue, second());
+                glue.reply(queue)
+            });
+            let now = glue.now;
+            let set = glue.target.set_ana_state(now, SUBNQN, 1, state);
+            set.expect("it is there");
+            glue.pump();
+            match r2t {
+                Some(Reply::R2t(r2t)) => {
+                    let bytes = glue.h2c(queue, h2c_data(&r2t), &new);
+                    glue.receive(queue, &bytes);
+                }
+                Some(other) => panic!("expected an R2T, found {other:?}"),
+                None => {
+                    glue.send_with_data(queue, second(), &new);
+                }
+            }
+            let mut cqes: Vec<_> = glue.replies(queue).iter().map(Reply::cqe).collect();
+            cqes.sort_by_key(|cqe| cqe.cid);
+            let expected = match path {
+                None => [Status::SUCCESS; 2],
+                // Both are looked at again, and the first is found first.
+                Some(path) if late => [path, failed],
+                Some(path) => [failed, path],
+            };
+            let what = format!("{state:?}, {late}: {cqes:?}");
+            assert_eq!(cqes.len(), 2, "{what}");
+            for (cqe, expected) in cqes.iter().zip(expected) {
+                assert!(cqe.status.same_code(expected), "{what}");
+                assert!(!cqe.status.is_dnr(), "{what}: another path may be there");
+            }
+            let block = &glue.disks[&1][8 * old.len()..9 * old.len()];
+            let written = if path.is_none() { new } else { old };
+            assert_eq!(block, written, "{what}");
+            assert_eq!(glue.conn(queue).buffers_bound(), 0);
+        }
     }
 }

@@ -6,7 +6,7 @@ use bowline_nvme::pdu::Digests;
 use bowline_nvme::{CommandId, Fuse, NamespaceId, Nanos, Sgl, Sqe, Status};
 use bowline_nvmf::target::{ConnId, IoOp, TargetConfig};
 
-use crate::glue::{BLOCK, Glue, Reply, SUBNQN, h2c_data, io, pattern};
+use crate::glue::{BLOCK, CC_ENABLE, Glue, HOSTNQN, Reply, SUBNQN, h2c_data, io, pattern};
 
 const MISSING: Status = Status::ABORTED_MISSING_FUSED;
 const FAILED: Status = Status::ABORTED_FAILED_FUSED;
@@ -361,6 +361,47 @@ fn disconnect_after_a_first_half_answers_it_as_missing() {
     let (_, queue) = glue.queues(Digests::NONE);
     send(&mut glue, queue, second(8, 1), 0);
     assert_eq!(statuses(&mut glue, queue), [MISSING]);
+}
+
+#[test]
+fn reset_after_a_first_half_forgets_it() {
+    let mut glue = Glue::new();
+    let (admin, cntlid) = glue.admin();
+    let queue = glue.io_queue(Digests::NONE, cntlid, 1);
+    send(&mut glue, queue, first(8, 1), 0);
+    glue.set_cc(admin, 0);
+    assert!(!glue.is_open(queue), "a reset ends the queue");
+    glue.set_cc(admin, CC_ENABLE);
+    let queue = glue.io_queue(Digests::NONE, cntlid, 1);
+    send(&mut glue, queue, second(8, 1), 7);
+    assert_eq!(statuses(&mut glue, queue), [MISSING]);
+    send(&mut glue, queue, first(8, 1), 0);
+    send(&mut glue, queue, second(8, 1), 7);
+    assert_eq!(statuses(&mut glue, queue), [OK, OK]);
+    assert_eq!(glue.conn(queue).buffers_bound(), 0);
+}
+
+#[test]
+fn smallest_queue_has_room_for_a_pair_again_and_again() {
+    let mut glue = Glue::new();
+    let (_, cntlid) = glue.admin();
+    let queue = glue.initialized(Digests::NONE);
+    let data = Glue::connect_data(SUBNQN, HOSTNQN, cntlid);
+    let connected = glue.connect(queue, Glue::connect_command(1, 1), &data);
+    assert_eq!(connected.status, OK);
+    for round in 0..20 {
+        let (old, new) = ([round; 512], [round + 1; 512]);
+        glue.send_with_data(queue, first(8, 1), &old);
+        if round % 2 == 0 {
+            glue.send_with_data(queue, second(8, 1), &new);
+        } else {
+            let cid = glue.send(queue, second(8, 1));
+            answer(&mut glue, queue, cid, &new);
+        }
+        assert_eq!(statuses(&mut glue, queue), [OK, OK], "round {round}");
+    }
+    assert!(glue.is_open(queue));
+    assert_eq!(glue.disks[&1][8 * 512..9 * 512], [20; 512]);
 }
 
 #[test]

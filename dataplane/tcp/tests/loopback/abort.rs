@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use bowline_block::{ClassConfig, PoolConfig};
 use bowline_nvme::opcode::{admin, io as opcode};
 use bowline_nvme::pdu::{Digests, H2CData, R2t};
 use bowline_nvme::{CommandId, Cqe, Fuse, NamespaceId, Sgl, Sqe, Status};
 use bowline_nvmf::host::command;
-use bowline_reactor::IoBackend;
+use bowline_nvmf::target::{Hosts, TargetConfig};
+use bowline_reactor::{Config, IoBackend};
 
 use crate::common::device::{Gate, Gated, TestDevice, memory};
 use crate::common::initiator::{Bystander, Disk};
@@ -23,6 +25,8 @@ on_both_backends!(
     event_requests_are_aborted_at_once,
     fifth_abort_at_a_time_is_refused,
     queue_that_goes_answers_its_aborts,
+    commands_behind_their_connections_share_are_aborted_at_once,
+    commands_that_wait_for_the_pool_are_aborted_at_once,
 );
 
 const NSID: NamespaceId = NamespaceId(1);
@@ -44,7 +48,30 @@ struct Stage {
 
 impl Stage {
     fn new(io: IoBackend) -> Self {
-        let rig = Rig::new(io);
+        Self::on(Rig::new(io))
+    }
+
+    /// On a target that has little memory for data.
+    fn small(io: IoBackend) -> Self {
+        let class = |bytes, count| ClassConfig { bytes, count };
+        let classes = vec![
+            class(4 << 10, 16),
+            class(16 << 10, 16),
+            class(128 << 10, 4),
+            class(1 << 20, 2),
+        ];
+        let reactor = Config {
+            io,
+            pool: PoolConfig { classes },
+            ..Config::default()
+        };
+        let rig = Rig::empty(reactor, TargetConfig::default());
+        rig.add_subsystem(NQN, Hosts::Any);
+        rig.add_memory(NQN, DISK_BYTES);
+        Self::on(rig)
+    }
+
+    fn on(rig: Rig) -> Self {
         let bystander = Bystander::start(rig.address);
         let gate = Arc::new(Gate::default());
         let of_device = Arc::clone(&gate);
@@ -74,9 +101,7 @@ impl Stage {
 
     /// Sends a write whose data is asked for, and takes that R2T.
     fn send_and_await_r2t(&mut self, lba: u64, bytes: u32) -> (CommandId, R2t) {
-        let sqe = write(NSID, lba, bytes).with_sgl1(Sgl::transport(bytes));
-        let capsule = self.queue.capsule_with(sqe, &[]);
-        self.queue.send(&capsule);
+        self.send_late(write(NSID, lba, bytes), bytes);
         let r2t = self.queue.recv().expect("an R2T").r2t();
         assert_eq!(r2t.cccid, self.queue.last_cid());
         (r2t.cccid, r2t)
@@ -84,10 +109,22 @@ impl Stage {
 
     fn send_read(&mut self, nsid: NamespaceId, bytes: u32) -> CommandId {
         let nlb = u16::try_from(bytes / BLOCK - 1).expect("16 bits");
-        let sqe = command::read(nsid, 0, nlb).with_sgl1(Sgl::transport(bytes));
-        let capsule = self.queue.capsule_with(sqe, &[]);
+        self.send_late(command::read(nsid, 0, nlb), bytes)
+    }
+
+    /// Sends a command whose data would be asked for.
+    fn send_late(&mut self, sqe: Sqe, bytes: u32) -> CommandId {
+        let capsule = self
+            .queue
+            .capsule_with(sqe.with_sgl1(Sgl::transport(bytes)), &[]);
         self.queue.send(&capsule);
         self.queue.last_cid()
+    }
+
+    /// Everything that was sent on the queue has arrived when this returns.
+    fn round_trip(&mut self) {
+        let flushed = self.queue.command(command::flush(NSID), None);
+        assert_eq!(flushed.status, Status::SUCCESS);
     }
 
     fn send_data(&mut self, r2t: &R2t, data: &[u8]) {
@@ -100,6 +137,18 @@ impl Stage {
         };
         let pdu = self.queue.h2c_data(header, data);
         self.queue.send(&pdu);
+    }
+
+    /// Sends data for this R2T and all that follow, until a command has ended.
+    fn finish(&mut self, mut r2t: R2t, byte: u8) -> Cqe {
+        loop {
+            self.send_data(&r2t, &vec![byte; r2t.r2tl as usize]);
+            let pdu = self.queue.recv().expect("an R2T or the end");
+            if pdu.kind() == 0x05 {
+                return pdu.cqe();
+            }
+            r2t = pdu.r2t();
+        }
     }
 
     fn send_abort(&mut self, sqid: u16, cid: CommandId) -> CommandId {
@@ -130,11 +179,10 @@ impl Stage {
     /// Nobody was disturbed, the queue still serves, and nothing is left.
     fn end(mut self) {
         self.bystander.await_progress("beside aborts");
-        self.bystander.stop();
-        let flushed = self.queue.command(command::flush(NSID), None);
-        assert_eq!(flushed.status, Status::SUCCESS);
+        self.round_trip();
         let alive = self.admin.command(Sqe::new(admin::KEEP_ALIVE), None);
         assert_eq!(alive.status, Status::SUCCESS);
+        self.bystander.stop();
         drop((self.queue, self.admin));
         self.rig.await_nothing_left();
     }
@@ -163,20 +211,11 @@ fn ended(queue: &mut Raw, cid: CommandId) -> Status {
 fn write_that_waits_for_its_data_is_aborted_when_the_data_has_come(io: IoBackend) {
     let mut stage = Stage::new(io);
     for bytes in [8 << 10, 256 << 10] {
-        let (cid, mut r2t) = stage.send_and_await_r2t(0, bytes);
+        let (cid, r2t) = stage.send_and_await_r2t(0, bytes);
         let aborting = stage.send_abort(1, cid);
         // The second changes nothing, and its answer shows that the first one's is not due yet.
         assert_eq!(stage.abort(cid), NO);
-        let data = vec![7; r2t.r2tl as usize];
-        stage.send_data(&r2t, &data);
-        let end = loop {
-            let pdu = stage.queue.recv().expect("an R2T or the end");
-            if pdu.kind() == 0x05 {
-                break pdu.cqe();
-            }
-            r2t = pdu.r2t();
-            stage.send_data(&r2t, &data[..r2t.r2tl as usize]);
-        };
+        let end = stage.finish(r2t, 7);
         assert_eq!((end.cid, verdict(end.status)), (cid, ABORTED));
         let answer = response(&mut stage.admin);
         assert_eq!((answer.cid, answer.result), (aborting, YES));
@@ -213,8 +252,7 @@ fn command_in_the_backlog_of_its_device_never_reaches_it(io: IoBackend) {
     let gate = Arc::clone(&stage.gate);
     until("it is refused", || (gate.refused() > 0).then_some(()));
     // Those behind it came on the same connection; a round trip on it shows that they are there.
-    let flushed = stage.queue.command(command::flush(NSID), None);
-    assert_eq!(flushed.status, Status::SUCCESS);
+    stage.round_trip();
     // From within the backlog, from its end, and from its front.
     for cid in [other, read, one] {
         assert_eq!(stage.abort(cid), YES);
@@ -242,8 +280,7 @@ fn aborted_pair_lets_those_behind_it_go(io: IoBackend) {
         let one = stage.send(first, Some(&[0; 512]));
         let other = stage.send(second, Some(&[1; 512]));
         let behind = stage.send(write(nsid, 0, 512), Some(&[2; 512]));
-        let flushed = stage.queue.command(command::flush(NSID), None);
-        assert_eq!(flushed.status, Status::SUCCESS);
+        stage.round_trip();
         assert_eq!(stage.gate.submitted(), before + 1, "the others wait");
         let failed = Status::ABORTED_FAILED_FUSED;
         let (cid, ends) = if by_second {
@@ -338,4 +375,81 @@ fn queue_that_goes_answers_its_aborts(io: IoBackend) {
     stage.bystander.stop();
     drop((stage.queue, stage.admin));
     stage.rig.await_nothing_left();
+}
+
+/// They wait at their own connection, which holds what it may.
+fn commands_behind_their_connections_share_are_aborted_at_once(io: IoBackend) {
+    let mut stage = Stage::small(io);
+    // Each moves in parts, of which the connection may hold one.
+    let bytes = 512 << 10;
+    let (one, r2t) = stage.send_and_await_r2t(0, bytes);
+    assert!(r2t.r2tl < bytes, "a part");
+    let waiting = [1, 2, 3, 4].map(|nth| stage.send_late(write(NSID, nth << 10, bytes), bytes));
+    stage.round_trip();
+    // From within, from the front and from the end.
+    for at in [1, 0, 3] {
+        assert_eq!(stage.abort(waiting[at]), YES, "{at}");
+        assert_eq!(ended(&mut stage.queue, waiting[at]), ABORTED, "{at}");
+    }
+    // The one that is left goes on when the first holds less.
+    let first = stage.finish(r2t, 5);
+    let second = stage.queue.recv().expect("an R2T or the end");
+    let second = if second.kind() == 0x05 {
+        second.cqe()
+    } else {
+        stage.finish(second.r2t(), 5)
+    };
+    let mut ends = [first, second];
+    ends.sort_by_key(|cqe| cqe.cid);
+    assert_eq!(ends.map(|cqe| cqe.cid), [one, waiting[2]]);
+    assert!(ends.iter().all(|cqe| cqe.status == Status::SUCCESS));
+    for (nth, byte) in [(0, 5), (1, 0), (2, 0), (3, 5), (4, 0)] {
+        let found = stage.medium(NSID, nth << 10, 512 << 10);
+        assert!(found.iter().all(|it| *it == byte), "write {nth}");
+    }
+    stage.end();
+}
+
+/// They need a buffer in one piece, and others have all of these.
+fn commands_that_wait_for_the_pool_are_aborted_at_once(io: IoBackend) {
+    let mut stage = Stage::small(io);
+    let bytes = 512 << 10;
+    let nlb = u16::try_from(bytes / BLOCK - 1).expect("16 bits");
+    let compare = command::compare(NSID, 0, nlb);
+    // One of the two large buffers is kept for Compare, and this takes the other.
+    let (mut other, other_admin) = Raw::io(stage.rig.address, Digests::NONE);
+    let capsule = other.capsule_with(compare.with_sgl1(Sgl::transport(bytes)), &[]);
+    other.send(&capsule);
+    let _ = other.recv().expect("an R2T").r2t();
+    let alone = stage.send_late(compare, bytes);
+    stage.round_trip();
+    assert_eq!(stage.abort(alone), YES);
+    assert_eq!(ended(&mut stage.queue, alone), ABORTED);
+    // A pair needs room for both halves, and either takes the other with it.
+    let failed = Status::ABORTED_FAILED_FUSED;
+    for by_second in [false, true] {
+        let half = bytes / 2;
+        let nlb = u16::try_from(half / BLOCK - 1).expect("16 bits");
+        let first = command::compare(NSID, 0, nlb).with_fuse(Fuse::First);
+        let first = stage.send_late(first, half);
+        let second = write(NSID, 0, half).with_fuse(Fuse::Second);
+        let second = stage.send_late(second, half);
+        stage.round_trip();
+        let (cid, ends) = if by_second {
+            (second, [failed, ABORTED])
+        } else {
+            (first, [ABORTED, failed])
+        };
+        assert_eq!(stage.abort(cid), YES);
+        let mut found = [(); 2].map(|()| response(&mut stage.queue));
+        found.sort_by_key(|cqe| cqe.cid);
+        assert_eq!(found.map(|cqe| cqe.cid), [first, second]);
+        assert_eq!(found.map(|cqe| verdict(cqe.status)), ends);
+    }
+    // What the connection asks for now is not behind anything.
+    let (cid, r2t) = stage.send_and_await_r2t(0, 32 << 10);
+    stage.send_data(&r2t, &vec![3; r2t.r2tl as usize]);
+    assert_eq!(ended(&mut stage.queue, cid), Status::SUCCESS);
+    drop((other, other_admin));
+    stage.end();
 }

@@ -4,7 +4,7 @@
 use bowline_nvme::nvm::DsmRange;
 use bowline_nvme::opcode::io as opcode;
 use bowline_nvme::reservation::ReservationType;
-use bowline_nvme::{NamespaceId, Sgl, Sqe, Status};
+use bowline_nvme::{Fuse, NamespaceId, Sgl, Sqe, Status};
 
 use super::hosts::{Host, KEY_A, KEY_B, acquire};
 use crate::glue::{BLOCK, Glue, Reply, h2c_data, io, pattern};
@@ -139,4 +139,50 @@ fn everybody_writes_again_after_the_release() {
     };
     assert_eq!(glue.release_reservation(b, release), Status::SUCCESS);
     assert_eq!(status_of(&mut glue, a, opcode::WRITE), Status::SUCCESS);
+}
+
+/// A sends a pair, and B reserves between its halves, or before the second one's data comes.
+#[test]
+fn pair_that_a_reservation_comes_into_writes_nothing() {
+    let (ok, failed) = (Status::SUCCESS, Status::ABORTED_FAILED_FUSED);
+    let conflict = Status::RESERVATION_CONFLICT;
+    // Under Write Exclusive the first half would still be allowed by itself.
+    for (rtype, late, expected) in [
+        (ReservationType::WriteExclusive, false, [failed, conflict]),
+        (ReservationType::WriteExclusive, true, [failed, conflict]),
+        (ReservationType::ExclusiveAccess, false, [failed, conflict]),
+        (ReservationType::ExclusiveAccess, true, [conflict, failed]),
+    ] {
+        let mut glue = Glue::new();
+        let (a, b) = (glue.host(1), glue.host(2));
+        glue.register_all(&[a, b]);
+        let first = io(opcode::COMPARE, 0, 1).with_fuse(Fuse::First);
+        let second = io(opcode::WRITE, 0, 1).with_fuse(Fuse::Second);
+        let (old, new) = ([0; BLOCK as usize], [1; BLOCK as usize]);
+        glue.send_with_data(a.queue, first, &old);
+        let r2t = late.then(|| {
+            glue.send(a.queue, second);
+            glue.reply(a.queue)
+        });
+        assert_eq!(glue.acquire(b, acquire(rtype, KEY_B)), ok);
+        match r2t {
+            Some(Reply::R2t(r2t)) => {
+                let bytes = glue.h2c(a.queue, h2c_data(&r2t), &new);
+                glue.receive(a.queue, &bytes);
+            }
+            Some(other) => panic!("expected an R2T, found {other:?}"),
+            None => {
+                glue.send_with_data(a.queue, second, &new);
+            }
+        }
+        let mut cqes: Vec<_> = glue.replies(a.queue).iter().map(Reply::cqe).collect();
+        cqes.sort_by_key(|cqe| cqe.cid);
+        let what = format!("{rtype:?}, {late}: {cqes:?}");
+        assert_eq!(cqes.len(), 2, "{what}");
+        for (cqe, expected) in cqes.iter().zip(expected) {
+            assert!(cqe.status.same_code(expected), "{what}");
+        }
+        assert!(glue.disks[&1].iter().all(|byte| *byte == 0), "{what}");
+        assert_eq!(glue.conn(a.queue).buffers_bound(), 0);
+    }
 }

@@ -27,6 +27,7 @@ on_both_backends!(
     queue_that_goes_answers_its_aborts,
     commands_behind_their_connections_share_are_aborted_at_once,
     commands_that_wait_for_the_pool_are_aborted_at_once,
+    pair_that_waits_for_what_its_device_reads_is_aborted_by_either_half,
 );
 
 const NSID: NamespaceId = NamespaceId(1);
@@ -53,13 +54,16 @@ impl Stage {
 
     /// On a target that has little memory for data.
     fn small(io: IoBackend) -> Self {
-        let class = |bytes, count| ClassConfig { bytes, count };
-        let classes = vec![
-            class(4 << 10, 16),
-            class(16 << 10, 16),
-            class(128 << 10, 4),
-            class(1 << 20, 2),
-        ];
+        Self::with_pool(
+            io,
+            &[(4 << 10, 16), (16 << 10, 16), (128 << 10, 4), (1 << 20, 2)],
+        )
+    }
+
+    /// On a target that has these buffers.
+    fn with_pool(io: IoBackend, classes: &[(usize, usize)]) -> Self {
+        let class = |&(bytes, count)| ClassConfig { bytes, count };
+        let classes = classes.iter().map(class).collect();
         let reactor = Config {
             io,
             pool: PoolConfig { classes },
@@ -451,5 +455,48 @@ fn commands_that_wait_for_the_pool_are_aborted_at_once(io: IoBackend) {
     stage.send_data(&r2t, &vec![3; r2t.r2tl as usize]);
     assert_eq!(ended(&mut stage.queue, cid), Status::SUCCESS);
     drop((other, other_admin));
+    stage.end();
+}
+
+/// Data of a pair is there, and its device would read, but every buffer is at the device.
+fn pair_that_waits_for_what_its_device_reads_is_aborted_by_either_half(io: IoBackend) {
+    let mut stage = Stage::with_pool(io, &[(1 << 20, 3)]);
+    stage.gate.set_closed(true);
+    let nsid = stage.gated;
+    let halves = |lba: u64| {
+        let first = command::compare(nsid, lba, 0).with_fuse(Fuse::First);
+        let second = write(nsid, lba, 512).with_fuse(Fuse::Second);
+        [(first, [0; 512]), (second, [1; 512])]
+    };
+    let mut others = Vec::new();
+    for lba in 0..3 {
+        let (mut queue, admin) = Raw::io(stage.rig.address, Digests::NONE);
+        for (sqe, data) in halves(lba) {
+            let capsule = queue.capsule(sqe, Some(&data));
+            queue.send(&capsule);
+        }
+        let gate = &stage.gate;
+        until("it is there", || (gate.submitted() > lba).then_some(()));
+        others.push((queue, admin));
+    }
+    let failed = Status::ABORTED_FAILED_FUSED;
+    for (half, ends) in [(0, [ABORTED, failed]), (1, [failed, ABORTED])] {
+        let cids = halves(3).map(|(sqe, data)| stage.send(sqe, Some(&data)));
+        stage.round_trip();
+        assert_eq!(stage.abort(cids[half]), YES, "{half}");
+        for (cid, end) in cids.into_iter().zip(ends) {
+            assert_eq!(ended(&mut stage.queue, cid), end, "{half}");
+        }
+    }
+    assert_eq!(stage.gate.submitted(), 3);
+    stage
+        .bystander
+        .await_progress("while the pool is at a device");
+    stage.open();
+    for (queue, _) in &mut others {
+        assert!([(); 2].iter().all(|()| queue.await_status().is_success()));
+    }
+    assert!(stage.medium(nsid, 3, 512) == [0; 512]);
+    drop(others);
     stage.end();
 }

@@ -25,7 +25,7 @@ use crate::config::BackingConfig;
 use crate::fleet::Fleet;
 use crate::listen::Portal;
 use crate::names::{self, ANY_HOST};
-use crate::state::{Keeper, Kept};
+use crate::state::{Forgetting, Keeper, Kept};
 use crate::{check, identity, observe};
 
 pub(crate) use ana::AnaGroup;
@@ -57,6 +57,8 @@ pub(crate) struct Manager {
     keeper: Option<Keeper>,
     /// Those that were found there, until their namespace comes.
     kept: BTreeMap<(String, u32), Kept>,
+    /// Of namespaces that were just removed.
+    forgetting: Vec<Forgetting>,
 }
 
 /// What a namespace has while its backing is being opened.
@@ -125,6 +127,7 @@ impl Manager {
             opening: Vec::new(),
             keeper: None,
             kept: BTreeMap::new(),
+            forgetting: Vec::new(),
         }
     }
 
@@ -195,7 +198,7 @@ impl Manager {
             .map_err(|error| refused(&names::subsystem(nqn), error))?;
         let removed = self.catalog.subsystems.remove(nqn);
         let namespaces = removed.map(|it| it.namespaces).unwrap_or_default();
-        self.forget_reservations(nqn, namespaces.into_keys()).await;
+        self.forget_reservations(nqn, namespaces.into_keys().collect());
         self.route(nqn, None).await?;
         self.tell_discovery().await?;
         Ok(origin)
@@ -260,21 +263,22 @@ impl Manager {
             shared: matches!(new.backing, BackingConfig::Path { shared: true, .. }),
         };
         let name = nqn.to_owned();
-        let geometry = self
-            .fleet
-            .call(owner, move |service, cx, now| {
-                let device = opened.attach(cx).map_err(AddError::Attach)?;
-                let geometry = device.geometry();
-                service
-                    .add_namespace(now, &name, spec, device)
-                    .map_err(AddError::Config)?;
-                Ok(geometry)
-            })
-            .await?
-            .map_err(|error: AddError| match error {
-                AddError::Attach(error) => not_attached(&names::namespace(nqn, nsid), &error),
-                AddError::Config(error) => refused(&names::namespace(nqn, nsid), error),
-            })?;
+        let added = self.fleet.call(owner, move |service, cx, now| {
+            let device = opened.attach(cx).map_err(AddError::Attach)?;
+            let geometry = device.geometry();
+            service
+                .add_namespace(now, &name, spec, device)
+                .map_err(AddError::Config)?;
+            Ok(geometry)
+        });
+        let added = added.await?.map_err(|error: AddError| match error {
+            AddError::Attach(error) => not_attached(&names::namespace(nqn, nsid), &error),
+            AddError::Config(error) => refused(&names::namespace(nqn, nsid), error),
+        });
+        if let (Err(_), Some(keeper)) = (&added, &self.keeper) {
+            keeper.unidentify(nqn, nsid);
+        }
+        let geometry = added?;
         let namespace = Namespace {
             backing: new.backing,
             uuid,
@@ -320,18 +324,17 @@ impl Manager {
     }
 
     /// Forgets the reservations of namespaces that were removed.
-    async fn forget_reservations(&self, nqn: &str, nsids: impl IntoIterator<Item = u32>) {
-        let Some(keeper) = &self.keeper else {
-            return;
-        };
-        for nsid in nsids {
-            if let Err(failure) = keeper.forget(nqn, nsid).await {
-                // A later namespace of another identity does not take them for its own.
-                tracing::error!(
-                    subsystem_nqn = %nqn, nsid, cause = %failure.cause, "reservations not forgotten"
-                );
-            }
+    fn forget_reservations(&mut self, nqn: &str, nsids: Vec<u32>) {
+        if let Some(keeper) = &self.keeper
+            && !nsids.is_empty()
+        {
+            self.forgetting.push(keeper.forget(nqn, nsids));
         }
+    }
+
+    /// What the caller of a change waits for before it answers, without keeping others: a disk.
+    pub(crate) fn take_forgetting(&mut self) -> Vec<Forgetting> {
+        std::mem::take(&mut self.forgetting)
     }
 
     /// Reads the backing's size anew.
@@ -370,7 +373,7 @@ impl Manager {
         let subsystem = self.subsystem_mut(nqn)?;
         subsystem.namespaces.remove(&nsid);
         subsystem.given_up_nsid = subsystem.given_up_nsid.max(nsid);
-        self.forget_reservations(nqn, [nsid]).await;
+        self.forget_reservations(nqn, vec![nsid]);
         Ok(origin)
     }
 

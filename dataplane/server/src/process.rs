@@ -11,6 +11,7 @@ use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneServiceServe
 use bowline_api::{FILE_DESCRIPTOR_SET, Failure};
 use bowline_nvmf::target::{HealthTotals, TargetConfig};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -246,16 +247,22 @@ impl DataPlane {
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first one is due at once, and what there is was just written.
         due.tick().await;
+        let mut saving: Option<JoinHandle<()>> = None;
         loop {
             tokio::select! {
                 ended = self.ends.recv() => return ended,
                 () = self.signals.next() => return None,
                 _ = due.tick(), if self.health.is_some() => {}
             }
+            if saving.as_ref().is_some_and(|it| !it.is_finished()) {
+                // The disk hangs: what is handed to it does not grow.
+                continue;
+            }
             self.read_health().await;
             if let Some(health) = self.health.clone() {
                 // A slow disk must not keep a signal waiting.
-                tokio::spawn(async move { tell("counters not kept", health.save().await) });
+                let save = async move { tell("counters not kept", health.save().await) };
+                saving = Some(tokio::spawn(save));
             }
         }
     }

@@ -97,16 +97,26 @@ impl Management {
     {
         let state = Arc::clone(&self.state);
         change(async move {
-            let State {
-                manager, requests, ..
-            } = &mut *state.lock().await;
-            let ticket = match requests.look_up(method, &id, &request)? {
-                Seen::Done(answer) => return Ok(answer),
-                Seen::New(ticket) => ticket,
+            let (answer, forgetting) = {
+                let State {
+                    manager, requests, ..
+                } = &mut *state.lock().await;
+                let ticket = match requests.look_up(method, &id, &request)? {
+                    Seen::Done(answer) => return Ok(answer),
+                    Seen::New(ticket) => ticket,
+                };
+                let answer = work(manager, request).await;
+                let forgetting = manager.take_forgetting();
+                if let Ok(answer) = &answer {
+                    requests.remember(ticket, answer);
+                }
+                (answer, forgetting)
             };
-            let answer = work(manager, request).await?;
-            requests.remember(ticket, &answer);
-            Ok(answer)
+            // A slow disk keeps this caller, and no other.
+            for it in forgetting {
+                it.done().await;
+            }
+            answer
         })
         .await
     }

@@ -29,7 +29,9 @@ const FILES_MAX: usize = 32 << 10;
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    _lock: File,
+    /// Of the folder, so that two that make it at once cannot both have it; and of the marker,
+    /// which file systems of other machines lock for all of them.
+    _locks: [File; 2],
 }
 
 /// What the folder held.
@@ -54,32 +56,44 @@ impl Folder {
             }
         };
         if !path.exists() {
-            let made = DirBuilder::new().mode(0o700).create(path);
-            made.map_err(failed("make it"))?;
+            match DirBuilder::new().mode(0o700).create(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                made => made,
+            }
+            .map_err(failed("make it"))?;
             sync_folder(path.parent().unwrap_or(path)).map_err(failed("make it"))?;
         }
+        let is_held = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        let lock = |file: &Path| {
+            let file = File::open(file).map_err(failed("open it"))?;
+            let try_lock = || {
+                rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+                    .map_err(io::Error::from)
+            };
+            match patiently(is_held, try_lock) {
+                Ok(()) => Ok(file),
+                Err(source) if is_held(&source) => Err(StartError::State {
+                    path: path.to_owned(),
+                    cause: "another data plane uses it".to_owned(),
+                    hint: "give every data plane a --state folder of its own".to_owned(),
+                }),
+                Err(source) => Err(failed("lock it")(source)),
+            }
+        };
+        if !path.is_dir() {
+            // Says why it cannot be listed.
+            refuse_strangers(path)?;
+        }
+        let whole = lock(path)?;
         let marker = path.join(MARKER);
         if !marker.exists() {
             refuse_strangers(path)?;
             replace(path, MARKER, &Record::Marker.encode()).map_err(failed("write to it"))?;
         }
-        let lock = File::open(&marker).map_err(failed("open it"))?;
-        let is_held = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
-        let try_lock = || {
-            rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-                .map_err(io::Error::from)
-        };
-        patiently(is_held, try_lock).map_err(|source| match is_held(&source) {
-            true => StartError::State {
-                path: path.to_owned(),
-                cause: "another data plane uses it".to_owned(),
-                hint: "give every data plane a --state folder of its own".to_owned(),
-            },
-            false => failed("lock it")(source),
-        })?;
+        let _locks = [whole, lock(&marker)?];
         let loaded = load(path)?;
         let path = path.to_owned();
-        Ok((Self { path, _lock: lock }, loaded))
+        Ok((Self { path, _locks }, loaded))
     }
 
     pub(super) fn write(&self, record: &Record) -> io::Result<()> {
@@ -91,12 +105,29 @@ impl Folder {
         replace(&self.path, &name, &record.encode())
     }
 
+    /// Removes the reservations of a namespace; if that cannot be made durable, they stay.
     pub(super) fn remove_reservations(&self, nqn: &str, nsid: u32) -> io::Result<()> {
-        match fs::remove_file(self.path.join(reservation_name(nqn, nsid))) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-            Ok(()) => sync_folder(&self.path),
+        let name = reservation_name(nqn, nsid);
+        let (file, unfinished) = (
+            self.path.join(&name),
+            self.path.join(format!("{name}{UNFINISHED}")),
+        );
+        let Some(before) = read_if_there(&file)? else {
+            return Ok(());
+        };
+        fs::remove_file(&file)?;
+        sync_folder(&self.path).inspect_err(|_| put_back(&file, &unfinished, Some(&before)))
+    }
+
+    /// Removes the reservations of namespaces that are gone, as far as there are some.
+    pub(super) fn forget_reservations(&self, nqn: &str, nsids: &[u32]) -> io::Result<()> {
+        for nsid in nsids {
+            match fs::remove_file(self.path.join(reservation_name(nqn, *nsid))) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        sync_folder(&self.path)
     }
 }
 
@@ -212,9 +243,9 @@ fn replace(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
         folder.join(format!("{name}{UNFINISHED}")),
     );
     let written = write_synced(&unfinished, bytes).and_then(|()| {
-        let before = fs::read(&file).ok();
+        let before = read_if_there(&file)?;
         fs::rename(&unfinished, &file)?;
-        sync_folder(folder).inspect_err(|_| put_back(&file, before.as_deref()))
+        sync_folder(folder).inspect_err(|_| put_back(&file, &unfinished, before.as_deref()))
     });
     if written.is_err() {
         // The first failure is what counts.
@@ -223,10 +254,18 @@ fn replace(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Nobody will be told that the new content is there, so the old one should be.
-fn put_back(file: &Path, before: Option<&[u8]>) {
+fn read_if_there(file: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// Nobody will be told that the new content is there, so the old one should be. What fails here
+/// (the disk may be full) leaves the new content whole, never a part of the old.
+fn put_back(file: &Path, unfinished: &Path, before: Option<&[u8]>) {
     let outcome = match before {
-        Some(bytes) => write_synced(file, bytes),
+        Some(bytes) => write_synced(unfinished, bytes).and_then(|()| fs::rename(unfinished, file)),
         None => fs::remove_file(file),
     };
     if let Err(error) = outcome {
@@ -298,6 +337,7 @@ mod tests {
         assert_eq!(generation(&loaded), Some(2));
         folder.remove_reservations(NQN, 1).unwrap();
         folder.remove_reservations(NQN, 1).unwrap();
+        folder.forget_reservations(NQN, &[1, 2]).unwrap();
         drop(folder);
         assert_eq!(generation(&Folder::open(&path).unwrap().1), None);
     }
@@ -360,6 +400,36 @@ mod tests {
             assert!(said.contains(expected), "{said}");
             assert!(said.contains("move it away"), "{said}");
             assert_eq!(&fs::read(&file).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn content_is_put_back_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, unfinished) = (folder.path().join("a"), folder.path().join("a.tmp"));
+        fs::write(&file, b"new").unwrap();
+        put_back(&file, &unfinished, Some(b"old"));
+        assert_eq!(fs::read(&file).unwrap(), b"old");
+        // Nowhere to write it to: what is there stays as it is.
+        fs::create_dir(&unfinished).unwrap();
+        put_back(&file, &unfinished, Some(b"older"));
+        assert_eq!(fs::read(&file).unwrap(), b"old");
+        put_back(&file, &unfinished, None);
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn of_many_that_make_a_folder_at_once_one_has_it() {
+        for _ in 0..3 {
+            let parent = tempfile::tempdir().unwrap();
+            let path = &parent.path().join("state");
+            let users: Vec<_> = std::thread::scope(|scope| {
+                let open = || Folder::open(path).map(|(folder, _)| folder);
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+                let joined = threads.into_iter().map(|it| it.join().unwrap());
+                joined.collect()
+            });
+            assert_eq!(users.iter().filter(|it| it.is_ok()).count(), 1);
         }
     }
 

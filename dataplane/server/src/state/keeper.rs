@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bowline_api::{Failure, Reason};
 use bowline_reactor::Mailbox;
@@ -33,8 +34,8 @@ type Identities = Arc<Mutex<HashMap<(String, u32), [u8; 16]>>>;
 enum Job {
     Subsystem(Box<SubsystemRecord>, oneshot::Sender<io::Result<()>>),
     Reservations(StoreReservations, Mailbox<TargetMessage<Backing>>),
-    /// A namespace that was removed, and what its reservations were.
-    Forget(String, u32, oneshot::Sender<io::Result<()>>),
+    /// Namespaces that were removed.
+    Forget(String, Vec<u32>, oneshot::Sender<io::Result<()>>),
 }
 
 impl Keeper {
@@ -45,6 +46,7 @@ impl Keeper {
         let worker = Worker {
             folder,
             identities: Arc::clone(&identities),
+            told: None,
         };
         thread::Builder::new()
             .name("state".to_owned())
@@ -63,10 +65,24 @@ impl Keeper {
         lock(&self.identities).insert((nqn.to_owned(), nsid), uuid);
     }
 
-    /// Forgets the reservations of a namespace that was removed.
-    pub(crate) async fn forget(&self, nqn: &str, nsid: u32) -> Result<(), Failure> {
-        let nqn = nqn.to_owned();
-        self.done(|answer| Job::Forget(nqn, nsid, answer)).await
+    /// A namespace that was to come did not.
+    pub(crate) fn unidentify(&self, nqn: &str, nsid: u32) {
+        lock(&self.identities).remove(&(nqn.to_owned(), nsid));
+    }
+
+    /// Forgets the reservations of namespaces that were removed. What is begun here comes before
+    /// everything that is handed over later; how it ends need not be waited for.
+    pub(crate) fn forget(&self, nqn: &str, nsids: Vec<u32>) -> Forgetting {
+        for nsid in &nsids {
+            self.unidentify(nqn, *nsid);
+        }
+        let (answer, answered) = oneshot::channel();
+        let job = Job::Forget(nqn.to_owned(), nsids, answer);
+        let begun = self.jobs.try_send(job).is_ok();
+        Forgetting {
+            nqn: nqn.to_owned(),
+            answered: begun.then_some(answered),
+        }
     }
 
     /// What a reactor hands its reservations to.
@@ -96,6 +112,31 @@ impl Keeper {
     }
 }
 
+/// Reservations that are being forgotten.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Forgetting {
+    nqn: String,
+    /// `None`: the thread that writes has too much to do.
+    answered: Option<oneshot::Receiver<io::Result<()>>>,
+}
+
+impl Forgetting {
+    /// Waits until they are, on stable media.
+    pub(crate) async fn done(self) {
+        let outcome = match self.answered {
+            Some(answered) => answered
+                .await
+                .unwrap_or_else(|_| Err(io::Error::other("the thread that writes has ended"))),
+            None => Err(io::Error::other("the disk does not keep up")),
+        };
+        if let Err(error) = outcome {
+            // A later namespace of another identity does not take them for its own.
+            tracing::error!(subsystem_nqn = %self.nqn, %error, "reservations not forgotten");
+        }
+    }
+}
+
 /// A reactor's way to the thread that writes.
 pub(crate) struct ReactorStore {
     jobs: mpsc::Sender<Job>,
@@ -113,10 +154,15 @@ impl ReservationStore for ReactorStore {
 struct Worker {
     folder: Folder,
     identities: Identities,
+    /// When the log last heard of a failure: hosts can cause many.
+    told: Option<Instant>,
 }
 
+/// How often a failure is told at most.
+const TOLD_INTERVAL: Duration = Duration::from_secs(1);
+
 impl Worker {
-    fn work(self, mut queue: mpsc::Receiver<Job>) {
+    fn work(mut self, mut queue: mpsc::Receiver<Job>) {
         while let Some(job) = queue.blocking_recv() {
             // Whoever does not wait any more has nothing to do about it.
             match job {
@@ -132,17 +178,15 @@ impl Worker {
                     };
                     let _unheard = mailbox.send_blocking(TargetMessage::Call(Box::new(call)));
                 }
-                Job::Forget(nqn, nsid, answer) => {
-                    let removed = self.folder.remove_reservations(&nqn, nsid);
-                    lock(&self.identities).remove(&(nqn, nsid));
-                    let _unheard = answer.send(removed);
+                Job::Forget(nqn, nsids, answer) => {
+                    let _unheard = answer.send(self.folder.forget_reservations(&nqn, &nsids));
                 }
             }
         }
     }
 
     /// Whether the reservations are durable.
-    fn store(&self, request: StoreReservations) -> bool {
+    fn store(&mut self, request: StoreReservations) -> bool {
         let StoreReservations {
             nqn, nsid, state, ..
         } = request;
@@ -161,7 +205,10 @@ impl Worker {
             // Removed meanwhile: the command that asked has failed already.
             (None, Some(_)) => return false,
         };
-        if let Err(error) = &written {
+        if let Err(error) = &written
+            && self.told.is_none_or(|at| at.elapsed() >= TOLD_INTERVAL)
+        {
+            self.told = Some(Instant::now());
             tracing::error!(
                 subsystem_nqn = %nqn, nsid, %error, "reservations not stored: their command fails"
             );
@@ -173,4 +220,45 @@ impl Worker {
 /// Nothing is done under the lock that could leave half of something.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NQN: &str = "nqn.2026-11.io.bowline:test:a";
+
+    #[tokio::test]
+    async fn namespace_comes_again_while_a_slow_disk_forgets_the_old_one() {
+        let place = tempfile::tempdir().unwrap();
+        let (folder, _) = Folder::open(place.path()).unwrap();
+        folder
+            .write(&Record::Reservations(ReservationRecord {
+                nqn: NQN.to_owned(),
+                nsid: 1,
+                uuid: [1; 16],
+                image: Vec::new(),
+            }))
+            .unwrap();
+        let (jobs, queue) = mpsc::channel(WAITING_MAX);
+        let identities = Identities::default();
+        let keeper = Keeper {
+            jobs,
+            identities: Arc::clone(&identities),
+        };
+        keeper.identify(NQN, 1, [1; 16]);
+        let forgetting = keeper.forget(NQN, vec![1]);
+        keeper.identify(NQN, 1, [1; 16]);
+        drop(keeper);
+        let worker = Worker {
+            folder,
+            identities: Arc::clone(&identities),
+            told: None,
+        };
+        thread::spawn(move || worker.work(queue)).join().unwrap();
+        forgetting.done().await;
+        assert!(lock(&identities).contains_key(&(NQN.to_owned(), 1)));
+        let (_, loaded) = Folder::open(place.path()).unwrap();
+        assert!(loaded.reservations.is_empty());
+    }
 }

@@ -66,6 +66,8 @@ pub struct Reactor {
     pub(crate) guessed: bool,
     pub(crate) published_at: Nanos,
     pub(crate) counters: Counters,
+    /// From then on the log hears of a pause in accepting again.
+    pub(crate) pause_told_again_at: Nanos,
     pub(crate) shared: Arc<SharedCounters>,
     gathers: GatherPool,
     pool: BufPool,
@@ -119,6 +121,7 @@ impl Reactor {
             guessed: false,
             published_at: now,
             counters,
+            pause_told_again_at: Nanos::ZERO,
             shared: Arc::default(),
             gathers: GatherPool::default(),
             pool: BufPool::new(config.pool.clone())?,

@@ -28,6 +28,9 @@ const SEND_ROUNDS: usize = 2;
 /// How long accepting pauses when no descriptor or memory is left.
 const ACCEPT_PAUSE: Nanos = Nanos::from_millis(100);
 
+/// How often a pause is told: peers that hold on to connections can make it last.
+const PAUSE_TOLD_INTERVAL: Nanos = Nanos::from_secs(10);
+
 /// After a pause this long the next event is not expected within the time a send may take.
 const PAUSE_MIN: Nanos = Nanos::from_millis(2);
 
@@ -298,7 +301,10 @@ impl Reactor {
                     entry.ready = false;
                     entry.paused_until = Some(now.after(ACCEPT_PAUSE));
                     self.counters.accept_pauses += 1;
-                    tracing::warn!(%error, "accepting pauses");
+                    if self.pause_told_again_at <= now {
+                        self.pause_told_again_at = now.after(PAUSE_TOLD_INTERVAL);
+                        tracing::warn!(%error, "accepting pauses");
+                    }
                 }
             }
         }

@@ -173,7 +173,7 @@ impl Scrape {
                     .encode_gauge(&value)?;
             }
         }
-        let counts: [(&str, &str, Read); 4] = [
+        let counts: [(&str, &str, Read); 5] = [
             ("turns_cut", "Turns that left bytes for the next", |it| {
                 it.turns_cut
             }),
@@ -185,6 +185,9 @@ impl Scrape {
             }),
             ("unread", "Connections whose peers did not read", |it| {
                 it.unread
+            }),
+            ("devices_vanished", "Devices that went away", |it| {
+                it.vanished
             }),
         ];
         for (name, help, read) in counts {
@@ -255,7 +258,7 @@ impl Scrape {
 
     fn encode_connects(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Read = fn(&TargetCounters) -> u64;
-        let rows: [(&str, &str, Read); 8] = [
+        let rows: [(&str, &str, Read); 9] = [
             ("connections_opened", "Connections taken", |it| {
                 it.connections_opened
             }),
@@ -284,6 +287,11 @@ impl Scrape {
             ("keep_alive_expired", "Associations of silent hosts", |it| {
                 it.keep_alive_expired
             }),
+            (
+                "reservation_preemptions",
+                "Preemptions of reservations that took effect",
+                |it| it.reservation_preemptions,
+            ),
         ];
         for (name, help, read) in rows {
             let name = format!("bowline_target_{name}");

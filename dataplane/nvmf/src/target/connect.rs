@@ -4,6 +4,8 @@
 //! where a retry cannot do better, which an unknown subsystem, controller, or host can: after a
 //! restart they appear a moment later.
 
+use std::net::SocketAddr;
+
 use bowline_nvme::fabrics::{Connect, ConnectData, ConnectInvalid, ConnectResult};
 use bowline_nvme::{ControllerId, Nanos, Status};
 
@@ -26,6 +28,54 @@ pub(super) struct ConnectRequest {
     pub(super) subnqn: String,
     /// From here until the answer the host's time to connect stands still.
     arrived: Nanos,
+}
+
+/// A Connect that was refused. [`Target::poll_refusal`] gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Host NQN; empty where it could not be read.
+    pub hostnqn: String,
+    /// Subsystem NQN; empty where it could not be read.
+    pub subnqn: String,
+    /// Queue id; 0 where it could not be read.
+    pub qid: u16,
+    /// The host's address.
+    pub peer: SocketAddr,
+    /// What the host was told.
+    pub status: Status,
+    /// Which parameter was not valid.
+    pub invalid: Option<ConnectInvalid>,
+}
+
+/// Most refusals that wait to be asked about.
+const REFUSALS_MAX: usize = 16;
+
+impl Refusal {
+    /// Why, in words for the log.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        if self.status.same_code(Status::CONNECT_INVALID_HOST) {
+            return "the host is not allowed";
+        }
+        if self.status.same_code(Status::CONTROLLER_BUSY) {
+            return "a limit of controllers or queues is reached, or it is being stopped";
+        }
+        if self.status.same_code(Status::KATO_INVALID) {
+            return "its keep-alive timeout is not possible";
+        }
+        if self.status.same_code(Status::COMMAND_SEQUENCE_ERROR) {
+            return "its queue is still in use";
+        }
+        match self.invalid {
+            Some(ConnectInvalid::SUBNQN) => "there is no such subsystem",
+            Some(ConnectInvalid::HOSTNQN) => "its host NQN is not possible",
+            Some(ConnectInvalid::HOSTID) => "its host identifier is not possible",
+            Some(ConnectInvalid::CNTLID) => "there is no such controller of this host",
+            Some(ConnectInvalid::QID) => "there is no room for such a queue",
+            Some(ConnectInvalid::SQSIZE) => "its queue size is not possible",
+            _ => "its Connect command is not valid",
+        }
+    }
 }
 
 enum Verdict {
@@ -72,7 +122,18 @@ impl Target {
                 connection.state = State::Routing;
                 connection.push(Pending::Route);
             }
-            Err(invalid) => connection.respond(now, slot, INVALID.dnr(), invalid.encode()),
+            Err(invalid) => {
+                connection.respond(now, slot, INVALID.dnr(), invalid.encode());
+                let peer = connection.path.peer;
+                self.tell_refused(Refusal {
+                    hostnqn: String::new(),
+                    subnqn: String::new(),
+                    qid: 0,
+                    peer,
+                    status: INVALID.dnr(),
+                    invalid: Some(invalid),
+                });
+            }
         }
     }
 
@@ -95,10 +156,7 @@ impl Target {
         };
         match verdict {
             Verdict::Accept(controller) => self.connected(now, id, &request, controller),
-            Verdict::Refuse(status, invalid) => {
-                let result = invalid.map_or(0, |invalid| invalid.encode());
-                self.refused(now, id, &request, status, result);
-            }
+            Verdict::Refuse(status, invalid) => self.refused(now, id, &request, status, invalid),
             Verdict::Hold(until, status) => self.hold(now, id, request, until, status),
         }
         self.touch(id);
@@ -120,7 +178,7 @@ impl Target {
             _ => until,
         };
         if until <= now {
-            return self.refused(now, id, &request, status, 0);
+            return self.refused(now, id, &request, status, None);
         }
         connection.state = State::HeldConnect;
         connection.deadline = Some(until);
@@ -152,21 +210,43 @@ impl Target {
         id: Key,
         request: &ConnectRequest,
         status: Status,
-        result: u64,
+        invalid: Option<ConnectInvalid>,
     ) {
         let stopping = self.stopping.is_some();
-        self.counters.connects_refused += 1;
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
         connection.state = State::AwaitConnect;
         connection.connect_by = connection.connect_by.after(now - request.arrived);
         connection.deadline = Some(connection.connect_by);
+        let result = invalid.map_or(0, |invalid| invalid.encode());
         connection.respond(now, request.slot, status, result);
         if stopping {
             connection.drain();
         }
+        let peer = connection.path.peer;
         self.arm_connection(id);
+        self.tell_refused(Refusal {
+            hostnqn: request.data.hostnqn.as_str().to_owned(),
+            subnqn: request.subnqn.clone(),
+            qid: request.command.qid.0,
+            peer,
+            status,
+            invalid,
+        });
+    }
+
+    fn tell_refused(&mut self, refusal: Refusal) {
+        self.counters.connects_refused += 1;
+        if self.refusals.len() < REFUSALS_MAX {
+            self.refusals.push_back(refusal);
+        }
+    }
+
+    /// The next Connect that was refused; those that nobody asks about are only counted beyond a
+    /// limit.
+    pub fn poll_refusal(&mut self) -> Option<Refusal> {
+        self.refusals.pop_front()
     }
 
     fn connect_admin(&mut self, now: Nanos, id: Key, request: &ConnectRequest) -> Verdict {

@@ -19,6 +19,7 @@
 //!    [`handle_stored`](Target::handle_stored) answers.
 //! 6. [`poll_timeout`](Target::poll_timeout) says when [`handle_timeout`](Target::handle_timeout)
 //!    is due; then [`poll_expiry`](Target::poll_expiry) names the hosts it gave up.
+//!    [`poll_refusal`](Target::poll_refusal) names those whose Connect was refused.
 //!
 //! Nothing is allocated for a command: slots, outputs, and event requests have their maximum
 //! from Connect on. Calls with a stale id, or that nobody asked for, have no effect.
@@ -64,6 +65,7 @@ pub use config::{
     ANA_GROUPS_MAX, AnaConfig, CNTLID_MAX, ConfigError, Deadlines, Deallocate, Hosts, NSID_MAX,
     NamespaceConfig, NsGeometry, Path, SubsystemConfig, TargetConfig, pad,
 };
+pub use connect::Refusal;
 pub use connection::ConnectionCounters;
 pub use controller::{Expiry, ExpiryReason};
 pub use discovery::{DiscoveryKind, DiscoveryRecord, DiscoveryTable};
@@ -113,6 +115,8 @@ pub struct Target {
     timers: Timers,
     /// Associations that expired, for the owner to hear of.
     expiries: VecDeque<Expiry>,
+    /// Connects that were refused, for the owner to hear of.
+    refusals: VecDeque<Refusal>,
     /// Reservations on their way to the owner's store.
     stores: Stores,
     /// When a graceful stop becomes less graceful.
@@ -143,6 +147,7 @@ impl Target {
             held: Vec::new(),
             timers: Timers::default(),
             expiries: VecDeque::new(),
+            refusals: VecDeque::new(),
             stores: Stores::default(),
             stopping: None,
             counters: TargetCounters::default(),

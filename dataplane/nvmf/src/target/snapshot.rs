@@ -34,6 +34,8 @@ pub struct TargetCounters {
     pub timed_out: u64,
     /// Associations ended because the host was silent.
     pub keep_alive_expired: u64,
+    /// Preempt and Preempt and Abort commands that took effect.
+    pub reservation_preemptions: u64,
 }
 
 /// A subsystem and all that belongs to it.

@@ -190,6 +190,41 @@ fn discovery_controller_has_no_io_queues() {
 }
 
 #[test]
+fn refusals_are_told_with_host_and_reason_and_are_bounded() {
+    let mut glue = Glue::new();
+    let command = Glue::connect_command(0, 31);
+    let id = glue.initialized(Digests::NONE);
+    let unknown = Glue::connect_data("nqn.2026-11.io.bowline:no", HOSTNQN, 0xFFFF);
+    assert!(!glue.connect(id, command, &unknown).status.is_success());
+    let told = glue.target.poll_refusal().expect("told");
+    assert_eq!(
+        (told.hostnqn.as_str(), told.subnqn.as_str(), told.reason()),
+        (
+            HOSTNQN,
+            "nqn.2026-11.io.bowline:no",
+            "there is no such subsystem"
+        )
+    );
+    assert_eq!(glue.target.poll_refusal(), None);
+    glue.target
+        .set_hosts(glue.now, SUBNQN, Hosts::Only(Vec::new()))
+        .expect("there");
+    let denied = Glue::connect_data(SUBNQN, HOSTNQN, 0xFFFF);
+    for _ in 0..100 {
+        let id = glue.initialized(Digests::NONE);
+        assert!(!glue.connect(id, command, &denied).status.is_success());
+        glue.target.closed(glue.now, id);
+    }
+    assert_eq!(glue.target.counters().connects_refused, 101);
+    let told: Vec<_> = std::iter::from_fn(|| glue.target.poll_refusal()).collect();
+    assert!((1..=16).contains(&told.len()));
+    assert!(
+        told.iter()
+            .all(|it| it.reason() == "the host is not allowed")
+    );
+}
+
+#[test]
 fn malformed_names_are_refused_with_their_position() {
     let mut glue = Glue::new();
     for (range, position) in [(512..768, 512), (256..512, 256)] {

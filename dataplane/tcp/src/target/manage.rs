@@ -331,7 +331,10 @@ impl<D: Device> TargetService<D> {
                         tracing::warn!(%nqn, %nsid, %error, "device changed, namespace did not");
                     }
                 }
-                DeviceEvent::Vanished => tracing::error!(%nqn, %nsid, "device vanished"),
+                DeviceEvent::Vanished => {
+                    self.work.vanished += 1;
+                    tracing::error!(%nqn, %nsid, "device vanished");
+                }
                 DeviceEvent::MediaWarning => tracing::warn!(%nqn, %nsid, "device reports errors"),
             }
         }

@@ -35,7 +35,7 @@ use link::{Closing, Link};
 use links::Links;
 use manage::Stop;
 use tx::{Need, Waiting};
-use work::LogLimit;
+use work::LogLimits;
 
 pub use manage::{NamespaceSpec, RefreshError};
 pub use reservation::{ReservationStore, StoreReservations};
@@ -107,7 +107,7 @@ pub struct TargetService<D: Device> {
     /// When memory is given back; `None` while nothing happens.
     tidy_at: Option<Nanos>,
     work: Work,
-    log_limit: LogLimit,
+    log_limits: LogLimits,
     grace: Grace,
     listeners: Vec<(ListenerId, u16)>,
     names: manage::Names,
@@ -141,7 +141,7 @@ impl<D: Device> TargetService<D> {
             turn_bytes: 0,
             tidy_at: None,
             work: Work::default(),
-            log_limit: LogLimit::default(),
+            log_limits: LogLimits::default(),
             grace: Grace::default(),
             listeners: Vec::new(),
             names: manage::Names::default(),
@@ -153,13 +153,16 @@ impl<D: Device> TargetService<D> {
 
     fn open_link(&mut self, cx: &mut Reactor, now: Nanos, stream: TcpStream, path: Path) {
         let Some(conn) = self.target.open(now, path) else {
-            // At the limit: the host sees a closed connection and tries again.
+            // The host sees a closed connection and tries again.
+            if let Some(left_out) = self.log_limits.connections.admit(now) {
+                tracing::warn!(peer = %path.peer, left_out, "connection beyond a limit not served");
+            }
             return;
         };
         match cx.attach(stream) {
             Ok(socket) => self.links.insert(Link::new(conn, socket, Vec::new())),
             Err(error) => {
-                if let Some(left_out) = self.log_limit.admit(now) {
+                if let Some(left_out) = self.log_limits.connections.admit(now) {
                     tracing::warn!(peer = %path.peer, %error, left_out, "connection not served");
                 }
                 self.target.closed(now, conn);
@@ -174,6 +177,10 @@ impl<D: Device> TargetService<D> {
             carry,
         } = adoption;
         let Some(conn) = self.target.adopt(now, handoff) else {
+            if let Some(left_out) = self.log_limits.connections.admit(now) {
+                let peer = stream.peer_addr().ok().map(tracing::field::display);
+                tracing::warn!(peer, left_out, "connection beyond a limit not served");
+            }
             return;
         };
         match cx.attach(stream) {
@@ -183,7 +190,7 @@ impl<D: Device> TargetService<D> {
                 self.target.resume(now, conn);
             }
             Err(error) => {
-                if let Some(left_out) = self.log_limit.admit(now) {
+                if let Some(left_out) = self.log_limits.connections.admit(now) {
                     tracing::warn!(%error, left_out, "connection lost while it changed reactors");
                 }
                 self.target.closed(now, conn);
@@ -317,23 +324,40 @@ impl<D: Device> TargetService<D> {
         }
     }
 
-    fn tell_expired(&mut self) {
+    /// Hosts that try again and again must not fill the log.
+    fn tell_refused(&mut self, now: Nanos) {
+        while let Some(it) = self.target.poll_refusal() {
+            let Some(left_out) = self.log_limits.refusals.admit(now) else {
+                continue;
+            };
+            let reason = it.reason();
+            tracing::warn!(
+                host = %it.hostnqn, subsystem = %it.subnqn, qid = it.qid, peer = %it.peer, reason,
+                left_out, "Connect refused"
+            );
+        }
+    }
+
+    fn tell_expired(&mut self, now: Nanos) {
         while let Some(it) = self.target.poll_expiry() {
+            let Some(left_out) = self.log_limits.expiries.admit(now) else {
+                continue;
+            };
             let peer = it.peer.map(tracing::field::display);
             let (host, subsystem, cntlid) = (it.hostnqn, it.subnqn, it.cntlid);
             match it.reason {
                 ExpiryReason::KeepAlive { kato } => {
                     let kato_ms = kato.as_millis();
                     tracing::warn!(
-                        %host, %subsystem, cntlid, peer, kato_ms,
+                        %host, %subsystem, cntlid, peer, kato_ms, left_out,
                         "host silent for its keep-alive timeout, association ended"
                     );
                 }
                 ExpiryReason::Idle => {
-                    tracing::info!(%host, cntlid, peer, "idle discovery controller ended");
+                    tracing::info!(%host, cntlid, peer, left_out, "idle discovery controller ended");
                 }
                 ExpiryReason::NotEnabled => tracing::info!(
-                    %host, %subsystem, cntlid, peer,
+                    %host, %subsystem, cntlid, peer, left_out,
                     "controller not enabled in time, association ended"
                 ),
             }
@@ -515,7 +539,7 @@ impl<D: Device + 'static> Service for TargetService<D> {
                 self.target.stalled(now, conn);
             }
             self.target.handle_timeout(now);
-            self.tell_expired();
+            self.tell_expired(now);
         }
         self.turn_bytes = 0;
         self.close_unread(cx, now);
@@ -525,6 +549,7 @@ impl<D: Device + 'static> Service for TargetService<D> {
         self.handle_device_events(now);
         self.send_departures(now);
         self.run_machines(cx, now);
+        self.tell_refused(now);
         self.touched.append(&mut self.staying);
         while let Some(conn) = self.touched.pop() {
             self.settle(cx, now, conn);

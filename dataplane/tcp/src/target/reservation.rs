@@ -75,7 +75,12 @@ impl<D: Device> TargetService<D> {
                 _ => false,
             };
             if !taken {
-                tracing::error!("reservations not stored: their store does not take them");
+                if let Some(left_out) = self.log_limits.stores.admit(now) {
+                    tracing::error!(
+                        left_out,
+                        "reservations not stored: their store does not take them"
+                    );
+                }
                 self.target.handle_stored(now, id, false);
             }
         }

@@ -17,6 +17,8 @@ pub struct Work {
     pub parts: u64,
     /// Connections ended because their peers did not take what was sent to them.
     pub unread: u64,
+    /// Devices that went away while they were served.
+    pub vanished: u64,
     /// Most bytes a connection held back that could not be placed.
     pub carry_bytes_max: u64,
 }
@@ -51,6 +53,15 @@ pub struct Usage {
 
 /// Lines a second that peers can make the log grow by.
 const LINES_MAX: u32 = 5;
+
+/// Of each kind of line, so that one does not hide another.
+#[derive(Debug, Default)]
+pub(super) struct LogLimits {
+    pub(super) connections: LogLimit,
+    pub(super) refusals: LogLimit,
+    pub(super) expiries: LogLimit,
+    pub(super) stores: LogLimit,
+}
 
 /// Keeps what peers cause from filling the log.
 #[derive(Debug, Default)]

@@ -268,6 +268,11 @@ impl Target {
     /// A new state is in force: whom it concerns is told, what it forbids ends. Returns how many
     /// commands have to leave the device before the command that brought it may end.
     fn enact(&mut self, now: Nanos, place: Place, task: &Task, mut change: Change) -> u32 {
+        if let Request::Acquire(acquire) = &task.request
+            && acquire.action != Acquire::ACQUIRE
+        {
+            self.counters.reservation_preemptions += 1;
+        }
         change.news.sort_unstable_by_key(|&(host, _)| host);
         // The machine has left the state of before in the place of the one to come.
         let before = &change.next;

@@ -38,7 +38,11 @@ fn status(glue: &mut Glue, host: Host) -> Status {
 fn preempted_host_loses_write_access_at_once() {
     let (mut glue, a, b) = held();
     let plain = preempt(Acquire::PREEMPT);
+    assert_eq!(glue.target.counters().reservation_preemptions, 0);
     assert_eq!(glue.acquire(b, plain), Status::SUCCESS);
+    // Nobody has that key any more.
+    assert_ne!(glue.acquire(b, plain), Status::SUCCESS);
+    assert_eq!(glue.target.counters().reservation_preemptions, 1);
     let block = pattern(3, BLOCK as usize);
     let refused = glue.status_with_data(a.queue, io(opcode::WRITE, 0, 1), &block);
     assert!(refused.same_code(Status::RESERVATION_CONFLICT));

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -84,6 +85,20 @@ pub(crate) async fn show<R: Row>(
             shown = Some(text);
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
+        if !is_read() {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether somebody still reads our results; a list that does not change would never find out.
+fn is_read() -> bool {
+    let stdout = io::stdout();
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    // No wait: only what went wrong is looked for.
+    match poll(&mut watched, Some(&Timespec::default())) {
+        Ok(_) => !watched[0].revents().contains(PollFlags::ERR),
+        Err(_) => true,
     }
 }
 

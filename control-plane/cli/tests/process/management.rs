@@ -591,6 +591,20 @@ fn verbs_print_what_the_api_says() {
 }
 
 #[test]
+fn watch_ends_when_nobody_reads_it_any_more() {
+    let plane = start(&[]);
+    let mut watch = bowline(&["host", "list", "--watch", "--rpc", &plane.rpc()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    lines.next().unwrap().unwrap();
+    // Nothing changes, so nothing is written any more.
+    drop(lines);
+    assert_eq!(watch.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn watched_list_is_told_again_when_it_changes() {
     let plane = start(&[]);
     let rpc = plane.rpc();

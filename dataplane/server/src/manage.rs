@@ -305,6 +305,12 @@ impl Manager {
     ) -> Persistence {
         if backing.is_shared() {
             // The other data planes would not keep them. (ADR 0009)
+            if self.kept.contains_key(&(nqn.to_owned(), nsid)) {
+                tracing::warn!(
+                    subsystem_nqn = %nqn, nsid,
+                    "reservations of before are not in force while the device is shared"
+                );
+            }
             return Persistence::NoReservations;
         }
         let Some(keeper) = &self.keeper else {

@@ -294,7 +294,11 @@ impl DataPlane {
             match fleet.not_flushed.load(Ordering::Acquire) {
                 0 => {
                     if let Some(health) = kept {
-                        tell("the end was not written down", health.end().await);
+                        // A disk that hangs must not keep the process: all else is done.
+                        match tokio::time::timeout(END_PATIENCE, health.end()).await {
+                            Ok(ended) => tell("the end was not written down", ended),
+                            Err(_) => tracing::error!("the end was not written down in time"),
+                        }
                     }
                     tracing::info!("stopped");
                     Ok(())
@@ -441,6 +445,9 @@ fn tell(what: &'static str, outcome: Result<(), Failure>) {
 
 /// How often the counters are kept: what a cut in between costs.
 const SAVE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long the --state folder may take to be told of a regular end.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Calls of one client at a time; more wait.
 const STREAMS_MAX: u32 = 64;

@@ -179,15 +179,21 @@ impl Target {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        let sqes = [first, second].map(|slot| connection.slots.get(slot).map(|it| it.sqe));
-        let [Some(one), Some(other)] = sqes else {
+        let halves = [first, second].map(|slot| connection.slots.get(slot));
+        let [Some(one), Some(other)] = halves else {
             return;
         };
-        if !same_blocks(&one, &other) {
+        if !same_blocks(&one.sqe, &other.sqe) {
             // Neither is at fault more than the other.
             let status = Status::INVALID_FIELD.dnr();
             self.fail_pair(now, id, first, status);
             return self.respond(now, id, second, status, 0);
+        }
+        // The NSID may be another namespace's by now, and its blocks may have another size, for
+        // which the pair's buffer has no room.
+        if one.command.namespace != other.command.namespace || one.transfer_len != len {
+            self.fail_pair(now, id, first, Status::INVALID_NAMESPACE.dnr());
+            return self.respond(now, id, second, Status::ABORTED_FAILED_FUSED, 0);
         }
         if let Some(command) = connection.slots.get_mut(first) {
             command.half = Half::First {

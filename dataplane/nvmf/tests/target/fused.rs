@@ -4,9 +4,11 @@
 use bowline_nvme::opcode::{admin, io as opcode};
 use bowline_nvme::pdu::Digests;
 use bowline_nvme::{CommandId, Fuse, NamespaceId, Nanos, Sgl, Sqe, Status};
-use bowline_nvmf::target::{ConnId, IoOp, TargetConfig};
+use bowline_nvmf::target::{ConnId, IoOp, NamespaceConfig, NsGeometry, TargetConfig};
 
-use crate::glue::{BLOCK, CC_ENABLE, Glue, HOSTNQN, Reply, SUBNQN, h2c_data, io, pattern};
+use crate::glue::{
+    BLOCK, CC_ENABLE, Glue, HOSTNQN, Reply, SUBNQN, geometry, h2c_data, io, namespace, pattern,
+};
 
 const MISSING: Status = Status::ABORTED_MISSING_FUSED;
 const FAILED: Status = Status::ABORTED_FAILED_FUSED;
@@ -348,6 +350,36 @@ fn both_halves_are_checked_again_before_anything_runs() {
     let gone = Status::INVALID_NAMESPACE.dnr();
     assert_eq!(statuses(&mut glue, queue), [gone, FAILED]);
     assert!(glue.disks[&1].iter().all(|byte| *byte == 0));
+}
+
+/// The second half was for the namespace that had got the NSID meanwhile. Its blocks were larger,
+/// so that its data did not fit behind that of the first.
+#[test]
+fn namespace_replaced_between_the_halves_fails_both() {
+    let mut glue = Glue::new();
+    let (_, queue) = glue.queues(Digests::NONE);
+    send(&mut glue, queue, first(8, 1), 0);
+    let now = glue.now;
+    glue.target.remove_namespace(now, SUBNQN, 1).expect("there");
+    let larger = NamespaceConfig {
+        nsid: Some(1),
+        geometry: NsGeometry {
+            block_bytes: 4096,
+            blocks: 1024,
+            used_blocks: 1024,
+            ..geometry()
+        },
+        ..namespace(2)
+    };
+    glue.target
+        .add_namespace(now, SUBNQN, larger)
+        .expect("valid");
+    glue.pump();
+    let sqe = second(8, 1).with_sgl1(Sgl::in_capsule(4096));
+    send(&mut glue, queue, sqe, 1);
+    let gone = Status::INVALID_NAMESPACE.dnr();
+    assert_eq!(statuses(&mut glue, queue), [gone, FAILED]);
+    assert_eq!(glue.conn(queue).buffers_bound(), 0);
 }
 
 #[test]

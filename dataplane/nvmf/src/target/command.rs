@@ -13,7 +13,7 @@ use super::fused::{self, Half};
 use super::io::{self, Asker, IoPlan, NSID_AT, Refusal, Terms};
 use super::output::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
 use super::property::Change;
-use super::slot::Stage;
+use super::slot::{Slot, Stage};
 use super::table::Key;
 
 /// How an accepted command goes on.
@@ -118,6 +118,44 @@ impl Target {
             }
             plan => plan,
         }
+    }
+
+    /// Whether a command that was handed out, but waited for the owner's memory, may still run:
+    /// meanwhile the path to its namespace, reservations, or the controller may have changed.
+    /// `false`: it may not, and has been answered.
+    pub fn may_still_run(&mut self, now: Nanos, id: ConnId, slot: SlotId) -> bool {
+        let Some(connection) = self.connections.get(id) else {
+            return true;
+        };
+        let executing = |slot| {
+            let command = connection.slots.get(slot);
+            command.filter(|it| it.stage == Stage::Executing)
+        };
+        let queue = connection.queue.filter(|queue| queue.qid != 0);
+        let (Some(queue), Some(command)) = (queue, executing(slot)) else {
+            return true;
+        };
+        let refusal = |command: &Slot| {
+            let handle = command.command.namespace;
+            let again = self.plan_again(queue.controller, &command.sqe, handle);
+            again.err().map(|(status, _)| status)
+        };
+        let second = command.half.other();
+        let refused = match (refusal(command), second) {
+            (Some(status), _) => Some((status, Status::ABORTED_FAILED_FUSED)),
+            (None, Some(second)) => executing(second)
+                .and_then(refusal)
+                .map(|status| (Status::ABORTED_FAILED_FUSED, status)),
+            (None, None) => None,
+        };
+        let Some((status, of_second)) = refused else {
+            return true;
+        };
+        self.complete(now, id, slot, status);
+        if let Some(second) = second {
+            self.complete(now, id, second, of_second);
+        }
+        false
     }
 
     /// Only Connect, and only one at a time. [FABRICS-1.1 §3.3]
@@ -259,7 +297,10 @@ impl Target {
                 }
             }
             Some(queue) => {
-                let ranges = self.ranges(queue.controller, &sqe, namespace, data);
+                // A shutdown may have begun since, whose Flush would not cover what is written now.
+                let ranges = self
+                    .plan_again(queue.controller, &sqe, namespace)
+                    .and_then(|_| self.ranges(queue.controller, &sqe, namespace, data));
                 self.run_ranges(now, id, slot, ranges);
             }
         }

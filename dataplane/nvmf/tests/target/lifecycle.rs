@@ -4,7 +4,7 @@ use bowline_nvme::fabrics::{Connect, Disconnect};
 use bowline_nvme::feature::{GetFeatures, SetFeatures, id as fid};
 use bowline_nvme::opcode::{admin, io as opcode};
 use bowline_nvme::pdu::{Digests, Direction, Fes, TermReq, Violation};
-use bowline_nvme::{Nanos, Sgl, Sqe, Status};
+use bowline_nvme::{NamespaceId, Nanos, Sgl, Sqe, Status};
 use bowline_nvmf::target::{ConnId, IoOp, Path, TargetConfig};
 
 use crate::glue::{BLOCK, CC_ENABLE, Glue, HOSTNQN, Reply, SUBNQN, geometry, io};
@@ -496,6 +496,34 @@ fn nothing_accepted_reaches_its_device_beside_the_flush_of_a_shutdown() {
     glue.hold_io = false;
     glue.finish_held();
     assert_eq!(glue.csts(admin), RDY | SHST_COMPLETE);
+}
+
+/// The same was true of commands whose ranges had come and had not been looked at.
+#[test]
+fn ranges_looked_at_after_a_shutdown_began_are_not_run() {
+    for sqe in [
+        Sqe::new(opcode::COPY).with_copy(100, 0),
+        Sqe::new(opcode::DATASET_MANAGEMENT).with_ranges(0, true),
+    ] {
+        let mut glue = Glue::new();
+        let (admin, queue) = glue.queues(Digests::NONE);
+        glue.hold_io = true;
+        let sqe = sqe
+            .with_nsid(NamespaceId(1))
+            .with_cid(glue.next_cid(queue))
+            .with_sgl1(Sgl::in_capsule(32));
+        // Read as either list it names some blocks.
+        let bytes = glue.capsule(queue, sqe, &[0, 0, 0, 0, 1, 0, 0, 0].repeat(4));
+        glue.receive_only(queue, &bytes);
+        glue.set_cc(admin, CC_ENABLE | SHN_NORMAL);
+        let status = glue.reply(queue).cqe().status;
+        assert!(
+            status.same_code(Status::COMMAND_SEQUENCE_ERROR),
+            "{status:?}"
+        );
+        assert_eq!(glue.held.len(), 1);
+        assert_eq!(glue.held[0].2.op, IoOp::Flush);
+    }
 }
 
 /// The end of an association passed over queues that drained after Disconnect. What they had

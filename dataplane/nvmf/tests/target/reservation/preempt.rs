@@ -1,8 +1,9 @@
 //! Preempting and aborting: what becomes of the commands of those who lose their rights.
 
+use bowline_nvme::nvm::CopyRange;
 use bowline_nvme::opcode::io as opcode;
 use bowline_nvme::reservation::{Acquire, ReservationType};
-use bowline_nvme::{CommandId, NamespaceId, Status};
+use bowline_nvme::{CommandId, Fuse, NamespaceId, Sqe, Status};
 
 use super::hosts::{Host, KEY_A, KEY_B, acquire};
 use crate::glue::{BLOCK, Glue, Reply, h2c_data, io, pattern};
@@ -117,6 +118,57 @@ fn victims_waiting_for_data_or_buffers_end_aborted_and_never_reach_the_device() 
         (transferring, 0x1B, 0)
     );
     assert!(glue.disks[&1].iter().all(|&byte| byte == 0));
+}
+
+/// A command that had been handed out but waited for memory ran after its host had lost the right
+/// to it. The owner asks before it runs one that waited.
+#[test]
+fn command_that_waited_for_memory_is_judged_again_before_it_runs() {
+    let (mut glue, a, b) = held();
+    glue.hold_io = true;
+    glue.unstarted = true;
+    let copy = Sqe::new(opcode::COPY)
+        .with_nsid(NamespaceId(1))
+        .with_copy(100, 0);
+    let list = CopyRange { slba: 4, blocks: 2 }.encode();
+    glue.send_with_data(a.queue, copy, &list);
+    for (opcode, fuse) in [
+        (opcode::COMPARE, Fuse::First),
+        (opcode::WRITE, Fuse::Second),
+    ] {
+        glue.send_with_data(a.queue, io(opcode, 0, 1).with_fuse(fuse), &[0; 512]);
+    }
+    glue.send(a.queue, io(opcode::READ, 0, 1));
+    let held: Vec<_> = glue.held.iter().map(|&(id, slot, _)| (id, slot)).collect();
+    assert_eq!(held.len(), 3);
+    let now = glue.now;
+    for &(id, slot) in &held {
+        assert!(glue.target.may_still_run(now, id, slot), "nothing changed");
+    }
+    let plain = preempt(Acquire::PREEMPT);
+    assert_eq!(glue.acquire(b, plain), Status::SUCCESS);
+    let may = held
+        .iter()
+        .map(|&(id, slot)| glue.target.may_still_run(now, id, slot));
+    let may: Vec<bool> = may.collect();
+    assert_eq!(may, [false, false, true], "reading is still allowed");
+    glue.held.drain(..2);
+    glue.pump();
+    let found: Vec<_> = glue
+        .replies(a.queue)
+        .iter()
+        .map(|reply| reply.cqe().status)
+        .collect();
+    for (status, expected) in found.iter().zip([
+        Status::RESERVATION_CONFLICT,
+        Status::ABORTED_FAILED_FUSED,
+        Status::RESERVATION_CONFLICT,
+    ]) {
+        assert!(status.same_code(expected), "{found:?}");
+    }
+    assert_eq!(found.len(), 3);
+    glue.finish_held();
+    assert_eq!(glue.target.subsystems()[0].controllers[0].executing, 0);
 }
 
 #[test]

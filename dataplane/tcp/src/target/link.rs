@@ -138,13 +138,21 @@ impl Link {
         budget::room(pool, self.held)
     }
 
-    /// The slot is free. What it had may still be in the gather, and is held until that has left.
+    /// The slot is free. What it had may still be in the gather, or in the send under way, and is
+    /// held until that has left.
     pub(super) fn release_with_gather(&mut self, slot: SlotId) {
         let place = self.place_mut(slot);
         // The view in the gather keeps the memory until the bytes have left.
         place.buffer = None;
         let charge = std::mem::take(&mut place.charge);
-        self.gathered.add(charge);
+        if self.gather.is_some() {
+            self.gathered.add(charge);
+        } else if self.sending_since.is_some() {
+            self.leaving.add(charge);
+        } else {
+            // Nothing that leaves later would bring it back.
+            self.held.sub(charge);
+        }
     }
 
     /// The slot is free, and nothing of it is to be sent.
@@ -232,5 +240,56 @@ impl Link {
 
     pub(super) fn keep_copy(&mut self, rest: &[u8]) {
         self.carry.extend_from_slice(rest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use bowline_block::MemDevice;
+    use bowline_nvmf::target::TargetConfig;
+    use bowline_reactor::{Config, LocalReactor};
+
+    use super::super::TargetService;
+    use super::*;
+
+    const CHARGE: Charge = Charge {
+        bytes: 4096,
+        landings: 0,
+    };
+
+    fn check(mut link: Link, cx: &mut Reactor) {
+        let is_free = |link: &Link| link.request(1, 1).held.is_none();
+        link.charge(SlotId(0), CHARGE);
+        link.gather(cx).push_bytes(&[1; 64]);
+        link.release_with_gather(SlotId(0));
+        assert!(!is_free(&link), "it is gathered");
+        link.charge(SlotId(1), CHARGE);
+        link.flush(cx, Nanos::ZERO);
+        link.release_with_gather(SlotId(1));
+        assert!(!is_free(&link), "it is being sent");
+        link.sent();
+        assert!(is_free(&link), "all has left");
+        link.charge(SlotId(2), CHARGE);
+        link.release_with_gather(SlotId(2));
+        assert!(is_free(&link), "it had left before");
+    }
+
+    /// What a part of a Read had was counted until the next send. When the part had left before
+    /// the next was asked for, none came: the rest of the Read waited for itself.
+    #[test]
+    fn what_has_left_already_is_not_held_until_something_else_leaves() {
+        LocalReactor::new(&Config::default(), |cx, _| {
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let socket = cx.attach(TcpStream::connect(listener.local_addr()?)?)?;
+            let conn = ConnId {
+                index: 0,
+                generation: 0,
+            };
+            check(Link::new(conn, socket, Vec::new()), cx);
+            Ok(TargetService::<MemDevice>::new(TargetConfig::default()))
+        })
+        .expect("a reactor");
     }
 }

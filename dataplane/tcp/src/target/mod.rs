@@ -214,6 +214,11 @@ impl<D: Device> TargetService<D> {
         // Its buffers come back to the pool: somebody may have waited for them.
         self.unfinished |= !self.waiting.is_empty() || self.links.stalled_count() > 0;
         self.end_deferred(now, conn, std::mem::take(link.deferred_mut()));
+        if link.queued > 0 {
+            let (its, others) = self.waiting.drain(..).partition(|it| it.conn == conn);
+            self.waiting = others;
+            self.end_deferred(now, conn, its);
+        }
     }
 
     /// Ends commands that were handed out but never started, so that nobody waits for them.

@@ -202,6 +202,9 @@ impl<D: Device> TargetService<D> {
             && link.queued == 0
             && let Some(first) = link.deferred_mut().pop_front()
         {
+            if self.is_refused(now, &first) {
+                continue;
+            }
             let ceiling_bytes = self.ceiling_bytes();
             if let Err(wait) = self.try_supply(cx, now, &first, ceiling_bytes) {
                 self.wait(first, wait, true);
@@ -244,16 +247,26 @@ impl<D: Device> TargetService<D> {
             };
             let bytes = self.need_bytes(&waiting.need);
             let may_try = bytes <= ceiling_bytes || waiting.holds_buffer();
-            if may_try && self.try_supply(cx, now, &waiting, ceiling_bytes).is_ok() {
+            if self.is_refused(now, &waiting)
+                || (may_try && self.try_supply(cx, now, &waiting, ceiling_bytes).is_ok())
+            {
                 self.waiting.remove(at);
                 if let Some(link) = self.links.get_mut(waiting.conn) {
                     link.queued = link.queued.saturating_sub(1);
                 }
+                // If it was given up meanwhile, nothing else moves those behind it.
+                self.supply_deferred(cx, now, waiting.conn);
             } else {
                 ceiling_bytes = ceiling_bytes.min(bytes.saturating_sub(1));
                 at += 1;
             }
         }
+    }
+
+    /// Whether a command that has waited may not run any more. Then it is answered.
+    fn is_refused(&mut self, now: Nanos, waiting: &Waiting) -> bool {
+        let &Waiting { conn, slot, need } = waiting;
+        matches!(need, Need::Execute(_)) && !self.target.may_still_run(now, conn, slot)
     }
 
     /// Keeps one of the largest buffers for Compare and Copy while there are connections. They
@@ -390,9 +403,6 @@ impl<D: Device> TargetService<D> {
             body.is_some(),
             "a payload lies in its buffer"
         );
-        if let Some(slot) = release {
-            link.release_with_gather(slot);
-        }
         let gather = link.gather(cx);
         gather.push_with(|arena| pdu.encode_into(arena));
         if let Some(body) = body {
@@ -401,6 +411,9 @@ impl<D: Device> TargetService<D> {
             if let Some(digest) = digest {
                 gather.push_bytes(&digest.to_le_bytes());
             }
+        }
+        if let Some(slot) = release {
+            link.release_with_gather(slot);
         }
     }
 

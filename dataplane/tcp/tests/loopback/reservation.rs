@@ -1,22 +1,25 @@
 //! Reservations of two hosts over real sockets, and a store that makes them durable on a thread.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
+use bowline_block::{ClassConfig, PoolConfig};
+use bowline_nvme::nvm::CopyRange;
 use bowline_nvme::opcode::io as opcode;
 use bowline_nvme::reservation::{Acquire, Register, ReservationType};
 use bowline_nvme::{NamespaceId, Sqe, Status};
-use bowline_nvmf::target::{Persistence, ReservationState};
-use bowline_reactor::IoBackend;
+use bowline_nvmf::target::{Hosts, Persistence, ReservationState, TargetConfig};
+use bowline_reactor::{Config, IoBackend};
 use bowline_tcp::target::{NamespaceSpec, ReservationStore, StoreReservations, TargetMessage};
 
-use crate::common::device::TestDevice;
-use crate::common::on_both_backends;
+use crate::common::device::{Gate, Gated, TestDevice, memory};
 use crate::common::raw::Raw;
 use crate::common::rig::{BLOCK, NQN, Rig};
+use crate::common::{on_both_backends, until};
 
 on_both_backends!(
     reservation_fences_the_other_host_across_reconnects,
+    copy_that_waits_for_memory_is_fenced_before_it_runs,
     registration_is_answered_when_the_store_has_it,
     store_that_fails_or_is_missing_fails_the_command,
 );
@@ -78,6 +81,71 @@ fn reservation_fences_the_other_host_across_reconnects(io: IoBackend) {
     assert_eq!(write(&mut a, nsid), Status::SUCCESS);
     let (mut b, _admin) = host(&rig, 1);
     assert!(write(&mut b, nsid).same_code(Status::RESERVATION_CONFLICT));
+}
+
+/// A Copy that had no buffer yet ran whenever it got one, though its host had been preempted
+/// meanwhile.
+fn copy_that_waits_for_memory_is_fenced_before_it_runs(io: IoBackend) {
+    let class = |bytes, count| ClassConfig { bytes, count };
+    let classes = vec![class(4 << 10, 64), class(128 << 10, 2)];
+    let reactor = Config {
+        io,
+        pool: PoolConfig { classes },
+        ..Config::default()
+    };
+    let config = TargetConfig {
+        mdts_bytes: 128 << 10,
+        ..TargetConfig::default()
+    };
+    let rig = Rig::empty(reactor, config);
+    rig.add_subsystem(NQN, Hosts::Any);
+    let gate = Arc::new(Gate::default());
+    let of_device = Arc::clone(&gate);
+    let nsid = rig.add_namespace(NQN, move || {
+        TestDevice::new(Gated {
+            inner: memory(4 << 20, BLOCK),
+            gate: of_device,
+        })
+    });
+    let (mut a, _a_admin) = host(&rig, 0);
+    let (mut b, _b_admin) = host(&rig, 1);
+    for queue in [&mut a, &mut b] {
+        assert_eq!(register(queue, nsid, 0), Status::SUCCESS);
+    }
+    assert_eq!(acquire(&mut a, nsid), Status::SUCCESS);
+    gate.set_closed(true);
+    // Two large buffers, one of which is the spare.
+    for to in [1024, 2048, 3072] {
+        let copy = Sqe::new(opcode::COPY).with_nsid(nsid).with_copy(to, 0);
+        let source = CopyRange {
+            slba: 0,
+            blocks: 256,
+        };
+        let capsule = a.capsule(copy, Some(&source.encode()));
+        a.send(&capsule);
+    }
+    until("the third waits", || {
+        (gate.submitted() == 2 && rig.usage().waiting == 1).then_some(())
+    });
+    let preempt = Acquire {
+        action: Acquire::PREEMPT,
+        rtype: ReservationType::WriteExclusive.wire(),
+        current_key: KEY,
+        preempt_key: KEY,
+        ..Acquire::default()
+    };
+    let sqe = of_namespace(preempt.encode(), nsid);
+    let status = b.command(sqe, Some(&preempt.data())).status;
+    assert_eq!(status, Status::SUCCESS);
+    let status = a.await_status();
+    assert!(status.same_code(Status::RESERVATION_CONFLICT), "{status:?}");
+    gate.set_closed(false);
+    rig.call(|_, _, _| {});
+    // They were at the device.
+    for _ in 0..2 {
+        assert_eq!(a.await_status(), Status::SUCCESS);
+    }
+    assert_eq!(gate.submitted(), 4);
 }
 
 /// Passes requests to whoever holds the other end.

@@ -6,7 +6,8 @@
 //!
 //! Beside the pool every connection has two buffers of its own, so that it never waits for
 //! others: one for data that arrives in a capsule, which its device gives back, and one for a
-//! part of a transfer when it holds nothing else. Their memory is taken only when they are used.
+//! part of a transfer when it holds nothing else. The first is twice as large when it is for a fused
+//! pair. Their memory is taken only when they are used.
 
 use bowline_block::{BufPool, ClassConfig, IoBuf, PoolConfig};
 use bowline_nvmf::target::TargetConfig;
@@ -92,15 +93,20 @@ impl Reserve {
     pub(super) fn new(config: &TargetConfig) -> Self {
         let icd_bytes = config.icd_bytes as usize;
         let bytes = icd_bytes.max(CONTROL_BYTES).next_multiple_of(4096);
-        let count = RESERVED * config.connections_max as usize;
-        let classes = vec![ClassConfig { bytes, count }];
+        let connections = config.connections_max as usize;
+        let class = |bytes, count| ClassConfig { bytes, count };
+        // A fused pair has one buffer for the data of both, which may come in two capsules.
+        let classes = vec![
+            class(bytes, RESERVED * connections),
+            class(2 * bytes, connections),
+        ];
         Self {
             buffers: BufPool::new(PoolConfig { classes }).ok(),
             bytes,
         }
     }
 
-    /// Size of each buffer.
+    /// Size of each buffer, but for that of a pair in capsules.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -271,6 +277,9 @@ mod tests {
             for_capsule(&pool, &reserve, &request(8192, held)).expect("its own");
         charge.add(held);
         assert!(for_capsule(&pool, &reserve, &request(512, charge)).is_none());
+        let pair = 2 * reserve.bytes();
+        let (pair, _) = for_capsule(&pool, &reserve, &request(pair, held)).expect("for a pair");
+        assert_eq!(pair.len(), 2 * reserve.bytes());
         drop(taken);
         assert!(for_capsule(&pool, &reserve, &request(512, charge)).is_some());
     }

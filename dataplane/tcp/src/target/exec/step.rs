@@ -244,7 +244,13 @@ impl Step {
             }),
             _ => Self::begin_reading(op, block_bytes, payload, scratch),
         };
-        begun.unwrap_or_else(|| (Self::Last, Next::bug()))
+        begun.unwrap_or_else(|| {
+            let next = match op {
+                IoOp::CompareAndWrite { second, .. } => fused_failed(second, IoError::Internal),
+                _ => Next::bug(),
+            };
+            (Self::Last, next)
+        })
     }
 
     fn once(io: Io) -> (Self, Next) {
@@ -379,7 +385,7 @@ impl Step {
                 fua,
             } => {
                 let Some(found) = data.pop() else {
-                    return Next::bug();
+                    return fused_failed(second, IoError::Internal);
                 };
                 let half = found.len();
                 if let Err(error) = result.and_then(|()| matched(holds(&pair, &found))) {

@@ -59,8 +59,9 @@ fn deny(workspace: &Workspace, tally: &mut Tally) {
             }
             tally.check("lint: deny fuzz", || {
                 let mut command = std::process::Command::new(&program);
-                command.args(["--locked", "--manifest-path", FUZZ_MANIFEST, "check"]);
-                command.args(["--config", "deny.toml", "bans", "licenses", "sources"]);
+                command.args(["--locked", "--manifest-path", FUZZ_MANIFEST]);
+                command.args(["--config", "deny.toml", "check"]);
+                command.args(["bans", "licenses", "sources"]);
                 process::run(command.current_dir(workspace.root()))
             });
         }

@@ -5,3 +5,4 @@ mod hosts;
 mod notice;
 mod persist;
 mod preempt;
+mod storm;

@@ -269,6 +269,14 @@ impl DataPlane {
 
     async fn read_health(&mut self) {
         if let Some(health) = &mut self.health {
+            let state = self.management.state.lock().await;
+            let found = state.manager.subsystem(health.nqn());
+            let is_first = found.is_ok_and(|it| it.origin == Origin::Start);
+            drop(state);
+            if !is_first {
+                // Deleted over the API: one made there in its place counts for itself.
+                return;
+            }
             tell("counters not read", health.read(&self.fleet).await);
         }
     }

@@ -174,6 +174,25 @@ fn counters_of_the_drive_go_on_and_tell_how_it_ended() {
 }
 
 #[test]
+fn subsystem_made_again_over_the_api_leaves_the_counters_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let state = state.to_str().unwrap();
+    assert_eq!(start(state, &[]).stop().code(), Some(0));
+    let plane = start(state, &[]);
+    let rpc = plane.rpc();
+    for verb in [&["delete", NQN, "--yes"][..], &["create", NQN]] {
+        let line = [&["subsystem"], verb, &["--rpc", &rpc]].concat();
+        let (code, _, stderr) = run(&line);
+        assert_eq!(code, 0, "{stderr}");
+    }
+    assert_eq!(plane.stop().code(), Some(0));
+    let plane = start(state, &[]);
+    let mut host = Host::connect(&plane, 0, NQN).unwrap();
+    assert_eq!(smart(&mut host).power_cycles, 3);
+}
+
+#[test]
 fn disk_keeps_the_identity_of_its_first_start() {
     const UUID: &str = "5b3e1c1a-3f0e-4b7e-8f52-0d8c5a3f0b11";
     let folder = tempfile::tempdir().unwrap();

@@ -44,6 +44,10 @@ impl Health {
         }
     }
 
+    pub(crate) fn nqn(&self) -> &str {
+        &self.record.nqn
+    }
+
     /// Takes the counters over from the reactor.
     pub(crate) async fn read(&mut self, fleet: &Fleet) -> Result<(), Failure> {
         let nqn = self.record.nqn.clone();

@@ -50,6 +50,8 @@ pub(crate) struct Glue {
     pub(crate) unstarted: bool,
     /// Takes nothing from its socket, so that there is no room for outputs.
     pub(crate) deaf: Option<ConnId>,
+    /// HPDA of the connections that are initialized next.
+    pub(crate) hpda: u8,
 }
 
 pub(crate) struct Conn {
@@ -179,6 +181,7 @@ impl Glue {
             wanted: Vec::new(),
             unstarted: false,
             deaf: None,
+            hpda: 0,
         }
     }
 
@@ -609,7 +612,7 @@ impl Glue {
         self.conn(id).digests = digests;
         let icreq = IcReq {
             pfv: 0,
-            hpda: 0,
+            hpda: self.hpda,
             header_digest: digests.header,
             data_digest: digests.data,
             maxr2t: 0,

@@ -6,6 +6,7 @@ mod ana;
 mod ana_access;
 mod ana_log;
 mod ana_paths;
+mod answers;
 mod bring_up;
 mod connect;
 mod discovery;

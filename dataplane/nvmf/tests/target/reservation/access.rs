@@ -1,7 +1,7 @@
 //! Every command of every host under every reservation, checked when it comes and when its data
 //! has come.
 
-use bowline_nvme::nvm::DsmRange;
+use bowline_nvme::nvm::{CopyRange, DsmRange};
 use bowline_nvme::opcode::io as opcode;
 use bowline_nvme::reservation::ReservationType;
 use bowline_nvme::{Fuse, NamespaceId, Sgl, Sqe, Status};
@@ -28,17 +28,23 @@ fn status_of(glue: &mut Glue, host: Host, opcode: u8) -> Status {
                 .with_ranges(0, true);
             glue.status_with_data(queue, sqe, &range.encode())
         }
+        opcode::COPY => {
+            let list = CopyRange { slba: 0, blocks: 1 }.encode();
+            let sqe = Sqe::new(opcode).with_nsid(NamespaceId(1)).with_copy(100, 0);
+            glue.status_with_data(queue, sqe, &list)
+        }
         _ => glue.command(queue, io(opcode, 0, 1)).status,
     }
 }
 
 #[test]
 fn every_command_of_every_host_meets_the_table() {
-    let reads = [opcode::READ, opcode::COMPARE];
+    let reads = [opcode::READ, opcode::COMPARE, opcode::VERIFY];
     let writes = [
         opcode::WRITE,
         opcode::WRITE_ZEROES,
         opcode::DATASET_MANAGEMENT,
+        opcode::COPY,
         opcode::FLUSH,
     ];
     // Holder, registrant, other: may read, may write.

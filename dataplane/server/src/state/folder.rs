@@ -1,5 +1,6 @@
 //! The folder: who owns it, what it holds at start, and how a file is replaced.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -24,6 +25,8 @@ const UNFINISHED: &str = ".tmp";
 const FILE_BYTES_MAX: u64 = 256 << 10;
 /// Files that can be ours: one per subsystem, one per namespace.
 const FILES_MAX: usize = 32 << 10;
+/// Room for what is not a record: the marker, what is unfinished, what the file system has.
+const FILES_BESIDE: usize = 16;
 
 /// A folder that this process owns as long as it is open.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub(crate) struct Folder {
     /// Of the folder, so that two that make it at once cannot both have it; and of the marker,
     /// which file systems of other machines lock for all of them.
     _locks: [File; 2],
+    /// Records in it. What is refused at the next start is not written.
+    files: Cell<usize>,
 }
 
 /// What the folder held.
@@ -93,7 +98,13 @@ impl Folder {
         let _locks = [whole, lock(&marker)?];
         let loaded = load(path)?;
         let path = path.to_owned();
-        Ok((Self { path, _locks }, loaded))
+        let files = Cell::new(loaded.subsystems.len() + loaded.reservations.len());
+        let folder = Self {
+            path,
+            _locks,
+            files,
+        };
+        Ok((folder, loaded))
     }
 
     pub(super) fn write(&self, record: &Record) -> io::Result<()> {
@@ -102,7 +113,14 @@ impl Folder {
             Record::Subsystem(it) => subsystem_name(&it.nqn),
             Record::Reservations(it) => reservation_name(&it.nqn, it.nsid),
         };
-        replace(&self.path, &name, &record.encode())
+        let is_new = !self.path.join(&name).exists();
+        let files = self.files.get();
+        if is_new && files >= FILES_MAX - FILES_BESIDE {
+            return Err(io::Error::other(format!("there are {files} files already")));
+        }
+        replace(&self.path, &name, &record.encode())?;
+        self.files.set(files + usize::from(is_new));
+        Ok(())
     }
 
     /// Removes the reservations of a namespace; if that cannot be made durable, they stay.
@@ -116,18 +134,25 @@ impl Folder {
             return Ok(());
         };
         fs::remove_file(&file)?;
-        sync_folder(&self.path).inspect_err(|_| put_back(&file, &unfinished, Some(&before)))
+        sync_folder(&self.path).inspect_err(|_| put_back(&file, &unfinished, Some(&before)))?;
+        self.note_removed();
+        Ok(())
     }
 
     /// Removes the reservations of namespaces that are gone, as far as there are some.
     pub(super) fn forget_reservations(&self, nqn: &str, nsids: &[u32]) -> io::Result<()> {
         for nsid in nsids {
             match fs::remove_file(self.path.join(reservation_name(nqn, *nsid))) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+                Ok(()) => self.note_removed(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
         sync_folder(&self.path)
+    }
+
+    fn note_removed(&self) {
+        self.files.set(self.files.get().saturating_sub(1));
     }
 }
 
@@ -431,6 +456,24 @@ mod tests {
             });
             assert_eq!(users.iter().filter(|it| it.is_ok()).count(), 1);
         }
+    }
+
+    #[test]
+    fn no_more_is_written_than_the_next_start_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (opened, _) = Folder::open(folder.path()).unwrap();
+        opened.write(&reservations(1)).unwrap();
+        opened.files.set(FILES_MAX - FILES_BESIDE);
+        opened.write(&reservations(2)).unwrap();
+        opened.remove_reservations(NQN, 1).unwrap();
+        opened.write(&reservations(3)).unwrap();
+        let other = SubsystemRecord {
+            nqn: NQN.to_owned(),
+            ..SubsystemRecord::default()
+        };
+        opened.write(&Record::Subsystem(other)).unwrap_err();
+        drop(opened);
+        assert_eq!(generation(&Folder::open(folder.path()).unwrap().1), Some(3));
     }
 
     #[test]

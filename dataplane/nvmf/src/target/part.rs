@@ -27,9 +27,11 @@ impl Target {
         let controller = self.controllers.get(queue.controller)?;
         let subsystem = self.subsystems.get(controller.subsystem?)?.as_ref()?;
         let geometry = &subsystem.namespaces.get(sqe.nsid().0)?.geometry;
-        // What was promised to be atomic stays in one piece. [NVM-1.0 §2.1.4]
-        let atomic = sqe.blocks() <= geometry.atomic_write_blocks;
-        (!atomic || sqe.opcode() == io::READ).then_some(geometry.block_bytes)
+        // What was promised to be atomic stays in one piece, and a Read sees all of it or nothing,
+        // as far as both are aligned to it. [NVM-1.0 §2.1.4]
+        let atomic = geometry.atomic_write_blocks.max(1);
+        let unit_blocks = if sqe.opcode() == io::READ { atomic } else { 1 };
+        (sqe.blocks() > atomic).then(|| geometry.block_bytes.saturating_mul(unit_blocks))
     }
 
     /// A buffer for the next `len` bytes that [`Output::NeedBuffer`](super::Output::NeedBuffer)

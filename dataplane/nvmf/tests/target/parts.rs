@@ -4,8 +4,9 @@
 use bowline_nvme::opcode::io as opcode;
 use bowline_nvme::pdu::Digests;
 use bowline_nvme::{Nanos, Status};
+use bowline_nvmf::target::NsGeometry;
 
-use crate::glue::{BLOCK, Glue, Reply, h2c_data, io, pattern};
+use crate::glue::{BLOCK, Glue, Reply, SUBNQN, geometry, h2c_data, io, pattern};
 
 const BOTH: Digests = Digests {
     header: true,
@@ -119,6 +120,28 @@ fn what_was_promised_to_be_atomic_or_is_compared_is_not_cut() {
         glue.send(queue, sqe);
         let (id, slot) = glue.wanted.pop().expect("it wants a buffer");
         assert_eq!(glue.target.part_unit(id, slot), cut.then_some(BLOCK));
+    }
+}
+
+/// A Read was cut anywhere, and so could show half of a Write that was promised to be atomic.
+#[test]
+fn read_is_cut_where_no_atomic_write_is() {
+    let mut glue = Glue::new();
+    let (_, queue) = glue.queues(Digests::NONE);
+    let atomic = NsGeometry {
+        atomic_write_blocks: 8,
+        ..geometry()
+    };
+    let updated = glue.target.update_namespace(glue.now, SUBNQN, 1, atomic);
+    updated.expect("no other size");
+    glue.hold_io = true;
+    for (sqe, unit) in [
+        (io(opcode::READ, 0, 8), None),
+        (io(opcode::READ, 0, 9), Some(8 * BLOCK)),
+    ] {
+        glue.send(queue, sqe);
+        let (id, slot, _) = glue.held.pop_back().expect("at its device");
+        assert_eq!(glue.target.part_unit(id, slot), unit);
     }
 }
 

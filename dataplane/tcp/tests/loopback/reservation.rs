@@ -20,6 +20,7 @@ use crate::common::{on_both_backends, until};
 on_both_backends!(
     reservation_fences_the_other_host_across_reconnects,
     copy_that_waits_for_memory_is_fenced_before_it_runs,
+    commands_of_a_dead_host_do_not_wait_for_memory,
     registration_is_answered_when_the_store_has_it,
     store_that_fails_or_is_missing_fails_the_command,
 );
@@ -83,9 +84,8 @@ fn reservation_fences_the_other_host_across_reconnects(io: IoBackend) {
     assert!(write(&mut b, nsid).same_code(Status::RESERVATION_CONFLICT));
 }
 
-/// A Copy that had no buffer yet ran whenever it got one, though its host had been preempted
-/// meanwhile.
-fn copy_that_waits_for_memory_is_fenced_before_it_runs(io: IoBackend) {
+/// A target with two large buffers, one of which is the spare, and a device behind a gate.
+fn two_large_buffers(io: IoBackend) -> (Rig, NamespaceId, Arc<Gate>) {
     let class = |bytes, count| ClassConfig { bytes, count };
     let classes = vec![class(4 << 10, 64), class(128 << 10, 2)];
     let reactor = Config {
@@ -107,26 +107,37 @@ fn copy_that_waits_for_memory_is_fenced_before_it_runs(io: IoBackend) {
             gate: of_device,
         })
     });
-    let (mut a, _a_admin) = host(&rig, 0);
-    let (mut b, _b_admin) = host(&rig, 1);
-    for queue in [&mut a, &mut b] {
-        assert_eq!(register(queue, nsid, 0), Status::SUCCESS);
-    }
-    assert_eq!(acquire(&mut a, nsid), Status::SUCCESS);
+    (rig, nsid, gate)
+}
+
+/// Sends three Copies to a device that does not end anything: the third has no buffer.
+fn send_copies(rig: &Rig, queue: &mut Raw, nsid: NamespaceId, gate: &Gate) {
     gate.set_closed(true);
-    // Two large buffers, one of which is the spare.
     for to in [1024, 2048, 3072] {
         let copy = Sqe::new(opcode::COPY).with_nsid(nsid).with_copy(to, 0);
         let source = CopyRange {
             slba: 0,
             blocks: 256,
         };
-        let capsule = a.capsule(copy, Some(&source.encode()));
-        a.send(&capsule);
+        let capsule = queue.capsule(copy, Some(&source.encode()));
+        queue.send(&capsule);
     }
     until("the third waits", || {
         (gate.submitted() == 2 && rig.usage().waiting == 1).then_some(())
     });
+}
+
+/// A Copy that had no buffer yet ran whenever it got one, though its host had been preempted
+/// meanwhile.
+fn copy_that_waits_for_memory_is_fenced_before_it_runs(io: IoBackend) {
+    let (rig, nsid, gate) = two_large_buffers(io);
+    let (mut a, _a_admin) = host(&rig, 0);
+    let (mut b, _b_admin) = host(&rig, 1);
+    for queue in [&mut a, &mut b] {
+        assert_eq!(register(queue, nsid, 0), Status::SUCCESS);
+    }
+    assert_eq!(acquire(&mut a, nsid), Status::SUCCESS);
+    send_copies(&rig, &mut a, nsid, &gate);
     let preempt = Acquire {
         action: Acquire::PREEMPT,
         rtype: ReservationType::WriteExclusive.wire(),
@@ -146,6 +157,27 @@ fn copy_that_waits_for_memory_is_fenced_before_it_runs(io: IoBackend) {
         assert_eq!(a.await_status(), Status::SUCCESS);
     }
     assert_eq!(gate.submitted(), 4);
+}
+
+/// What a dead host's commands waited for had to be there before they were given up, so that its
+/// next Connect waited for the commands of others.
+fn commands_of_a_dead_host_do_not_wait_for_memory(io: IoBackend) {
+    let (rig, nsid, gate) = two_large_buffers(io);
+    let (mut b, _b_admin) = host(&rig, 1);
+    send_copies(&rig, &mut b, nsid, &gate);
+    let (mut a, a_admin) = host(&rig, 0);
+    let verify = Sqe::new(opcode::VERIFY).with_nsid(nsid).with_nlb(255);
+    let capsule = a.capsule(verify, None);
+    a.send(&capsule);
+    until("it waits too", || (rig.usage().waiting == 2).then_some(()));
+    drop((a, a_admin));
+    let (_a, _a_admin) = host(&rig, 0);
+    assert_eq!((gate.submitted(), rig.usage().waiting), (2, 1));
+    gate.set_closed(false);
+    rig.call(|_, _, _| {});
+    for _ in 0..3 {
+        assert_eq!(b.await_status(), Status::SUCCESS);
+    }
 }
 
 /// Passes requests to whoever holds the other end.

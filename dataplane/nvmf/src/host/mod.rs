@@ -14,8 +14,10 @@
 //! given back at once with [`Status::HOST_PATHING`](bowline_nvme::Status) and
 //! [`Completion::path_lost`] set, and nothing is retried here. Whether a command may be repeated
 //! is only known to its owner (a write that may have happened can be repeated if nothing else
-//! wrote meanwhile; a compare-and-write can not). A controller that has been lost is the target's
-//! to fence: its old commands do not run after the host's next Connect.
+//! wrote meanwhile; a compare-and-write can not). What the lost controller still held is the
+//! target's to fence, and ours runs none of it after the next Connect, once it knows of the loss.
+//! A target that has not heard of it yet may run an old command later: whoever repeats a write
+//! elsewhere or soon must fence by other means (reservations, epochs).
 
 mod backoff;
 mod bring_up;

@@ -10,7 +10,7 @@ use bowline_nvme::{CommandId, Nanos, Sqe, Status};
 
 use super::Target;
 use super::command::Plan;
-use super::connection::Pending;
+use super::connection::{Pending, State};
 use super::fused::Half;
 use super::output::{ConnId, SlotId};
 use super::slot::Stage;
@@ -58,7 +58,10 @@ impl Target {
                 .map(|&(_, queue)| queue),
         };
         let found = queue.and_then(|queue| {
-            let mut slots = self.connections.get(queue)?.slots.iter();
+            let connection = self.connections.get(queue)?;
+            // Of a queue that is lost, only what is at a device is left: it goes on, unanswered.
+            let answers = matches!(connection.state, State::Ready | State::Drain);
+            let mut slots = connection.slots.iter().filter(|_| answers);
             let is_it = |it: &super::slot::Slot| it.sqe.cid() == cid && !it.internal;
             let (command, _) = slots.find(|(at, it)| is_it(it) && (queue, *at) != (admin, slot))?;
             Some((queue, command))

@@ -131,6 +131,18 @@ fn command_handed_out_is_aborted_only_if_it_has_not_begun() {
 }
 
 #[test]
+fn command_at_its_device_whose_queue_is_lost_is_not_aborted() {
+    let mut glue = Glue::new();
+    let (admin, queue) = glue.queues(Digests::NONE);
+    (glue.hold_io, glue.unstarted) = (true, true);
+    let cid = glue.send(queue, io(opcode::READ, 0, 1));
+    glue.drop_socket(queue);
+    assert_eq!(abort_now(&mut glue, admin, 1, cid), 1);
+    glue.finish_held();
+    assert!(glue.is_open(admin) && glue.replies(admin).is_empty());
+}
+
+#[test]
 fn half_of_a_pair_takes_the_other_with_it() {
     let failed = Status::ABORTED_FAILED_FUSED;
     for half in [0, 1] {

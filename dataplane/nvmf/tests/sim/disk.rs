@@ -1,6 +1,8 @@
-//! Devices that take their time, overtake themselves, and sometimes fail half-way.
+//! Devices that take their time, overtake themselves, sometimes fail half-way, and forget what
+//! was not flushed when power is lost.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bowline_nvme::Status;
 use bowline_nvme::nvm::{CopyRange, DsmRange};
@@ -12,6 +14,9 @@ use super::random::Random;
 #[derive(Default)]
 pub(crate) struct Disks {
     blocks: BTreeMap<u32, Vec<u8>>,
+    /// Of each block that is only in the cache, by its first byte: what stable media may hold
+    /// when power is lost, but for its latest content.
+    cached: BTreeMap<(u32, usize), Vec<Vec<u8>>>,
 }
 
 impl Disks {
@@ -20,8 +25,44 @@ impl Disks {
         self.blocks.entry(device).or_default().resize(bytes, 0);
     }
 
+    /// Each block that is only in the cache keeps its content, or one that it had since it was
+    /// stable last.
+    pub(crate) fn lose_power(&mut self, random: &mut Random) {
+        for ((device, at), contents) in std::mem::take(&mut self.cached) {
+            let disk = self.blocks.get_mut(&device).expect("known");
+            if let Some(content) = contents.get(random.index(contents.len() + 1)) {
+                disk[at..at + BLOCK].copy_from_slice(content);
+            }
+        }
+    }
+
     /// Carries a command out, with `failure` perhaps half of it.
     pub(crate) fn run(
+        &mut self,
+        random: &mut Random,
+        command: IoCommand,
+        data: &mut [u8],
+        failure: Option<Status>,
+    ) -> Status {
+        let device = command.namespace.0;
+        let before = self.blocks.get(&device).expect("known").clone();
+        let status = self.act(random, command, data, failure);
+        let after = &self.blocks[&device];
+        let blocks = before.chunks_exact(BLOCK).zip(after.chunks_exact(BLOCK));
+        for (index, (old, _)) in blocks.enumerate().filter(|(_, (old, new))| old != new) {
+            let contents = self.cached.entry((device, index * BLOCK)).or_default();
+            contents.push(old.to_vec());
+        }
+        if let Some(blocks) = stable(&command.op).filter(|_| status.is_success()) {
+            let is_stable =
+                |at: usize| blocks.contains(&u64::try_from(at / BLOCK).expect("64 bits"));
+            self.cached
+                .retain(|(of, at), _| *of != device || !is_stable(*at));
+        }
+        status
+    }
+
+    fn act(
         &mut self,
         random: &mut Random,
         command: IoCommand,
@@ -89,5 +130,30 @@ impl Disks {
             }
         }
         failure.unwrap_or(Status::SUCCESS)
+    }
+}
+
+/// The blocks that a command which succeeds leaves on stable media.
+fn stable(op: &IoOp) -> Option<Range<u64>> {
+    match *op {
+        IoOp::Flush => Some(0..u64::MAX),
+        IoOp::Read { lba, blocks, fua }
+        | IoOp::Write { lba, blocks, fua }
+        | IoOp::Compare { lba, blocks, fua }
+        | IoOp::Verify { lba, blocks, fua }
+        | IoOp::WriteZeroes {
+            lba, blocks, fua, ..
+        }
+        | IoOp::Copy {
+            lba, blocks, fua, ..
+        } => fua.then(|| lba..lba + u64::from(blocks)),
+        IoOp::CompareAndWrite {
+            lba,
+            blocks,
+            read_fua,
+            fua,
+            ..
+        } => (read_fua || fua).then(|| lba..lba + u64::from(blocks)),
+        IoOp::Deallocate { .. } => None,
     }
 }

@@ -2,16 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use bowline_nvme::{Nanos, Sqe};
+use bowline_nvme::{CommandId, Nanos, Sqe};
 use bowline_nvmf::frame::crc32c;
 use bowline_nvmf::host::{
     Command, Completion, ControllerConfig, HostController, HostEvent, Rx, SlotId, SubmitError,
     Transfer, TxPayload,
 };
 
+/// PDU type of a command capsule.
+const CAPSULE_CMD: u8 = 4;
+
 pub(crate) struct HostSide {
     pub(crate) host: HostController,
     buffers: BTreeMap<(u16, SlotId), Vec<u8>>,
+    /// Queue and identifier of commands on the wire, by their tokens.
+    pub(crate) sent: BTreeMap<u64, (u16, CommandId)>,
 }
 
 /// What the machine wants done, or tells.
@@ -31,6 +36,7 @@ impl HostSide {
         Self {
             host: HostController::new(config),
             buffers: BTreeMap::new(),
+            sent: BTreeMap::new(),
         }
     }
 
@@ -45,6 +51,7 @@ impl HostSide {
             HostEvent::Complete { queue, completion } => {
                 let data = self.buffers.remove(&(queue, completion.slot));
                 let data = data.expect("a completion of a command that is outstanding");
+                self.sent.remove(&completion.token);
                 Happened::Complete { completion, data }
             }
             event => Happened::Event(event),
@@ -66,7 +73,8 @@ impl HostSide {
             (_, len) => Transfer::FromHost { len },
         };
         let command = Command {
-            sqe,
+            // In a place without a meaning, to know the command again when it is sent.
+            sqe: sqe.with_cdw(3, u32::try_from(token).expect("few")),
             transfer,
             token,
         };
@@ -80,7 +88,9 @@ impl HostSide {
     pub(crate) fn sent(&mut self, queue: u16) -> Vec<u8> {
         let mut bytes = Vec::new();
         while let Some(output) = self.host.poll_output(queue) {
+            let start = bytes.len();
             output.pdu.encode_into(&mut bytes);
+            self.note(queue, &bytes[start..]);
             let payload = match output.payload {
                 TxPayload::None => continue,
                 TxPayload::Slot { slot, offset, len } => {
@@ -97,6 +107,18 @@ impl HostSide {
             }
         }
         bytes
+    }
+
+    /// Keeps the identifier of a command that is sent.
+    fn note(&mut self, queue: u16, pdu: &[u8]) {
+        let Some(sqe) = pdu.get(8..72).filter(|_| pdu[0] == CAPSULE_CMD) else {
+            return;
+        };
+        let token = u32::from_le_bytes([sqe[12], sqe[13], sqe[14], sqe[15]]);
+        if token != 0 {
+            let cid = CommandId(u16::from_le_bytes([sqe[2], sqe[3]]));
+            self.sent.insert(token.into(), (queue, cid));
+        }
     }
 
     /// Hands received bytes in, all of them.

@@ -4,10 +4,12 @@
 //! --test sim` tries so many instead of the few that are always tried; `BOWLINE_SIM_SEED=7` runs
 //! one again.
 
+mod counters;
 mod disk;
 mod host_side;
 mod model;
 mod random;
+mod rights;
 mod scenarios;
 mod target_side;
 mod workload;

@@ -5,6 +5,9 @@
 //! ended, and no acknowledged write lies wholly between the two. A write that failed may have
 //! happened; one that was lost with its connection may still happen, until its host has connected
 //! again. A read that overlapped no write settles what the block holds.
+//!
+//! When power is lost, a write counts as acknowledged only if it was on stable media: written with
+//! Force Unit Access, or acknowledged before a Flush that succeeded was submitted.
 
 use std::collections::BTreeMap;
 
@@ -42,6 +45,8 @@ struct Write {
     made: Made,
     start: Tick,
     end: End,
+    /// Survives a loss of power.
+    stable: bool,
 }
 
 #[derive(Default)]
@@ -73,13 +78,48 @@ impl Model {
             made,
             start,
             end,
+            stable: false,
         };
         self.writes(device, lba).push(write);
     }
 
-    /// The command succeeded: the block was written.
-    pub(crate) fn done(&mut self, device: u32, lba: u64, token: u64) {
+    /// The command succeeded: the block was written; `stable`: with Force Unit Access.
+    pub(crate) fn done(&mut self, device: u32, lba: u64, token: u64, stable: bool) {
         self.end(device, lba, token, End::Done(self.tick));
+        if stable {
+            let writes = self.writes(device, lba);
+            let same = writes.iter_mut().filter(|write| write.token == token);
+            same.for_each(|write| write.stable = true);
+        }
+    }
+
+    /// Nothing of the command happened, nor will it.
+    pub(crate) fn never(&mut self, device: u32, lba: u64, token: u64) {
+        self.writes(device, lba)
+            .retain(|write| write.token != token);
+    }
+
+    /// A Flush that was submitted at `from` succeeded.
+    pub(crate) fn flushed(&mut self, device: u32, from: Tick) {
+        for write in self.of_device(device) {
+            write.stable |= matches!(write.end, End::Done(end) if end < from);
+        }
+    }
+
+    /// Devices lose what is not on stable media.
+    pub(crate) fn lose_power(&mut self) {
+        for write in self.blocks.values_mut().flatten() {
+            if let End::Done(end) = write.end
+                && !write.stable
+            {
+                write.end = End::Maybe(end);
+            }
+        }
+    }
+
+    fn of_device(&mut self, device: u32) -> impl Iterator<Item = &mut Write> {
+        let blocks = self.blocks.range_mut((device, 0)..=(device, u64::MAX));
+        blocks.flat_map(|(_, writes)| writes)
     }
 
     /// The command failed, or nothing of it can happen any more: the block may have been written.
@@ -168,9 +208,11 @@ impl Model {
                 made,
                 start: from,
                 end,
+                stable: false,
             });
-            let all = writes.clone();
-            writes.retain(|write| !is_hidden(write, &all, oldest));
+            // What only a loss of power could bring back is kept, too.
+            let stable: Vec<Write> = writes.iter().filter(|it| it.stable).cloned().collect();
+            writes.retain(|write| !is_hidden(write, &stable, oldest));
         }
     }
 }
@@ -183,6 +225,7 @@ fn never() -> Write {
         made,
         start: 0,
         end,
+        stable: true,
     }
 }
 

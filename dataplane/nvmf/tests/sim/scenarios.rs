@@ -9,7 +9,7 @@ use super::random::Random;
 use super::world::{Loss, SUBNQN, Setting, World, geometry, hostnqn};
 
 /// Seeds of each scenario when nothing else is asked for.
-const SEEDS: u64 = 8;
+const SEEDS: u64 = 12;
 const SECOND: Nanos = Nanos::from_secs(1);
 /// After the last disturbance everything is well again within this time: the longest Keep Alive
 /// expiry, device, and reconnect delay, several times over.
@@ -147,7 +147,7 @@ fn disturb(world: &mut World, random: &mut Random) {
     } else {
         Loss::Reset
     };
-    match random.below(12) {
+    match random.below(15) {
         0..3 => {
             if let Some(link) = pick(random, &mut world.links) {
                 link.cut = Some((random.below(20_000), loss));
@@ -178,6 +178,12 @@ fn disturb(world: &mut World, random: &mut Random) {
             world.run(now.after(random.span(Nanos::from_secs(10))));
             world.hosts[host].host.connect(world.now);
         }
+        12 => {
+            let host = random.index(world.hosts.len());
+            let side = &mut world.hosts[host];
+            world.workload.reset(now, host, side, random);
+        }
+        13 | 14 if !world.down => world.lose_power(),
         _ => {}
     }
     world.side.pump(world.now);
@@ -246,6 +252,7 @@ fn small(digests: Digests) -> Setting {
         chunk: 100_000,
         part_bytes: None,
         window: usize::MAX,
+        withheld: false,
         depth: 4,
         failures: None,
     }

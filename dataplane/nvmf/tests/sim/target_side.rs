@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bowline_nvme::{Nanos, Status};
 use bowline_nvmf::frame::crc32c;
-use bowline_nvmf::target::{ConnId, IoCommand, IoOp, Output, Path, Rx, SlotId, Target, TxPdu};
+use bowline_nvmf::target::{
+    ConnId, IoCommand, IoOp, Output, Path, ReservationState, Rx, SlotId, StoreRequest, Target,
+    TxPdu,
+};
 
 /// PDU type of C2HTermReq, the last word on a connection.
 const C2H_TERM_REQ: u8 = 3;
@@ -49,10 +52,16 @@ pub(crate) struct TargetSide {
     pub(crate) wishes: Vec<(ConnId, Wish)>,
     /// Connections that are not polled, since their peer does not read.
     stuck: BTreeSet<u32>,
+    /// Reservations that are to be made durable.
+    stores: VecDeque<StoreRequest>,
+    /// Those that are, by device.
+    pub(crate) durable: BTreeMap<u32, ReservationState>,
     /// Grant every wish at once.
     pub(crate) generous: bool,
     /// The largest buffer there is: commands that can be cut move their data in parts.
     pub(crate) part_bytes: Option<u32>,
+    /// Some read was cut.
+    has_cut: bool,
     /// Bytes a connection may hold unsent before it is no longer polled.
     pub(crate) window: usize,
 }
@@ -64,9 +73,12 @@ impl TargetSide {
             conns: BTreeMap::new(),
             running: Vec::new(),
             wishes: Vec::new(),
+            stores: VecDeque::new(),
+            durable: BTreeMap::new(),
             stuck: BTreeSet::new(),
             generous: true,
             part_bytes: None,
+            has_cut: false,
             window: usize::MAX,
         }
     }
@@ -167,7 +179,6 @@ impl TargetSide {
     }
 
     /// Moves a connection whose owner is asked for, as from one reactor to another.
-    #[allow(dead_code, reason = "only the fuzzer has more than one reactor")]
     pub(crate) fn hand_over(&mut self, now: Nanos, id: ConnId) -> Option<ConnId> {
         let handoff = self.target.take(id)?;
         let conn = self.conns.remove(&id.index)?;
@@ -207,6 +218,32 @@ impl TargetSide {
             polled += 1;
             assert!(polled < 100_000, "the target never comes to rest");
         }
+        while let Some(request) = self.target.poll_store() {
+            self.stores.push_back(request);
+        }
+        if self.generous && !self.stores.is_empty() {
+            self.stored(now, true);
+        }
+    }
+
+    #[allow(dead_code, reason = "the fuzzer just tries")]
+    pub(crate) fn has_stores(&self) -> bool {
+        !self.stores.is_empty()
+    }
+
+    /// The oldest request to store reservations ends; whether they are durable then.
+    pub(crate) fn stored(&mut self, now: Nanos, durable: bool) {
+        let Some(request) = self.stores.pop_front() else {
+            return;
+        };
+        let device = request.namespace.0;
+        match request.state {
+            Some(state) if durable => drop(self.durable.insert(device, state)),
+            None if durable => drop(self.durable.remove(&device)),
+            _ => {}
+        }
+        self.target.handle_stored(now, request.id, durable);
+        self.pump(now);
     }
 
     fn outputs(&mut self, now: Nanos, id: ConnId) {
@@ -264,17 +301,22 @@ impl TargetSide {
             } => {
                 conn.send(&pdu, payload);
                 if let Some(slot) = release {
-                    conn.buffers.remove(&slot);
+                    self.release(id, slot);
                 }
             }
-            Output::Release { slot } => {
-                conn.buffers.remove(&slot);
-                self.wishes
-                    .retain(|(conn, wish)| *conn != id || !wish.is_of(slot));
-            }
+            Output::Release { slot } => self.release(id, slot),
             Output::Withdraw { .. } => unreachable!("handled above"),
             Output::Close { graceful } => conn.closed = Some(graceful),
         }
+    }
+
+    /// The slot is free: nothing is wished for its command any more.
+    fn release(&mut self, id: ConnId, slot: SlotId) {
+        if let Some(conn) = self.conn(id) {
+            conn.buffers.remove(&slot);
+        }
+        self.wishes
+            .retain(|(conn, wish)| *conn != id || !wish.is_of(slot));
     }
 
     /// Gives up a wish, or a command as if it had not begun.
@@ -303,12 +345,13 @@ impl TargetSide {
         let left = conn.buffers.remove(&slot);
         let data = if matches!(command.op, IoOp::Read { .. }) {
             assert!(
-                left.is_none() || part_bytes.is_some(),
+                left.is_none() || self.has_cut,
                 "a read finds a buffer bound"
             );
             if let Some(part) = part_bytes {
                 let cut = self.target.cut_read(id, slot, part);
                 command = cut.expect("a read at its device can be cut");
+                self.has_cut = true;
             }
             vec![0xEE; command.bytes as usize]
         } else {
@@ -379,6 +422,11 @@ impl TargetSide {
         }
         self.target.complete(now, id, slot, status);
         if let Some(second) = command.second() {
+            // What was not equal was not written.
+            let status = match status {
+                it if it.same_code(Status::COMPARE_FAILURE) => Status::ABORTED_FAILED_FUSED,
+                it => it,
+            };
             self.target.complete(now, id, second, status);
         }
         self.pump(now);
@@ -397,6 +445,12 @@ impl Wish {
 }
 
 impl Conn {
+    /// All that was sent since the last time; moved, since one byte at a time is slow under the
+    /// fuzzer's instruments.
+    pub(crate) fn take_sent(&mut self) -> Vec<u8> {
+        Vec::from(std::mem::take(&mut self.sent))
+    }
+
     fn send(&mut self, pdu: &TxPdu, payload: Option<(SlotId, u32, u32)>) {
         let mut header = Vec::new();
         pdu.encode_into(&mut header);

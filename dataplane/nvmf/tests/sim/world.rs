@@ -16,7 +16,7 @@ use bowline_nvmf::target::{
 use super::disk::Disks;
 use super::host_side::{Happened, HostSide};
 use super::random::Random;
-use super::target_side::{Running, TargetSide};
+use super::target_side::{Running, TargetSide, Wish};
 use super::workload::Workload;
 
 pub(crate) const SUBNQN: &str = "nqn.2026-11.io.bowline:sim";
@@ -24,6 +24,7 @@ pub(crate) const BLOCKS: u64 = 96;
 const KEEP_ALIVE: Nanos = Nanos::from_secs(5);
 /// The longest a byte is on its way, unless the network is silent.
 const DELAY_MAX: Nanos = Nanos(20_000_000);
+const WISH_MAX: Nanos = Nanos(4_000_000);
 const DEVICE_MAX: Nanos = Nanos(300_000_000);
 
 /// How a world is made.
@@ -38,6 +39,8 @@ pub(crate) struct Setting {
     pub(crate) chunk: u64,
     pub(crate) part_bytes: Option<u32>,
     pub(crate) window: usize,
+    /// The target's wishes wait: buffers, and owners of connections, come late.
+    pub(crate) withheld: bool,
     pub(crate) depth: usize,
     /// Devices fail once in so many commands.
     pub(crate) failures: Option<u64>,
@@ -57,6 +60,7 @@ impl Setting {
             chunk: [40, 700, 20_000][random.index(3)],
             part_bytes: random.one_in(3).then_some(2048),
             window: if random.one_in(3) { 3000 } else { usize::MAX },
+            withheld: random.one_in(2),
             depth: 1 + random.index(12),
             failures: None,
         }
@@ -103,6 +107,8 @@ pub(crate) struct World {
     pub(crate) links: Vec<Link>,
     pub(crate) disks: Disks,
     devices: Vec<(Nanos, Running, Option<Status>)>,
+    /// When the next wish that is withheld is granted.
+    next_wish: Option<Nanos>,
     pub(crate) workload: Workload,
     pub(crate) next_device: u32,
     /// No connection is taken: the target is down.
@@ -157,7 +163,7 @@ pub(crate) fn namespace(device: u32) -> NamespaceConfig {
         uuid: id,
         nguid: id,
         ana_group: Some(1 + (device & 1)),
-        persistence: Persistence::Unsupported,
+        persistence: Persistence::Stored(None),
         shared: false,
     }
 }
@@ -182,12 +188,17 @@ fn target(setting: &Setting, now: Nanos, seed: u64) -> Target {
     target
 }
 
+fn target_side(setting: &Setting, now: Nanos, seed: u64) -> TargetSide {
+    let mut side = TargetSide::new(target(setting, now, seed));
+    (side.part_bytes, side.window) = (setting.part_bytes, setting.window);
+    side.generous = !setting.withheld;
+    side
+}
+
 impl World {
     pub(crate) fn new(seed: u64, setting: Setting) -> Self {
         let now = Nanos::from_secs(100);
-        let mut side = TargetSide::new(target(&setting, now, seed));
-        side.part_bytes = setting.part_bytes;
-        side.window = setting.window;
+        let side = target_side(&setting, now, seed);
         let hosts = (0..setting.hosts).map(|host| HostSide::new(host_config(&setting, host)));
         let mut world = Self {
             random: Random::new(seed),
@@ -197,7 +208,8 @@ impl World {
             links: Vec::new(),
             disks: Disks::default(),
             devices: Vec::new(),
-            workload: Workload::new(setting.depth),
+            next_wish: None,
+            workload: Workload::new(setting.depth, setting.part_bytes.is_some()),
             next_device: 1,
             down: false,
             next_cut: None,
@@ -227,12 +239,18 @@ impl World {
     /// A new target process with what the old one served.
     pub(crate) fn restart(&mut self) {
         assert!(self.side.target.is_stopped() && self.devices.is_empty());
+        self.boot();
+    }
+
+    fn boot(&mut self) {
         let seed = self.random.next();
-        let mut side = TargetSide::new(target(&self.setting, self.now, seed));
-        (side.part_bytes, side.window) = (self.setting.part_bytes, self.setting.window);
+        let mut side = target_side(&self.setting, self.now, seed);
+        side.durable = std::mem::take(&mut self.side.durable);
         for (&device, &blocks) in &self.workload.devices {
+            let stored = side.durable.get(&device).cloned();
             let config = NamespaceConfig {
                 geometry: geometry(blocks),
+                persistence: Persistence::Stored(stored),
                 ..namespace(device)
             };
             side.target
@@ -241,6 +259,27 @@ impl World {
         }
         self.side = side;
         self.down = false;
+        self.workload.restarted();
+    }
+
+    /// The target's machine loses power, and is there again at once. What was at a device may
+    /// have happened; what was in the cache of one may be gone.
+    pub(crate) fn lose_power(&mut self) {
+        for (_, mut running, status) in std::mem::take(&mut self.devices) {
+            if status.is_none() && self.random.one_in(2) {
+                let (random, command) = (&mut self.random, running.command);
+                let failure = Some(Status::INTERNAL);
+                self.disks.run(random, command, &mut running.data, failure);
+            }
+        }
+        self.disks.lose_power(&mut self.random);
+        self.workload.model.lose_power();
+        for link in &mut self.links {
+            link.lose(self.now, Loss::Reset, &mut self.random);
+            link.conn = None;
+        }
+        self.links.retain(|link| link.host_open);
+        self.boot();
     }
 
     /// Lets time pass until `until`, or until nothing is left to happen.
@@ -276,6 +315,7 @@ impl World {
         coming
             .chain(timers)
             .chain(self.workload.next_time(self.now))
+            .chain(self.next_wish)
             .min()
     }
 
@@ -285,6 +325,7 @@ impl World {
             assert!(round < 100_000, "the world never comes to rest");
             let mut moved = self.device_commands();
             self.side.pump(self.now);
+            moved |= self.wishes();
             for host in 0..self.hosts.len() {
                 moved |= self.host_events(host);
                 moved |= self
@@ -386,7 +427,7 @@ impl World {
             }
             if let Some(id) = link.conn {
                 let conn = self.side.conn(id).expect("open");
-                let bytes: Vec<u8> = conn.sent.drain(..).collect();
+                let bytes = conn.take_sent();
                 let closed = conn.closed.is_some();
                 moved |= !bytes.is_empty();
                 link.to_host
@@ -405,6 +446,37 @@ impl World {
         self.links
             .retain(|link| link.host_open || link.conn.is_some());
         moved
+    }
+
+    /// Grants one of the wishes that are withheld, if it is time.
+    fn wishes(&mut self) -> bool {
+        let count = self.side.wishes.len() + usize::from(self.side.has_stores());
+        if count == 0 {
+            self.next_wish = None;
+            return false;
+        }
+        let now = self.now;
+        let due = *self
+            .next_wish
+            .get_or_insert_with(|| now.after(self.random.span(WISH_MAX)));
+        if due > now {
+            return false;
+        }
+        self.next_wish = None;
+        let index = self.random.index(count);
+        match self.side.wishes.get(index).copied() {
+            None => self.side.stored(now, true),
+            Some((id, Wish::Route)) if self.random.one_in(2) => {
+                let adopted = self.side.hand_over(now, id);
+                let link = self.links.iter_mut().find(|link| link.conn == Some(id));
+                if let (Some(link), Some(_)) = (link, adopted) {
+                    link.conn = adopted;
+                }
+            }
+            Some(_) => self.side.grant(now, index),
+        }
+        self.side.pump(now);
+        true
     }
 
     /// Starts what the target handed out, finishes what is done.

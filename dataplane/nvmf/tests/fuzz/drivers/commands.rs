@@ -5,7 +5,7 @@ use bowline_nvme::identify::Identify;
 use bowline_nvme::log::GetLogPage;
 use bowline_nvme::nvm::DsmRange;
 use bowline_nvme::opcode::{admin, io};
-use bowline_nvme::{NamespaceId, Sgl, Sqe};
+use bowline_nvme::{Fuse, NamespaceId, Sgl, Sqe};
 
 use super::input::Input;
 
@@ -65,7 +65,11 @@ pub(crate) fn admin(input: &mut Input<'_>) -> Wanted {
         3 => Sqe::new(admin::GET_FEATURES).with_cdw(10, feature(input)),
         4 => Sqe::new(admin::ASYNC_EVENT_REQUEST),
         5 => Sqe::new(admin::KEEP_ALIVE),
-        6 => Sqe::new(admin::ABORT).with_cdw(10, choice(input)),
+        6 => {
+            let free = u32::from(input.u8());
+            // Identifiers are counted up from 1.
+            Sqe::new(admin::ABORT).with_cdw(10, free & 3 | free >> 2 << 16)
+        }
         7 => PropertyGet::dword(input.one_of(&[offset::CAP, offset::CSTS, offset::CC, 0x24]))
             .encode(),
         8 => PropertySet::dword(offset::CC, input.one_of(&CC)).encode(),
@@ -104,9 +108,11 @@ pub(crate) fn io(input: &mut Input<'_>) -> Wanted {
         8 => (range(io::VERIFY), 0),
         9 => {
             let opcode = input.one_of(&RESERVATIONS);
+            let (what, free) = (choice(input), u32::from(input.u8()));
+            // The highest bits: whether what is registered persists.
             let sqe = Sqe::new(opcode)
-                .with_cdw(10, choice(input))
-                .with_cdw(11, u32::from(input.u8() & 1));
+                .with_cdw(10, what | free >> 6 << 30)
+                .with_cdw(11, free & 1);
             (
                 sqe,
                 if opcode == io::RESERVATION_REPORT {
@@ -130,10 +136,22 @@ pub(crate) fn io(input: &mut Input<'_>) -> Wanted {
     };
     let mut wanted = with_data(sqe.with_nsid(nsid), bytes, input);
     // FUSE: compare-and-write is the second of two.
-    if input.u8() & 7 == 7 {
-        wanted.sqe.0[1] |= input.u8() & 3;
+    match input.u8() {
+        free if free & 7 == 7 => wanted.sqe.0[1] |= input.u8() & 3,
+        free if free & 8 != 0 && wanted.sqe.opcode() == io::COMPARE => {
+            wanted.sqe = wanted.sqe.with_fuse(Fuse::First);
+        }
+        _ => {}
     }
     wanted
+}
+
+/// The Write that makes a pair with a Compare.
+pub(crate) fn second_half(first: &Wanted, input: &mut Input<'_>) -> Wanted {
+    let mut sqe = first.sqe.with_fuse(Fuse::Second);
+    sqe.0[0] = io::WRITE;
+    let in_capsule = data(io::WRITE, first.in_capsule.len(), input);
+    Wanted { sqe, in_capsule }
 }
 
 fn log(input: &mut Input<'_>) -> Sqe {

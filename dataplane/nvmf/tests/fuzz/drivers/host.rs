@@ -273,7 +273,7 @@ impl Fuzz {
         let Some(conn) = self.side.conn(id) else {
             return false;
         };
-        let bytes: Vec<u8> = conn.sent.drain(..).collect();
+        let bytes = conn.take_sent();
         let closed = conn.closed.is_some();
         let mut rest = bytes.as_slice();
         while rest.len() >= 8 {

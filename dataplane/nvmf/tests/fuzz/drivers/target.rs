@@ -8,7 +8,7 @@ use bowline_nvme::fabrics::{Connect, ConnectData, PropertySet, offset};
 use bowline_nvme::nqn::{self, Nqn};
 use bowline_nvme::opcode::{admin, io};
 use bowline_nvme::pdu::{Digests, H2CData};
-use bowline_nvme::{CommandId, ControllerId, NamespaceId, Nanos, QueueId, Sgl, Sqe, Status};
+use bowline_nvme::{CommandId, ControllerId, Fuse, NamespaceId, Nanos, QueueId, Sgl, Sqe, Status};
 use bowline_nvmf::target::{
     AnaConfig, AnaState, ConnectionState, Deallocate, DiscoveryKind, DiscoveryRecord,
     DiscoveryTable, Hosts, NamespaceConfig, NamespaceHandle, NsGeometry, Path, Persistence,
@@ -83,7 +83,11 @@ pub(super) fn namespace(handle: u32, nsid: u32, free: u8) -> NamespaceConfig {
         uuid: id,
         nguid: id,
         ana_group: (free & 8 != 0).then_some(u32::from(free & 3) + 1),
-        persistence: Persistence::Unsupported,
+        persistence: if free & 1 != 0 {
+            Persistence::Stored(None)
+        } else {
+            Persistence::Unsupported
+        },
         shared: free & 16 != 0,
     }
 }
@@ -262,11 +266,21 @@ impl Fuzz {
 
     fn command(&mut self, input: &mut Input<'_>) {
         let Some(at) = self.peer(input) else { return };
-        let peer = &mut self.peers[at];
-        let Wanted { sqe, in_capsule } = match peer.queue {
-            Some((0, _)) => commands::admin(input),
-            _ => commands::io(input),
+        let is_admin = matches!(self.peers[at].queue, Some((0, _)));
+        let wanted = if is_admin {
+            commands::admin(input)
+        } else {
+            commands::io(input)
         };
+        let second = (wanted.sqe.fuse() == Fuse::First && input.u8() < 224)
+            .then(|| commands::second_half(&wanted, input));
+        for Wanted { sqe, in_capsule } in [Some(wanted), second].into_iter().flatten() {
+            self.submit(at, sqe, &in_capsule, input);
+        }
+    }
+
+    fn submit(&mut self, at: usize, sqe: Sqe, in_capsule: &[u8], input: &mut Input<'_>) {
+        let peer = &mut self.peers[at];
         let cid = match input.u8() {
             255 => newest(peer),
             _ => peer.next_cid(),
@@ -274,7 +288,7 @@ impl Fuzz {
         let is_admin = peer.queue.is_some_and(|(qid, _)| qid == 0);
         let icd_bytes = self.side.target.config().icd_bytes as usize;
         peer.honest &= is_admin || in_capsule.len() <= icd_bytes;
-        peer.command(sqe.with_cid(cid), &in_capsule);
+        peer.command(sqe.with_cid(cid), in_capsule);
     }
 
     /// Answers an R2T, wholly or in part, or wrongly.
@@ -345,6 +359,8 @@ impl Fuzz {
         if !self.side.wishes.is_empty() {
             let index = input.below(self.side.wishes.len());
             self.side.grant(self.now, index);
+        } else {
+            self.side.stored(self.now, input.u8() != 255);
         }
     }
 
@@ -520,6 +536,7 @@ impl Fuzz {
 
     fn settle(&mut self) {
         let generous = std::mem::replace(&mut self.side.generous, true);
+        self.side.pump(self.now);
         loop {
             self.exchange();
             if !self.side.wishes.is_empty() {
@@ -679,7 +696,7 @@ fn carry(side: &mut TargetSide, now: Nanos, peer: &mut Peer) -> bool {
     peer.was_taken(taken);
     side.pump(now);
     let sent: Vec<u8> = match side.conn(peer.id) {
-        Some(conn) => conn.sent.drain(..).collect(),
+        Some(conn) => conn.take_sent(),
         None => Vec::new(),
     };
     peer.read(&sent);

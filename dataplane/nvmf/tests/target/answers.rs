@@ -1,13 +1,14 @@
 //! What a controller answers with, byte for byte and PDU by PDU: where data begins, when SUCCESS
 //! stands for the response, what ends a Read that fails halfway. [TCP-1.0 §3.6.2.9]
 
+use bowline_nvme::identify::{Identify, cns};
 use bowline_nvme::opcode::io as opcode;
 use bowline_nvme::pdu::Digests;
-use bowline_nvme::{NamespaceId, Sgl, Status};
+use bowline_nvme::{CommandId, NamespaceId, Sgl, Status};
 use bowline_nvmf::frame::crc32c;
 use bowline_nvmf::target::ConnId;
 
-use crate::glue::{BLOCK, Glue, HOSTNQN, Reply, SUBNQN, io, pattern};
+use crate::glue::{BLOCK, Glue, HOSTNQN, Reply, SUBNQN, h2c_data, io, pattern};
 
 const BLOCKS: u32 = 32;
 const BYTES: u32 = BLOCKS * BLOCK;
@@ -174,4 +175,69 @@ fn do_not_retry_is_said_of_what_stays_wrong_and_of_nothing_else() {
         let found = glue.reply(queue).cqe().status;
         assert!(found.same_code(status) && !found.is_dnr(), "{found}");
     }
+}
+
+#[test]
+fn small_write_whose_data_is_not_in_its_capsule_is_asked_for() {
+    let mut glue = Glue::new();
+    let (_, queue) = glue.queues(Digests::NONE);
+    let block = pattern(8, BLOCK as usize);
+    let cid = glue.send(queue, io(opcode::WRITE, 3, 1));
+    let Reply::R2t(r2t) = glue.reply(queue) else {
+        panic!("no R2T")
+    };
+    assert_eq!((r2t.cccid, r2t.r2to, r2t.r2tl), (cid, 0, BLOCK));
+    let bytes = glue.h2c(queue, h2c_data(&r2t), &block);
+    glue.receive(queue, &bytes);
+    assert_eq!(glue.reply(queue).cqe().status, Status::SUCCESS);
+    assert!(glue.disks[&1][3 * BLOCK as usize..][..block.len()] == block);
+}
+
+/// Linux keeps a generation in the upper bits of its identifiers.
+#[test]
+fn command_identifiers_are_any_16_bits() {
+    let mut glue = Glue::new();
+    let (_, queue) = glue.queues(Digests::NONE);
+    glue.hold_io = true;
+    let ids = [0, 31, 0x1005, 0x2005, 0xF005, 0x8000, 0xFFFE].map(CommandId);
+    for cid in ids {
+        let bytes = glue.capsule(queue, io(opcode::READ, 0, 1).with_cid(cid), &[]);
+        glue.receive(queue, &bytes);
+    }
+    glue.finish_held();
+    let answered = glue.replies(queue).into_iter().map(|reply| match reply {
+        Reply::Data { cid, success, .. } => {
+            assert!(success);
+            cid
+        }
+        other => panic!("{other:?}"),
+    });
+    assert!(answered.eq(ids));
+}
+
+/// Linux looks at its namespaces at once, with a queue full of Identify.
+#[test]
+fn full_admin_queue_of_identifies_is_answered() {
+    let mut glue = Glue::new();
+    let (admin, _) = glue.admin();
+    let identify = Identify::new(cns::NAMESPACE)
+        .encode()
+        .with_nsid(NamespaceId(1))
+        .with_sgl1(Sgl::transport(4096));
+    let mut capsules = Vec::new();
+    let ids: Vec<CommandId> = (0..31).map(|_| glue.next_cid(admin)).collect();
+    for &cid in &ids {
+        capsules.extend(glue.capsule(admin, identify.with_cid(cid), &[]));
+    }
+    glue.receive(admin, &capsules);
+    let mut answered = Vec::new();
+    for reply in glue.replies(admin) {
+        let Reply::Data { cid, last, .. } = reply else {
+            panic!("{reply:?}")
+        };
+        assert!(last);
+        answered.push(cid);
+    }
+    answered.sort();
+    assert_eq!(answered, ids);
 }

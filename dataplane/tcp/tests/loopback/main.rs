@@ -5,6 +5,7 @@ mod common;
 
 mod abort;
 mod ana;
+mod answers;
 mod connect;
 mod copy;
 mod data;

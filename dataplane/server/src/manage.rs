@@ -2,6 +2,7 @@
 //! subsystem, then recorded in the catalog and told to discovery. One at a time.
 
 mod ana;
+mod failure;
 mod referral;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use bowline_nvmf::target::{
     AnaConfig, AnaState, CNTLID_MAX, ConfigError, DiscoveryTable, HealthTotals, Persistence,
     SubsystemConfig, pad,
 };
-use bowline_tcp::target::{NamespaceSpec, RefreshError};
+use bowline_tcp::target::NamespaceSpec;
 
 use crate::allow::AllowList;
 use crate::backing::Opened;
@@ -29,6 +30,7 @@ use crate::state::{Forgetting, Keeper, Kept};
 use crate::{check, identity, observe};
 
 pub(crate) use ana::AnaGroup;
+use failure::{exists, limit, missing, not_attached, not_resized, opening, refused, same_identity};
 
 /// Subsystems of one data plane at most.
 const SUBSYSTEMS_MAX: usize = 1024;
@@ -616,163 +618,5 @@ enum AddError {
     Config(ConfigError),
 }
 
-fn opening(name: &str) -> Failure {
-    Failure::new(Reason::BackingBusy, format!("{name} is being made"))
-        .cause("an earlier call waits for its backing to open")
-        .hint("wait for that call, or choose another nsid")
-}
-
-fn not_attached(name: &str, error: &io::Error) -> Failure {
-    Failure::new(Reason::BackingUnusable, format!("{name} not created"))
-        .cause(error.to_string())
-        .hint("check the size, the memory of the machine, and the limits on open files")
-}
-
-fn exists(name: String) -> Failure {
-    Failure::new(Reason::AlreadyExists, format!("{name} exists already")).with("resource", name)
-}
-
-fn missing(name: String) -> Failure {
-    Failure::new(Reason::NotFound, format!("{name} does not exist")).with("resource", name)
-}
-
-fn same_identity(name: &str) -> Failure {
-    let message = format!("{name} has the same UUID or NGUID");
-    Failure::new(Reason::AlreadyExists, message)
-        .cause("hosts would take the two for one disk")
-        .with("resource", name)
-}
-
-fn limit(what: &str, most: impl std::fmt::Display) -> Failure {
-    Failure::new(
-        Reason::LimitReached,
-        format!("the limit of {most} {what} is reached"),
-    )
-    .with("limit", most.to_string())
-    .hint("remove what is not needed")
-}
-
-/// What the protocol machine refused although it was checked before.
-fn refused(name: &str, error: ConfigError) -> Failure {
-    let reason = match error {
-        ConfigError::SubsystemExists => Reason::AlreadyExists,
-        ConfigError::NoSubsystem | ConfigError::NoNamespace => Reason::NotFound,
-        ConfigError::Nqn
-        | ConfigError::NamespaceId
-        | ConfigError::NoAna
-        | ConfigError::AnaGroup
-        | ConfigError::Ana => Reason::InvalidField,
-        ConfigError::Geometry => Reason::BackingUnusable,
-        ConfigError::NamespaceIdentity => Reason::AlreadyExists,
-        ConfigError::ControllerIds | ConfigError::Reservations => Reason::Internal,
-    };
-    let hint = match error {
-        ConfigError::NoAna => "make the subsystem with ANA: --ana at start, or `ana` over the API",
-        ConfigError::Ana => "ask for fewer namespaces, or start with a larger --max-transfer",
-        _ => "",
-    };
-    Failure::new(reason, format!("{name} not changed"))
-        .cause(error.to_string())
-        .hint(hint)
-}
-
-fn not_resized(name: &str, error: &RefreshError) -> Failure {
-    let message = format!("{name} not resized");
-    match error {
-        RefreshError::Config(error) => refused(name, *error),
-        RefreshError::Device(error) => {
-            Failure::new(Reason::BackingUnusable, message).cause(error.to_string())
-        }
-        RefreshError::Shrunk {
-            blocks,
-            backing_blocks,
-        } => Failure::new(Reason::ShrinkRefused, message)
-            .cause(error.to_string())
-            .hint("make the backing at least as large as it was")
-            .with("namespace_blocks", blocks.to_string())
-            .with("backing_blocks", backing_blocks.to_string()),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NQN: &str = "nqn.2026-11.io.bowline:test:first";
-
-    /// A manager of one subsystem and no reactor: reserving asks none.
-    fn manager() -> Manager {
-        let fleet = Arc::new(Fleet {
-            members: Vec::new(),
-            not_flushed: Arc::default(),
-        });
-        let mut manager = Manager::new(fleet, Vec::new(), AllowList::default());
-        let subsystem = Subsystem::new(0, &SubsystemConfig::new(NQN, ""), Origin::Api);
-        manager.catalog.subsystems.insert(NQN.to_owned(), subsystem);
-        manager
-    }
-
-    fn new(nsid: Option<u32>) -> NewNamespace {
-        NewNamespace {
-            nsid,
-            backing: BackingConfig::Path {
-                path: "/asked".into(),
-                shared: false,
-            },
-            block_bytes: None,
-            uuid: None,
-            nguid: None,
-            ana_group: None,
-        }
-    }
-
-    #[test]
-    fn place_of_a_namespace_is_kept_while_its_backing_opens() {
-        let mut manager = manager();
-        let first = manager.reserve(NQN, new(None)).unwrap();
-        assert_eq!(first.nsid, 1);
-        let taken = manager.reserve(NQN, new(Some(1))).unwrap_err();
-        assert_eq!(taken.reason, Reason::BackingBusy);
-        let second = manager.reserve(NQN, new(None)).unwrap();
-        assert_eq!(second.nsid, 2);
-
-        let real = Path::new("/real");
-        manager.claim(&first, real).unwrap();
-        let claimed = manager.claim(&second, real).unwrap_err();
-        assert_eq!(claimed.reason, Reason::BackingInUse);
-
-        manager.release(&first);
-        manager.claim(&second, real).unwrap();
-        assert_eq!(manager.reserve(NQN, new(Some(1))).unwrap().nsid, 1);
-    }
-
-    #[test]
-    fn backings_opened_at_a_time_are_limited() {
-        let mut manager = manager();
-        let all: Vec<Reserved> = (0..OPENING_MAX)
-            .map(|_| manager.reserve(NQN, new(None)).unwrap())
-            .collect();
-        let one_more = manager.reserve(NQN, new(None)).unwrap_err();
-        assert_eq!(one_more.reason, Reason::LimitReached);
-        manager.release(&all[3]);
-        assert_eq!(manager.reserve(NQN, new(None)).unwrap().nsid, 4);
-    }
-
-    #[tokio::test]
-    async fn what_the_reactor_did_not_do_is_not_recorded() {
-        let mut manager = manager();
-        // The reactor that owns it is gone.
-        manager
-            .allow_host(NQN, ANY_HOST, Origin::Api)
-            .await
-            .unwrap_err();
-        assert_eq!(manager.subsystem(NQN).unwrap().access, Access::default());
-        let start = Access {
-            any_host: Some(Origin::Start),
-            ..Access::default()
-        };
-        manager.subsystem_mut(NQN).unwrap().access = start.clone();
-        manager.deny_host(NQN, ANY_HOST).await.unwrap_err();
-        assert_eq!(manager.subsystem(NQN).unwrap().access, start);
-    }
-}
+mod tests;

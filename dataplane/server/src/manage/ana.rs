@@ -3,7 +3,8 @@
 use bowline_api::{Failure, Reason};
 use bowline_nvmf::target::{AnaGroupSnapshot, AnaState, ConfigError};
 
-use super::{Manager, refused};
+use super::Manager;
+use super::failure::refused;
 use crate::names;
 
 /// A group at one moment.

@@ -6,7 +6,8 @@ use bowline_api::Failure;
 use bowline_api::dataplane::v1 as api;
 use bowline_nvme::nqn;
 
-use super::{Manager, exists, limit, missing};
+use super::Manager;
+use super::failure::{exists, limit, missing};
 use crate::catalog::{Origin, Referral};
 use crate::{check, config, names, view};
 

@@ -321,6 +321,8 @@ pub(super) const NO_ERROR_POSITION: u16 = 0xFFFF;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn sqe(cid: u16) -> Sqe {
@@ -375,5 +377,94 @@ mod tests {
         assert!(!slots.is_cid_busy(CommandId(0x3005)));
         slots.release(other);
         assert!(!slots.is_cid_busy(CommandId(0x2005)));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Claim(u16),
+        /// Of the live commands, by position.
+        Release(usize),
+        Grow(u16),
+        Reserve,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        // Few low bytes, so that identifiers often share one.
+        let cid = (0_u16..3, 0_u16..4).prop_map(|(high, low)| high << 8 | low);
+        prop_oneof![
+            40 => cid.prop_map(Step::Claim),
+            40 => (0_usize..16).prop_map(Step::Release),
+            1 => (0_u16..10).prop_map(Step::Grow),
+            1 => Just(Step::Reserve),
+        ]
+    }
+
+    /// The tags that a slot may be named by, live or not.
+    fn tags(capacity: u16) -> impl Iterator<Item = u16> {
+        (0..=capacity).flat_map(|index| {
+            (0..=u16::from(GENERATION_MASK)).map(move |it| index | it << TAG_INDEX_BITS)
+        })
+    }
+
+    proptest! {
+        /// The model is the list of live commands, with the tags of those that are gone by slot.
+        #[test]
+        fn any_order_of_claims_and_releases_keeps_commands_apart(
+            count in 1_u16..4,
+            steps in prop::collection::vec(step(), 1..300),
+        ) {
+            let mut slots = Slots::new(count);
+            // Identifier (none for the controller's own), slot and tag.
+            let mut live: Vec<(Option<u16>, SlotId, u16)> = Vec::new();
+            let mut gone: Vec<Vec<u16>> = vec![Vec::new(); 16];
+            let mut capacity = usize::from(count);
+            for step in steps {
+                let claimed = match step {
+                    Step::Claim(cid) if slots.is_cid_busy(CommandId(cid)) => continue,
+                    Step::Claim(cid) => Some((Some(cid), slots.claim(Nanos::ZERO, sqe(cid)))),
+                    Step::Reserve => Some((None, slots.reserve(Nanos::ZERO))),
+                    Step::Grow(count) => {
+                        slots.grow(count);
+                        capacity = capacity.max(usize::from(count));
+                        None
+                    }
+                    Step::Release(_) if live.is_empty() => continue,
+                    Step::Release(at) => {
+                        let at = at % live.len();
+                        let (cid, id, tag) = live[at];
+                        slots.release(id);
+                        if cid.is_some() {
+                            live.swap_remove(at);
+                            gone[usize::from(id.0)].push(tag);
+                            slots.release(id);
+                        }
+                        None
+                    }
+                };
+                if let Some((cid, id)) = claimed {
+                    prop_assert_eq!(id.is_some(), live.len() < capacity, "one while one is free");
+                    live.extend(id.map(|id| (cid, id, slots.tag(id))));
+                }
+                let mut ids: Vec<u16> = live.iter().map(|(_, id, _)| id.0).collect();
+                ids.sort_unstable();
+                let found: Vec<u16> = slots.iter().map(|(id, _)| id.0).collect();
+                prop_assert_eq!(found, ids, "each has a slot of its own");
+                prop_assert_eq!(usize::from(slots.busy()), live.len());
+                prop_assert_eq!(usize::from(slots.capacity()), capacity);
+                for tag in tags(slots.capacity()) {
+                    let named = live.iter().find(|it| it.2 == tag).map(|it| it.1);
+                    prop_assert_eq!(slots.by_tag(tag), named);
+                }
+                for (_, id, tag) in &live {
+                    let recent = gone[usize::from(id.0)].iter().rev();
+                    let mut recent = recent.take(usize::from(GENERATION_MASK));
+                    prop_assert!(recent.all(|old| old != tag), "no tag comes again so soon");
+                }
+                for cid in (0..3).flat_map(|high| (0..4).map(move |low| high << 8 | low)) {
+                    let named = live.iter().find(|it| it.0 == Some(cid)).map(|it| it.1);
+                    prop_assert_eq!(slots.by_cid(CommandId(cid)), named);
+                }
+            }
+        }
     }
 }

@@ -67,6 +67,8 @@ impl Armed {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -87,5 +89,75 @@ mod tests {
         timers.arm(&mut armed, key, Nanos(40));
         timers.disarm(&mut armed, key);
         assert_eq!(timers.next(), None);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arm(usize, u64),
+        Disarm(usize),
+        /// Time goes on by so much.
+        Pass(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..KEYS.len(), 0_u64..20).prop_map(|(key, after)| Step::Arm(key, after)),
+            1 => (0..KEYS.len()).prop_map(Step::Disarm),
+            2 => (0_u64..8).prop_map(Step::Pass),
+        ]
+    }
+
+    /// In the order of those that fire at one time.
+    const KEYS: [TimerKey; 6] = [
+        TimerKey::Connection(0),
+        TimerKey::Connection(1),
+        TimerKey::Controller(0),
+        TimerKey::Controller(1),
+        TimerKey::AnaTransition(0),
+        TimerKey::AnaTransition(1),
+    ];
+
+    proptest! {
+        /// The model is the earliest time wanted of each object since it last fired or went.
+        #[test]
+        fn any_object_fires_once_at_its_earliest_time_and_never_once_it_is_gone(
+            steps in prop::collection::vec(step(), 1..200),
+        ) {
+            let mut timers = Timers::default();
+            let mut armed: [Armed; KEYS.len()] = Default::default();
+            let mut wanted: [Option<u64>; KEYS.len()] = Default::default();
+            let mut now = 0;
+            for step in steps {
+                match step {
+                    Step::Arm(key, after) => {
+                        let at = now + after;
+                        timers.arm(&mut armed[key], KEYS[key], Nanos(at));
+                        wanted[key] = Some(wanted[key].map_or(at, |earlier| earlier.min(at)));
+                    }
+                    Step::Disarm(key) => {
+                        timers.disarm(&mut armed[key], KEYS[key]);
+                        wanted[key] = None;
+                    }
+                    Step::Pass(time) => {
+                        now += time;
+                        let due = |at: &Option<u64>| at.is_some_and(|at| at <= now);
+                        let mut expected: Vec<(u64, usize)> = (0..KEYS.len())
+                            .filter_map(|key| wanted[key].filter(|_| due(&wanted[key])).zip(Some(key)))
+                            .collect();
+                        expected.sort_unstable();
+                        for (at, key) in expected {
+                            let popped = timers.pop_due(Nanos(now));
+                            prop_assert_eq!(popped, Some((Nanos(at), KEYS[key])));
+                            prop_assert!(armed[key].fires(Nanos(at)));
+                            wanted[key] = None;
+                        }
+                        prop_assert_eq!(timers.pop_due(Nanos(now)), None);
+                    }
+                }
+                let earliest = wanted.iter().flatten().min().copied();
+                prop_assert_eq!(timers.next(), earliest.map(Nanos));
+                prop_assert_eq!(timers.entries.len(), wanted.iter().flatten().count());
+            }
+        }
     }
 }

@@ -185,6 +185,8 @@ pub(super) fn for_standstill(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn pool(classes: &[(usize, usize)]) -> BufPool {
@@ -293,5 +295,99 @@ mod tests {
         };
         let part = for_standstill(&pool, &reserve(1), &ahead, Some(512)).expect("a part");
         assert_eq!(part.buffer_bytes(), 16 << 10, "none of the large ones");
+    }
+
+    /// What one of several connections does.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A capsule brings so many bytes.
+        Capsule(usize),
+        /// A transfer needs a buffer, which may be cut at so many bytes.
+        Transfer(usize, Option<usize>),
+        /// One of its buffers comes back.
+        Give(usize),
+    }
+
+    const CONNECTIONS: usize = 4;
+
+    fn step() -> impl Strategy<Value = Step> {
+        let bytes = prop_oneof![1_usize..=16 << 10, 1_usize..=MIB];
+        let unit = prop::option::of(prop::sample::select(vec![512_usize, 4096]));
+        prop_oneof![
+            2 => (1_usize..=32 << 10).prop_map(Step::Capsule),
+            4 => (bytes, unit).prop_map(|(bytes, unit)| Step::Transfer(bytes, unit)),
+            4 => (0_usize..32).prop_map(Step::Give),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// The model is what each connection holds, buffer by buffer.
+        #[test]
+        fn any_order_of_taking_and_giving_keeps_the_accounts_and_each_connections_minimum(
+            steps in prop::collection::vec((0..CONNECTIONS, step()), 1..200),
+        ) {
+            let pool = pool(&[(4096, 16), (64 << 10, 8), (MIB, 2)]);
+            let reserve = reserve(4);
+            prop_assert_eq!(reserve.bytes(), 16 << 10, "capsules are up to a pair of these");
+            let total = pool.total_bytes();
+            let mut charges = [Charge::default(); CONNECTIONS];
+            let mut held: [Vec<(IoBuf, Charge)>; CONNECTIONS] = Default::default();
+            for (who, step) in steps {
+                let (free, before) = (pool.free_bytes(), charges[who]);
+                let taken = match step {
+                    Step::Give(at) => {
+                        if !held[who].is_empty() {
+                            let at = at % held[who].len();
+                            charges[who].sub(held[who].swap_remove(at).1);
+                        }
+                        None
+                    }
+                    Step::Capsule(bytes) => {
+                        let got = for_capsule(&pool, &reserve, &request(bytes, before));
+                        prop_assert!(got.is_some() || before.landings > 0, "its own is free");
+                        got
+                    }
+                    Step::Transfer(bytes, unit) => {
+                        let request = request(bytes, before);
+                        let got = shared(&pool, &request)
+                            .ok_or(Wait::Own)
+                            .or_else(|_| for_standstill(&pool, &reserve, &request, unit));
+                        let minimum = unit.is_some() || bytes <= reserve.bytes();
+                        match &got {
+                            Ok(buffer) => prop_assert!(buffer.len() == bytes
+                                || unit.is_some_and(|unit| buffer.len() % unit == 0)
+                                    && buffer.len() < bytes),
+                            Err(Wait::Own) => prop_assert!(!before.is_none()),
+                            Err(Wait::Pool) => prop_assert!(before.is_none() && !minimum),
+                        }
+                        got.ok().map(|buffer| {
+                            let charge = Charge::of(&buffer);
+                            (buffer, charge)
+                        })
+                    }
+                };
+                if let Some((buffer, charge)) = taken {
+                    charges[who].add(charge);
+                    let from_pool = free - pool.free_bytes();
+                    prop_assert!(from_pool == 0 || from_pool == charge.bytes);
+                    let in_share = charges[who].bytes <= free / SHARE;
+                    prop_assert!(from_pool == 0 || in_share || before.is_none());
+                    held[who].push((buffer, charge));
+                }
+                let charged: usize = charges.iter().map(|it| it.bytes).sum();
+                let buffers = held.iter().flatten();
+                prop_assert_eq!(charged, buffers.map(|(it, _)| it.buffer_bytes()).sum::<usize>());
+                prop_assert!(pool.free_bytes() <= total && charged >= total - pool.free_bytes());
+                prop_assert!(charges.iter().all(|it| it.landings <= 1));
+                prop_assert!(reserve.used() <= RESERVED * CONNECTIONS);
+            }
+            for (charge, held) in charges.iter_mut().zip(&mut held) {
+                held.drain(..).for_each(|(_, it)| charge.sub(it));
+                prop_assert!(charge.is_none() && charge.landings == 0);
+            }
+            prop_assert_eq!((pool.free_bytes(), reserve.used()), (total, 0));
+        }
     }
 }

@@ -1,5 +1,6 @@
 use bowline_nvme::Nanos;
 use bowline_nvme::nqn::Nqn;
+use proptest::prelude::*;
 
 use super::super::config::Path;
 use super::super::controller::NewController;
@@ -179,4 +180,47 @@ fn transfer_length_must_be_what_numd_says() {
         ..GetLogPage::range(id::SMART, 0, 4)
     };
     assert_eq!(transfer_bytes(&all.encode(), 4096), invalid);
+}
+
+proptest! {
+    /// The model is the whole log, of which the window shows a slice.
+    #[test]
+    fn any_window_shows_what_a_slice_of_the_whole_log_would(
+        base in prop::sample::select(vec![0_u64, 4096, u64::from(u32::MAX), 1 << 40]),
+        (start, len) in (0_usize..200, 1_usize..200),
+        puts in prop::collection::vec(
+            (0_usize..400, prop::collection::vec(any::<u8>(), 0..100)),
+            0..10,
+        ),
+        (at, size, count) in (0_usize..300, 1_usize..50, 0_usize..20),
+    ) {
+        let place = |at: usize| base + u64::try_from(at).expect("small");
+        let mut whole = vec![0; 500];
+        let mut data = vec![0xEE; len];
+        let mut window = Window::new(place(start), &mut data);
+        prop_assert_eq!(window.start(), place(start));
+        let shown = start..start + len;
+        for (at, bytes) in &puts {
+            window.put(place(*at), bytes);
+            whole[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        let size_bytes = u64::try_from(size).expect("small");
+        let overlaps = |first: usize| first < shown.end && shown.start < first + size;
+        for first in 0..400 {
+            prop_assert_eq!(window.shows(place(first), size_bytes), overlaps(first));
+        }
+        let entries: Vec<usize> = (0..count).collect();
+        let found: Vec<(u64, usize)> = window
+            .entries(place(at), size_bytes, &entries)
+            .map(|(position, &entry)| (position, entry))
+            .collect();
+        let expected: Vec<(u64, usize)> = entries
+            .iter()
+            .map(|&entry| (at + entry * size, entry))
+            .filter(|&(first, _)| overlaps(first))
+            .map(|(first, entry)| (place(first), entry))
+            .collect();
+        prop_assert_eq!(found, expected);
+        prop_assert_eq!(&data[..], &whole[shown]);
+    }
 }

@@ -651,9 +651,17 @@ impl Fuzz {
                 (all - events..=all).contains(&outstanding),
                 "slots leak: {outstanding} of {all}"
             );
+            // An Abort waits for its command, which may be one of another peer that owes data.
+            let waits_for_command = |sqe: &Sqe| {
+                let [_, _, low, high] = sqe.cdw(10).to_le_bytes();
+                let cid = u16::from_le_bytes([low, high]);
+                let mut commands = self.peers.iter().flat_map(|other| &other.outstanding);
+                let is_abort = is_admin && sqe.opcode() == admin::ABORT;
+                is_abort && commands.any(|command| command.cid().0 == cid)
+            };
             let waits_for_host = |sqe: &&Sqe| {
                 let waits_for_data = peer.r2ts.iter().any(|r2t| r2t.cccid == sqe.cid());
-                waits_for_data || is_event(sqe) || sqe.0[1] & 3 != 0
+                waits_for_data || is_event(sqe) || waits_for_command(sqe) || sqe.0[1] & 3 != 0
             };
             if peer.honest {
                 let stuck = peer.outstanding.iter().find(|sqe| !waits_for_host(sqe));

@@ -1,0 +1,26 @@
+//! Load on an NVMe/TCP subsystem, from our own initiator, and what came of it.
+//!
+//! [`job::Job`] says what to do, [`runner::run`] does it on a reactor of the calling thread, and
+//! [`report::Report`] is the outcome. One thread drives all connections: it is meant to be cheaper
+//! than what it measures, and `bowline-perf ceiling` says how fast it can get.
+//!
+//! - `load`: a [`Service`](bowline_reactor::Service) around the initiator's. In every turn it
+//!   takes what completed and submits what is due, so that one gather per connection and turn
+//!   carries all new commands. The clock is read once per turn, nothing is allocated per command.
+//! - `pattern`, `arrivals`, `random`: where and when, from a seed.
+//! - `latency`: histograms, and percentiles only where there are samples for them.
+
+#![forbid(unsafe_code)]
+
+pub mod arrivals;
+pub mod cli;
+pub mod error;
+pub mod job;
+pub mod latency;
+mod load;
+pub mod pattern;
+mod progress;
+mod random;
+pub mod report;
+pub mod runner;
+mod units;

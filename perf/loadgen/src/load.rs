@@ -1,0 +1,350 @@
+//! The load on a reactor: takes what completed and submits what is due, in every turn.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+
+use bowline_block::Segments;
+use bowline_nvme::{NamespaceId, Nanos, Status};
+use bowline_reactor::{Gather, ListenerId, Reactor, Service, SocketId};
+use bowline_tcp::host::{HostCommand, HostCompletion, HostMessage, HostOp, HostService, PathId};
+
+use crate::arrivals::Arrivals;
+use crate::latency::Latencies;
+use crate::pattern::Addresses;
+use crate::random::Random;
+
+/// Associations, and the load on them once there is one.
+#[derive(Default)]
+pub(crate) struct LoadService {
+    pub(crate) host: HostService,
+    pub(crate) load: Option<Load>,
+}
+
+/// A place for one outstanding command, and its data. Reads and writes have buffers of their own:
+/// the kernel may hold a write's until after its completion.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) path: PathId,
+    pub(crate) queue: u16,
+    pub(crate) read: Segments,
+    pub(crate) write: Segments,
+    is_read: bool,
+    /// When the command was to start: in a closed loop, when it did.
+    start: Nanos,
+}
+
+impl Slot {
+    pub(crate) fn new(path: PathId, queue: u16, read: Segments, write: Segments) -> Self {
+        Self {
+            path,
+            queue,
+            read,
+            write,
+            is_read: true,
+            start: Nanos::ZERO,
+        }
+    }
+}
+
+/// What is submitted.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) nsid: NamespaceId,
+    pub(crate) unit_blocks: u32,
+    pub(crate) read_percent: u8,
+    pub(crate) addresses: Addresses,
+    /// Chooses between read and write.
+    pub(crate) mix: Random,
+    /// Intended starts, in an open loop.
+    pub(crate) arrivals: Option<Arrivals>,
+}
+
+/// What was counted.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) reads: u64,
+    pub(crate) writes: u64,
+    pub(crate) read_latencies: Latencies,
+    pub(crate) write_latencies: Latencies,
+    pub(crate) errors: u64,
+    pub(crate) first_error: Option<Status>,
+    /// Most commands that were due and could not be started, for all slots were taken.
+    pub(crate) backlog_max: u64,
+    /// Commands that were due in the counted time and were not started in it.
+    pub(crate) not_started: u64,
+}
+
+/// The load.
+pub(crate) struct Load {
+    plan: Plan,
+    paths: Vec<PathId>,
+    slots: Vec<Slot>,
+    /// Slots without a command, longest idle first: takes turns between queues.
+    idle: VecDeque<u32>,
+    /// Counts what is due by now, in an open loop.
+    due: Option<Arrivals>,
+    running: bool,
+    /// The counted time; empty before it begins.
+    from: Nanos,
+    to: Nanos,
+    /// All that completed, whenever.
+    pub(crate) completed: u64,
+    /// A connection was lost, or a command could not be submitted.
+    pub(crate) broken: bool,
+    pub(crate) tally: Tally,
+}
+
+impl Load {
+    pub(crate) fn new(plan: Plan, paths: Vec<PathId>, slots: Vec<Slot>) -> Self {
+        let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        Self {
+            due: plan.arrivals.clone(),
+            plan,
+            paths,
+            slots,
+            idle: (0..count).collect(),
+            running: true,
+            from: Nanos::MAX,
+            to: Nanos::MAX,
+            completed: 0,
+            broken: false,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Counts from `from` to `to`, and stops starting commands then.
+    pub(crate) fn count(&mut self, from: Nanos, to: Nanos) {
+        self.tally = Tally::default();
+        self.from = from;
+        self.to = to;
+    }
+
+    /// Starts no more commands. What was due by then and did not start waited until then at
+    /// least; leaving it out would hide the stall.
+    pub(crate) fn stop(&mut self) {
+        self.running = false;
+        let Some(arrivals) = &mut self.plan.arrivals else {
+            return;
+        };
+        while arrivals.next_at() < self.to {
+            let at = arrivals.next_at();
+            arrivals.advance();
+            if at < self.from {
+                continue;
+            }
+            self.tally.not_started += 1;
+            let waited = self.to.saturating_sub(at);
+            if is_read(&mut self.plan.mix, self.plan.read_percent) {
+                self.tally.read_latencies.record(waited);
+            } else {
+                self.tally.write_latencies.record(waited);
+            }
+        }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.idle.len() == self.slots.len()
+    }
+
+    /// When the next command is due though nothing completes.
+    fn next_arrival(&self) -> Option<Nanos> {
+        let arrivals = self.plan.arrivals.as_ref()?;
+        (self.running && !self.idle.is_empty()).then(|| arrivals.next_at())
+    }
+
+    /// Takes everything that completed.
+    fn collect(&mut self, host: &mut HostService, now: Nanos) {
+        for index in 0..self.paths.len() {
+            let path = host.path_mut(self.paths[index]);
+            while let Some(done) = path.poll() {
+                self.on_done(done, now);
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: HostCompletion, now: Nanos) {
+        let Ok(index) = u32::try_from(done.token) else {
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(index as usize) else {
+            return;
+        };
+        self.completed += 1;
+        self.broken |= done.path_lost;
+        let tally = &mut self.tally;
+        let in_time = now >= self.from && now < self.to;
+        // An open loop judges the commands that were to start in the counted time, whenever they
+        // end; a closed loop those that ended in it.
+        let judged = match self.plan.arrivals {
+            Some(_) => slot.start >= self.from && slot.start < self.to,
+            None => in_time,
+        };
+        if !done.status.is_success() {
+            tally.errors += 1;
+            tally.first_error.get_or_insert(done.status);
+        }
+        let latency = now.saturating_sub(slot.start);
+        if slot.is_read {
+            slot.read = done.data;
+            tally.reads += u64::from(in_time);
+            if judged {
+                tally.read_latencies.record(latency);
+            }
+        } else {
+            slot.write = done.data;
+            tally.writes += u64::from(in_time);
+            if judged {
+                tally.write_latencies.record(latency);
+            }
+        }
+        self.idle.push_back(index);
+    }
+
+    /// Submits what is due, as far as there are slots.
+    fn issue(&mut self, host: &mut HostService, cx: &mut Reactor, now: Nanos) {
+        if !self.running || self.broken {
+            return;
+        }
+        while let Some(index) = self.idle.front().copied() {
+            let Some(start) = self.next_start(now) else {
+                break;
+            };
+            self.idle.pop_front();
+            if !self.submit(host, cx, now, index, start) {
+                self.broken = true;
+                self.idle.push_back(index);
+                return;
+            }
+        }
+        if let (Some(arrivals), Some(due)) = (&self.plan.arrivals, &mut self.due) {
+            due.advance_to(now);
+            let backlog = due.count() - arrivals.count();
+            self.tally.backlog_max = self.tally.backlog_max.max(backlog);
+        }
+    }
+
+    /// When the next command is to start, if that is not in the future.
+    fn next_start(&mut self, now: Nanos) -> Option<Nanos> {
+        let Some(arrivals) = &mut self.plan.arrivals else {
+            return Some(now);
+        };
+        let at = arrivals.next_at();
+        if at > now {
+            return None;
+        }
+        arrivals.advance();
+        Some(at)
+    }
+
+    fn submit(
+        &mut self,
+        host: &mut HostService,
+        cx: &mut Reactor,
+        now: Nanos,
+        index: u32,
+        start: Nanos,
+    ) -> bool {
+        let plan = &mut self.plan;
+        let Some(slot) = self.slots.get_mut(index as usize) else {
+            return false;
+        };
+        slot.start = start;
+        slot.is_read = is_read(&mut plan.mix, plan.read_percent);
+        let (op, data) = if slot.is_read {
+            (HostOp::Read, slot.read.take())
+        } else {
+            (HostOp::Write { fua: false }, slot.write.take())
+        };
+        let command = HostCommand {
+            op,
+            nsid: plan.nsid,
+            lba: plan.addresses.next_unit() * u64::from(plan.unit_blocks),
+            blocks: plan.unit_blocks,
+            data,
+            token: u64::from(index),
+        };
+        let path = host.path_mut(slot.path);
+        path.submit_on(cx, now, slot.queue, command).is_ok()
+    }
+}
+
+fn is_read(mix: &mut Random, read_percent: u8) -> bool {
+    match read_percent {
+        0 => false,
+        100.. => true,
+        percent => mix.below(100) < u64::from(percent),
+    }
+}
+
+impl Service for LoadService {
+    type Message = HostMessage;
+
+    fn message(&mut self, cx: &mut Reactor, now: Nanos, message: HostMessage) {
+        self.host.message(cx, now, message);
+    }
+
+    fn accepted(
+        &mut self,
+        cx: &mut Reactor,
+        now: Nanos,
+        listener: ListenerId,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) {
+        self.host.accepted(cx, now, listener, stream, peer);
+    }
+
+    fn connected(
+        &mut self,
+        cx: &mut Reactor,
+        now: Nanos,
+        socket: SocketId,
+        result: io::Result<()>,
+    ) {
+        self.host.connected(cx, now, socket, result);
+    }
+
+    fn readable(&mut self, cx: &mut Reactor, now: Nanos, socket: SocketId) {
+        self.host.readable(cx, now, socket);
+    }
+
+    fn sent(
+        &mut self,
+        cx: &mut Reactor,
+        now: Nanos,
+        socket: SocketId,
+        gather: Gather,
+        result: io::Result<()>,
+    ) {
+        self.host.sent(cx, now, socket, gather, result);
+    }
+
+    fn turn(&mut self, cx: &mut Reactor, now: Nanos) {
+        if let Some(load) = &mut self.load {
+            load.collect(&mut self.host, now);
+            load.issue(&mut self.host, cx, now);
+        }
+        self.host.turn(cx, now);
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        let arrival = self.load.as_ref().and_then(Load::next_arrival);
+        match (self.host.poll_timeout(), arrival) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn expects_completion(&self) -> bool {
+        self.load.as_ref().is_some_and(|load| !load.is_idle())
+    }
+
+    fn stopping(&mut self, cx: &mut Reactor, now: Nanos) {
+        self.host.stopping(cx, now);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.host.is_stopped()
+    }
+}

@@ -1,0 +1,442 @@
+//! A run from its connections to its report.
+
+use bowline_block::{BufPool, ClassConfig, PoolConfig, Segments};
+use bowline_nvme::Nanos;
+use bowline_nvmf::host::{CloseReason, ControllerConfig, ControllerFacts, HostNamespace};
+use bowline_reactor::{Config, Counters, LocalReactor, PollMode, monotonic_now};
+use bowline_tcp::host::{BLOCKS_MAX, PathId};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::arrivals::Arrivals;
+use crate::error::PerfError;
+use crate::job::{Job, Pace, Poll, Workload};
+use crate::load::{Load, LoadService, Plan, Slot};
+use crate::pattern::Addresses;
+use crate::progress::{INTERVAL, Progress};
+use crate::random::{Random, mix};
+use crate::report::{Measured, Report, Setting};
+use crate::units::show_size;
+
+/// How long connecting may take, all associations together.
+const CONNECT_TIMEOUT: Nanos = Nanos::from_secs(30);
+/// How long outstanding commands may take after the end of the counted time.
+const DRAIN_TIMEOUT: Nanos = Nanos::from_secs(30);
+/// How long orderly shutdown may take.
+const DISCONNECT_TIMEOUT: Nanos = Nanos::from_secs(5);
+/// Commands time out after this, and with them the run.
+const IO_TIMEOUT: Nanos = Nanos::from_secs(30);
+
+type Local = LocalReactor<LoadService>;
+
+/// Does what the job says, on the calling thread.
+///
+/// # Errors
+/// The load is not possible, the subsystem cannot be reached or is lost. Commands that fail are
+/// part of the report.
+pub fn run(job: &Job, progress: &mut Progress) -> Result<Report, PerfError> {
+    job.load.check()?;
+    if let Some(core) = job.load.core {
+        pin(core)?;
+    }
+    let mut local = LocalReactor::new(&reactor_config(job), |_, _| Ok(LoadService::default()))
+        .map_err(|error| {
+            PerfError::failed("the reactor cannot be started")
+                .cause(error)
+                .hint("lower --queue-depth or --block-size if memory is short")
+        })?;
+    let paths = connect(&mut local, job)?;
+    let setting = examine(&local, job, &paths)?;
+    let slots = slots(local.reactor().pool(), job, &paths)?;
+    let plan = plan(job, &setting);
+    local.parts().0.load = Some(Load::new(plan, paths.clone(), slots));
+    let measured = measure(&mut local, job, progress);
+    let measured = measured.and_then(|measured| {
+        drain(&mut local)?;
+        Ok(measured)
+    });
+    let lost = first_loss(&local, &paths);
+    disconnect(&mut local, &paths);
+    let measured = measured.map_err(|error| match lost {
+        Some(reason) => error.cause(reason),
+        None => error,
+    })?;
+    let Some(load) = local.parts().0.load.take() else {
+        return Err(PerfError::failed("the load is gone"));
+    };
+    Ok(Report::new(job, &setting, &measured, &load.tally))
+}
+
+/// Binds the calling thread to a core.
+pub(crate) fn pin(core: usize) -> Result<(), PerfError> {
+    let refused = |cause: String| {
+        PerfError::usage(format!("cannot run on core {core}"))
+            .cause(cause)
+            .hint("choose one of the cores that this process may use")
+    };
+    if core >= CpuSet::MAX_CPU {
+        return Err(refused("there is no such core".to_owned()));
+    }
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    sched_setaffinity(None, &cores).map_err(|error| refused(error.to_string()))
+}
+
+fn reactor_config(job: &Job) -> Config {
+    let load = &job.load;
+    let block_bytes = usize::try_from(load.block_bytes).unwrap_or(usize::MAX);
+    let per_command = match load.workload {
+        Workload::Read | Workload::Write => 1,
+        Workload::Mixed { .. } => 2,
+    };
+    let count = usize::try_from(load.outstanding()).unwrap_or(usize::MAX);
+    let classes = vec![ClassConfig {
+        bytes: block_bytes.next_multiple_of(4096),
+        count: count * per_command,
+    }];
+    Config {
+        io: job.io,
+        poll: match load.poll {
+            Poll::Spin => PollMode::Always,
+            Poll::Park => PollMode::Never,
+        },
+        name: "load".to_owned(),
+        pool: PoolConfig { classes },
+        ..Config::default()
+    }
+}
+
+fn connect(local: &mut Local, job: &Job) -> Result<Vec<PathId>, PerfError> {
+    let load = &job.load;
+    let deadline = monotonic_now().after(CONNECT_TIMEOUT);
+    let mut paths = Vec::with_capacity(usize::from(load.connections));
+    for number in 0..load.connections {
+        let config = ControllerConfig {
+            io_queues: load.queues,
+            io_queue_entries: load.queue_depth + 1,
+            digests: job.digests,
+            // The reactor sleeps through none of it: it runs all the time.
+            keep_alive: Nanos::from_secs(30),
+            async_events: false,
+            open_timeout: CONNECT_TIMEOUT,
+            setup_timeout: CONNECT_TIMEOUT,
+            admin_timeout: CONNECT_TIMEOUT,
+            io_timeout: Some(IO_TIMEOUT),
+            reconnect: None,
+            seed: mix(load.seed ^ u64::from(number)),
+            ..ControllerConfig::new(job.host, job.host_id, job.subsystem)
+        };
+        let (service, reactor) = local.parts();
+        let now = monotonic_now();
+        let path = service.host.connect(reactor, now, job.address, config);
+        local.run_until_that(deadline, |service, _| {
+            let path = service.host.path(path);
+            path.is_ready() || path.stopped().is_some()
+        });
+        if !local.service().host.path(path).is_ready() {
+            return Err(not_connected(local, job, path));
+        }
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
+fn not_connected(local: &Local, job: &Job, path: PathId) -> PerfError {
+    let what = format!(
+        "{} at {} not connected",
+        job.subsystem.as_str(),
+        job.address
+    );
+    let error = PerfError::failed(what);
+    match local.service().host.path(path).stopped() {
+        Some(reason) => error.cause(reason),
+        None => error.cause("it did not answer in time"),
+    }
+    .hint("check that a target listens there, that it has this subsystem, and that it lets this host in (--host-nqn)")
+}
+
+/// Compares what is wanted with what the controllers offer.
+fn examine(local: &Local, job: &Job, paths: &[PathId]) -> Result<Setting, PerfError> {
+    let mut setting = None;
+    for path in paths {
+        let controller = local.service().host.path(*path).controller();
+        let facts = controller
+            .facts()
+            .ok_or_else(|| PerfError::failed("the controller said nothing about itself"))?;
+        let mut namespaces = controller.namespaces().iter();
+        let namespace = namespaces
+            .find(|namespace| namespace.nsid == job.namespace)
+            .ok_or_else(|| no_namespace(job, controller.namespaces()))?;
+        if facts.io_queues < job.load.queues {
+            let what = format!("{} I/O queues not possible", job.load.queues);
+            return Err(PerfError::failed(what)
+                .cause(format!("the controller grants {}", facts.io_queues))
+                .hint("lower --queues, or add --connections"));
+        }
+        for queue in 1..=job.load.queues {
+            let depth = controller.depth_max(queue);
+            if depth < usize::from(job.load.queue_depth) {
+                let what = format!("queue depth of {} not possible", job.load.queue_depth);
+                return Err(PerfError::failed(what)
+                    .cause(format!("the controller's queues hold {depth}"))
+                    .hint("lower --queue-depth, or add --queues or --connections"));
+            }
+        }
+        setting = Some(check_geometry(job, facts, namespace)?);
+    }
+    let mut setting = setting.ok_or_else(|| PerfError::usage("no connection was asked for"))?;
+    setting.backend = local.reactor().backend().to_string();
+    Ok(setting)
+}
+
+fn no_namespace(job: &Job, there: &[HostNamespace]) -> PerfError {
+    let ids: Vec<String> = there
+        .iter()
+        .take(16)
+        .map(|it| it.nsid.to_string())
+        .collect();
+    let what = format!("namespace {} not found", job.namespace);
+    PerfError::failed(what)
+        .cause(format!(
+            "the subsystem shows {} of them: {}",
+            there.len(),
+            ids.join(", ")
+        ))
+        .hint("choose one of these with --namespace")
+}
+
+fn check_geometry(
+    job: &Job,
+    facts: &ControllerFacts,
+    namespace: &HostNamespace,
+) -> Result<Setting, PerfError> {
+    let load = &job.load;
+    let size = show_size(load.block_bytes.into());
+    let refused = || PerfError::failed(format!("block size of {size} not possible"));
+    if !load.block_bytes.is_multiple_of(namespace.block_bytes) {
+        return Err(refused()
+            .cause(format!(
+                "logical blocks have {} bytes",
+                namespace.block_bytes
+            ))
+            .hint("give a multiple of that as --block-size"));
+    }
+    let unit_blocks = load.block_bytes / namespace.block_bytes;
+    let limit = u64::from(facts.transfer_bytes_max)
+        .min(u64::from(BLOCKS_MAX) * u64::from(namespace.block_bytes));
+    if u64::from(load.block_bytes) > limit {
+        return Err(refused()
+            .cause(format!("the controller takes {} at once", show_size(limit)))
+            .hint("lower --block-size"));
+    }
+    let bytes = namespace.bytes();
+    let span = load.span_bytes.unwrap_or(bytes);
+    if span > bytes || span < u64::from(load.block_bytes) {
+        return Err(
+            PerfError::failed(format!("a span of {} not possible", show_size(span)))
+                .cause(format!("the namespace has {}", show_size(bytes)))
+                .hint("choose --span between the block size and the namespace's size"),
+        );
+    }
+    if namespace.read_only && load.workload != Workload::Read {
+        return Err(PerfError::failed("the namespace cannot be written to")
+            .cause("it is write protected")
+            .hint("use --workload read"));
+    }
+    Ok(Setting {
+        unit_blocks,
+        units: span / u64::from(load.block_bytes),
+        namespace_bytes: bytes,
+        logical_block_bytes: namespace.block_bytes,
+        in_capsule_bytes: facts.in_capsule_bytes,
+        model: text(&facts.model),
+        firmware: text(&facts.firmware),
+        backend: String::new(),
+    })
+}
+
+/// An identification string, without its padding.
+fn text(field: &[u8]) -> String {
+    String::from_utf8_lossy(field).trim_end().to_owned()
+}
+
+fn slots(pool: &BufPool, job: &Job, paths: &[PathId]) -> Result<Vec<Slot>, PerfError> {
+    let load = &job.load;
+    let len = usize::try_from(load.block_bytes).unwrap_or(usize::MAX);
+    let mut random = Random::new(mix(load.seed));
+    // Touched before the first command, so that no page fault is measured; and no zeroes, which
+    // a device may treat in a special way.
+    let mut buffer = |wanted: bool| {
+        if !wanted {
+            return Some(Segments::new());
+        }
+        let mut buf = pool.alloc(len)?;
+        for word in buf.as_mut()?.chunks_mut(8) {
+            word.copy_from_slice(&random.next().to_le_bytes()[..word.len()]);
+        }
+        Some(Segments::from(buf))
+    };
+    let (reads, writes) = (
+        load.workload != Workload::Write,
+        load.workload != Workload::Read,
+    );
+    let mut slots = Vec::new();
+    for _ in 0..load.queue_depth {
+        for path in paths {
+            for queue in 1..=load.queues {
+                let (Some(read), Some(write)) = (buffer(reads), buffer(writes)) else {
+                    return Err(PerfError::failed(
+                        "too little memory for the commands' data",
+                    ));
+                };
+                slots.push(Slot::new(*path, queue, read, write));
+            }
+        }
+    }
+    Ok(slots)
+}
+
+fn plan(job: &Job, setting: &Setting) -> Plan {
+    let load = &job.load;
+    // Different numbers for different purposes, all from one seed.
+    let seed = |purpose: u64| mix(load.seed.wrapping_add(purpose << 32));
+    Plan {
+        nsid: job.namespace,
+        unit_blocks: setting.unit_blocks,
+        read_percent: load.workload.read_percent(),
+        addresses: Addresses::new(load.pattern, setting.units, seed(1)),
+        mix: Random::new(seed(2)),
+        arrivals: match load.pace {
+            Pace::Closed => None,
+            Pace::Open {
+                per_second,
+                spacing,
+            } => Some(Arrivals::new(spacing, per_second, monotonic_now(), seed(3))),
+        },
+    }
+}
+
+/// Warms up, then counts.
+fn measure(local: &mut Local, job: &Job, progress: &mut Progress) -> Result<Measured, PerfError> {
+    let from = monotonic_now().after(job.load.warm_up);
+    go_on(local, "warming up", from, progress)?;
+    let (from, cpu, counters) = (monotonic_now(), cpu_time(), local.reactor().counters());
+    let to = from.after(job.load.duration);
+    with_load(local, |load| load.count(from, to));
+    go_on(local, "measuring", to, progress)?;
+    let measured = Measured {
+        duration: job.load.duration,
+        client_cpu: cpu_time().saturating_sub(cpu),
+        counters: difference(&local.reactor().counters(), &counters),
+    };
+    with_load(local, Load::stop);
+    Ok(measured)
+}
+
+/// Runs to a point in time.
+fn go_on(
+    local: &mut Local,
+    phase: &str,
+    until: Nanos,
+    progress: &mut Progress,
+) -> Result<(), PerfError> {
+    loop {
+        let now = monotonic_now();
+        let next = if progress.is_shown() {
+            let completed = local
+                .service()
+                .load
+                .as_ref()
+                .map_or(0, |load| load.completed);
+            progress.tell(phase, until.saturating_sub(now), now, completed);
+            until.min(now.after(INTERVAL))
+        } else {
+            until
+        };
+        let broken = local.run_until_that(next, |service, _| is_broken(service));
+        if broken {
+            return Err(PerfError::failed(
+                "the run ended early: a connection was lost",
+            ));
+        }
+        if monotonic_now() >= until {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for what is outstanding.
+fn drain(local: &mut Local) -> Result<(), PerfError> {
+    let deadline = monotonic_now().after(DRAIN_TIMEOUT);
+    let idle = |service: &LoadService| service.load.as_ref().is_none_or(Load::is_idle);
+    local.run_until_that(deadline, |service, _| idle(service) || is_broken(service));
+    if is_broken(local.service()) {
+        return Err(PerfError::failed(
+            "the run ended early: a connection was lost",
+        ));
+    }
+    if idle(local.service()) {
+        return Ok(());
+    }
+    Err(
+        PerfError::failed("commands did not complete").cause(format!(
+            "some were still outstanding {} s after the end",
+            DRAIN_TIMEOUT.as_millis() / 1000
+        )),
+    )
+}
+
+fn disconnect(local: &mut Local, paths: &[PathId]) {
+    let (service, reactor) = local.parts();
+    for path in paths {
+        service
+            .host
+            .path_mut(*path)
+            .disconnect(reactor, monotonic_now());
+    }
+    // What is not over by then is cut off by the end of the process.
+    let deadline = monotonic_now().after(DISCONNECT_TIMEOUT);
+    local.run_until_that(deadline, |service, _| {
+        paths
+            .iter()
+            .all(|path| service.host.path(*path).is_closed())
+    });
+}
+
+fn first_loss(local: &Local, paths: &[PathId]) -> Option<CloseReason> {
+    let host = &local.service().host;
+    paths.iter().find_map(|path| host.path(*path).stopped())
+}
+
+fn is_broken(service: &LoadService) -> bool {
+    service.load.as_ref().is_some_and(|load| load.broken)
+}
+
+fn with_load(local: &mut Local, act: impl FnOnce(&mut Load)) {
+    if let Some(load) = &mut local.parts().0.load {
+        act(load);
+    }
+}
+
+/// Processor time of the calling thread.
+pub(crate) fn cpu_time() -> Nanos {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    Nanos::from_secs(seconds).saturating_add(Nanos(nanos))
+}
+
+fn difference(after: &Counters, before: &Counters) -> Counters {
+    Counters {
+        turns: after.turns - before.turns,
+        recvs: after.recvs - before.recvs,
+        recvs_empty: after.recvs_empty - before.recvs_empty,
+        sends_direct: after.sends_direct - before.sends_direct,
+        sends_ring: after.sends_ring - before.sends_ring,
+        gathers: after.gathers - before.gathers,
+        enters: after.enters - before.enters,
+        epoll_waits: after.epoll_waits - before.epoll_waits,
+        epoll_ctls: after.epoll_ctls - before.epoll_ctls,
+        ..Counters::default()
+    }
+}

@@ -12,6 +12,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod admission;
 mod allow;
 mod backing;
 mod catalog;

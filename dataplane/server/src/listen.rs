@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::config::Config;
 use crate::error::StartError;
@@ -11,6 +12,13 @@ use crate::takeover::patiently;
 
 /// Connections the kernel keeps while a reactor is busy. Hosts connect many queues at once.
 const BACKLOG: i32 = 1024;
+
+/// How long a peer may be silent before the kernel asks whether it is there, how often it asks, and
+/// how often without an answer: a machine that lost its power is noticed within two minutes. Hosts
+/// may do without NVMe's own keep-alive, and nothing else would ever end their connections.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+const PROBES: u32 = 6;
 
 /// An NVMe/TCP listener as discovery and management know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +94,12 @@ fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
+    // Connections have it from their listener.
+    let keepalive = TcpKeepalive::new()
+        .with_time(SILENCE_MAX)
+        .with_interval(PROBE_INTERVAL)
+        .with_retries(PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -93,7 +107,27 @@ fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
+    use socket2::SockRef;
+
     use super::*;
+
+    #[test]
+    fn accepted_connections_notice_a_peer_that_is_gone() {
+        let (listener, address) = bind("NVMe/TCP", "--listen", ([127, 0, 0, 1], 0).into()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _peer = TcpStream::connect(address).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        let (silence, interval) = (
+            socket.tcp_keepalive_time().unwrap(),
+            socket.tcp_keepalive_interval().unwrap(),
+        );
+        let noticed = silence + interval * socket.tcp_keepalive_retries().unwrap();
+        assert!(noticed <= Duration::from_secs(120), "{noticed:?}");
+    }
 
     #[test]
     fn port_in_use_is_explained() {

@@ -13,11 +13,10 @@ use bowline_nvmf::target::{HealthTotals, TargetConfig};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
+use crate::admission::Admission;
 use crate::backing::Opened;
 use crate::catalog::Origin;
 use crate::config::Config;
@@ -333,12 +332,7 @@ impl DataPlane {
             .add_service(health)
             .add_service(reflection)
             .add_service(DataPlaneServiceServer::new(self.management.clone()));
-        // Answers leave at once, not when the caller has confirmed the one before.
-        let incoming = TcpListenerStream::new(to_tokio(&self.rpc)?).map(|accepted| {
-            accepted.inspect(|stream| {
-                let _only_slower = stream.set_nodelay(true);
-            })
-        });
+        let incoming = Admission::new(to_tokio(&self.rpc)?, "management API", CALLERS_MAX);
         let ready = reporter.clone();
         tokio::spawn(async move {
             set_health(&ready, true).await;
@@ -353,7 +347,7 @@ impl DataPlane {
     }
 
     fn serve_metrics(&self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let listener = to_tokio(&self.metrics)?;
+        let listener = Admission::new(to_tokio(&self.metrics)?, "metrics", SCRAPERS_MAX);
         let router = metrics::router(self.management.clone());
         tokio::spawn(async move {
             let until = async move {
@@ -456,6 +450,10 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long the --state folder may take to be told of a regular end.
 const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connections to the management API, and to the metrics; more are closed.
+const CALLERS_MAX: usize = 256;
+const SCRAPERS_MAX: usize = 64;
 
 /// Calls of one client at a time; more wait.
 const STREAMS_MAX: u32 = 64;

@@ -327,6 +327,10 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
         nawun: atomic,
         nawupf: atomic,
         nacwu: if namespace.shared { 0 } else { atomic },
+        // A Read that moves in parts is cut at multiples of the unit, so it may see a half of what
+        // lies across one. [NVM-1.0 §2.1.4]
+        nabsn: atomic,
+        nabspf: atomic,
         nvmcap: capacity(namespace),
         npdg: deallocate,
         npda: deallocate,

@@ -125,6 +125,16 @@ fn full_list_is_continued_by_an_empty_one() {
 }
 
 #[test]
+fn shutdown_is_given_longer_than_hosts_wait_by_themselves() {
+    check(&[1], geometry(), 4, |view| {
+        let page = identify(view, Identify::new(cns::CONTROLLER), 0).expect("mandatory");
+        // Linux waits 5 s where nothing is said, and never longer than 60 s.
+        let waits_us = IdentifyController::decode(&page).rtd3e;
+        assert!((10_000_000..=60_000_000).contains(&waits_us), "{waits_us}");
+    });
+}
+
+#[test]
 fn unknown_structures_and_command_sets_are_invalid_for_good() {
     check(&[1], geometry(), 4, |view| {
         let invalid = Err(Status::INVALID_FIELD.dnr());
@@ -167,6 +177,7 @@ fn geometry_is_told_truthfully() {
         assert_eq!(found.nvmcap, 4096 << 30);
         assert_eq!(found.nsfeat, 0x13);
         assert_eq!((found.nawun, found.nawupf), (7, 7));
+        assert_eq!((found.nabsn, found.nabo, found.nabspf), (7, 0, 7));
         assert_eq!((found.npdg, found.nows, found.noiob), (15, 31, 0));
         assert_eq!((found.dlfeat, found.nsattr, found.nmic), (0, 1, 1));
         assert_eq!(found.lbaf[0].lbads, 12);

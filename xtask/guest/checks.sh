@@ -637,6 +637,83 @@ clears_all_reservations() {
     may_write "$HOST_FIRST" "$HOST_SECOND"
 }
 
+# --- reservations through the kernel ------------------------------------------------------------
+
+# A request of linux/pr.h to the disk of host $1: its number, the layout of its structure and the
+# fields. What the disk refuses comes back as a status, which is printed.
+pr() {
+    local disk
+    disk=$(disk_of "$1")
+    shift
+    perl -e 'my ($disk, $number, $layout, @fields) = @ARGV;
+        my $structure = pack($layout, @fields);
+        open(my $file, "+<", $disk) or die "$disk: $!\n";
+        my $request = 1 << 30 | length($structure) << 16 | ord("p") << 8 | $number;
+        defined(my $status = ioctl($file, $request, $structure)) or die "request $number: $!\n";
+        printf("status 0x%x\n", $status) and exit 1 if $status != 0;' "$disk" "$@"
+}
+# Keys are numbers; types are those of Linux, which count as those of NVMe do.
+pr_register() { pr "$1" 200 QQLx4 "$2" "$3" 0; }
+pr_reserve() { pr "$1" 201 QLL "$2" "$3" 0; }
+pr_release() { pr "$1" 202 QLL "$2" "$3" 0; }
+# The key that Linux calls the old one is the caller's own, the new one is that of the victim.
+pr_preempt() { pr "$1" 203 QQLL "$2" "$3" "$4" 0; }
+pr_preempt_abort() { pr "$1" 204 QQLL "$2" "$3" "$4" 0; }
+pr_clear() { pr "$1" 205 QLx4 "$2" 0; }
+# Reservation Conflict: older kernels pass NVMe's status on, with Do Not Retry and More in front;
+# newer ones say what SCSI would.
+is_conflict() {
+    fails "$@" >/run/refused
+    cat /run/refused
+    grep -E -x 'status 0x(18|83|[2-6]083)' /run/refused
+}
+
+registers_through_the_kernel() {
+    pr_register "$HOST_FIRST" 0 17
+    pr_register "$HOST_SECOND" 0 34
+    is_conflict pr_register "$HOST_FIRST" 99 51
+    report "$HOST_SECOND"
+    jq -e '.regctl == 2 and .rtype == 0 and .ptpls == 1' /run/report
+    jq -e '[.. | .rkey? // empty] | sort == [17, 34]' /run/report
+}
+reserves_with_every_type() {
+    local type
+    for type in 1 2 3 4 5 6; do
+        pr_reserve "$HOST_FIRST" 17 "$type"
+        report "$HOST_FIRST"
+        jq -e --argjson type "$type" '.rtype == $type' /run/report
+        pr_release "$HOST_FIRST" 17 "$type"
+    done
+    report "$HOST_FIRST"
+    jq -e '.rtype == 0 and .regctl == 2' /run/report
+}
+reserves_through_the_kernel() {
+    pr_reserve "$HOST_FIRST" 17 1
+    is_conflict pr_reserve "$HOST_SECOND" 34 1
+    is_still_reserved
+}
+is_still_reserved() {
+    within 60 may_write "$HOST_FIRST"
+    within 60 may_read "$HOST_SECOND"
+    conflicts may_write "$HOST_SECOND"
+    report "$HOST_SECOND"
+    jq -e '.rtype == 1 and .regctl == 2 and .ptpls == 1' /run/report
+    jq -e '[.. | objects | select(.rcsts? == 1) | .rkey] == [17]' /run/report
+}
+preempts_through_the_kernel() {
+    pr_preempt "$HOST_SECOND" 34 17 2
+    may_write "$HOST_SECOND"
+    conflicts may_write "$HOST_FIRST"
+    pr_register "$HOST_FIRST" 0 17
+    pr_preempt_abort "$HOST_FIRST" 17 34 1
+    conflicts may_write "$HOST_SECOND"
+    pr_release "$HOST_FIRST" 17 1
+    may_write "$HOST_FIRST" "$HOST_SECOND"
+    pr_clear "$HOST_FIRST" 17
+    report "$HOST_FIRST"
+    jq -e '.regctl == 0 and .rtype == 0' /run/report
+}
+
 # --- resets and losses --------------------------------------------------------------------------
 
 resets() {

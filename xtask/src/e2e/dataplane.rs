@@ -1,5 +1,6 @@
 //! The data plane under test: the real executable as a child process.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ pub(crate) struct Setup {
     /// Who may connect.
     pub(crate) host_nqns: Vec<String>,
     pub(crate) log: PathBuf,
+    /// Where it keeps what outlives it, if anywhere.
+    pub(crate) state: Option<PathBuf>,
     /// What this data plane is told besides.
     pub(crate) flags: &'static [&'static str],
 }
@@ -160,6 +163,12 @@ fn command(setup: &Setup, port: u16, log: File) -> Command {
         ])
         .args(setup.host_nqns.iter().flat_map(|nqn| ["--host", nqn]))
         .args(setup.flags)
+        .args(
+            setup
+                .state
+                .iter()
+                .flat_map(|folder| [OsStr::new("--state"), folder.as_os_str()]),
+        )
         .args(["--nqn", &setup.nqn, "--device"])
         .arg(&setup.device)
         .arg("--allow-path")

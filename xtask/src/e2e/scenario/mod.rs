@@ -3,6 +3,7 @@
 
 mod discovery;
 mod paths;
+mod persistence;
 mod reservations;
 
 use std::fs::{self, File};
@@ -80,6 +81,7 @@ pub(crate) fn run(
     scenario.discovery();
     scenario.paths();
     scenario.reservations();
+    scenario.persistence();
     scenario.ending();
     ensure!(
         !scenario.abandoned,
@@ -103,6 +105,7 @@ fn setup(executable: &Path, folder: &Path) -> Result<Setup> {
             image::SECOND_HOST_NQN.to_owned(),
         ],
         log: folder.join("dataplane.log"),
+        state: None,
         flags: &["--discovery-nqn", DISCOVERY_NQN],
     })
 }
@@ -323,9 +326,14 @@ impl Scenario<'_> {
     /// a while after the data plane died, so its state alone proves nothing, and a second kill while
     /// it connects would cost it the minute after which it gives a Connect up.
     fn host_comes_back(&mut self, count: usize) -> Result<()> {
+        self.reconnects(count)?;
+        self.guest.expect("is_back").map(drop)
+    }
+
+    fn reconnects(&mut self, count: usize) -> Result<()> {
         for _ in 0..RECONNECT_LOOKS {
             if self.guest.kernel_log()?.reconnects(self.log_seen) >= count {
-                return self.guest.expect("is_back").map(drop);
+                return Ok(());
             }
             self.guest.expect("sleep 0.2")?;
         }

@@ -95,6 +95,7 @@ impl Scenario<'_> {
             nqn: NQN.to_owned(),
             host_nqns: vec![image::HOST_NQN.to_owned()],
             log: self.setup.log.clone(),
+            state: None,
             flags,
         });
         let planes = [

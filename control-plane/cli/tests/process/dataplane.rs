@@ -1,8 +1,13 @@
 //! The data-plane process from the outside: flags, ready line, errors, metrics, stop.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::harness::{DataPlane, bowline, finish, run, terminate};
 
@@ -22,7 +27,7 @@ fn ready_line_names_what_listens() {
     assert_eq!(plane.ready.listen.len(), 1);
     for address in [plane.ready.listen[0], plane.ready.rpc, plane.ready.metrics] {
         assert_ne!(address.port(), 0);
-        std::net::TcpStream::connect(address).unwrap();
+        TcpStream::connect(address).unwrap();
     }
     assert_ne!(plane.ready.pid, 0);
 }
@@ -86,6 +91,42 @@ fn unread_log_does_not_stop_the_data_plane() {
     let (code, _, stderr) = run(&["subsystem", "list", "--rpc", &plane.rpc()]);
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(plane.stop().code(), Some(0));
+}
+
+#[test]
+fn management_goes_on_after_descriptors_ran_out() {
+    let (log, writer) = std::io::pipe().unwrap();
+    let mut command = bowline(&["dataplane"]);
+    command.args(FREE_PORTS).args(MEMORY).stderr(writer);
+    let plane = DataPlane::spawn(command);
+    let pid = i32::try_from(plane.ready.pid).ok().and_then(Pid::from_raw);
+    let usual = getrlimit(Resource::Nofile);
+    let limit = |current| {
+        let maximum = usual.maximum;
+        prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    };
+    let folder = format!("/proc/{}/fd", plane.ready.pid);
+    let taken: BTreeSet<u64> = std::fs::read_dir(folder)
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+        .collect();
+    limit((0..).find(|number| !taken.contains(number)));
+    let _waiting = TcpStream::connect(plane.ready.rpc).unwrap();
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(log).lines().map_while(Result::ok) {
+            let _nobody_asks = sender.send(line);
+        }
+    });
+    let patience = Duration::from_secs(60);
+    while !lines
+        .recv_timeout(patience)
+        .expect("it says that it takes no connection")
+        .contains("no connection taken")
+    {}
+    limit(usual.current);
+    let (code, _, stderr) = run(&["subsystem", "list", "--rpc", &plane.rpc()]);
+    assert_eq!(code, 0, "{stderr}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::arrivals::Spacing;
 use crate::error::PerfError;
+use crate::fio::{self, FioFlags};
 use crate::job::{Job, Load, Pace, Poll, Workload};
 use crate::pattern::Pattern;
 use crate::progress::Progress;
@@ -34,6 +35,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<RunFlags>),
+    Fio(FioFlags),
 }
 
 /// Drive a namespace, and measure.
@@ -121,10 +123,10 @@ struct LoadFlags {
 }
 
 #[derive(Debug, Args)]
-struct OutputFlags {
+pub(crate) struct OutputFlags {
     /// Form of the result
     #[arg(short, long, value_enum, default_value_t = OutputFlag::Table)]
-    output: OutputFlag,
+    pub(crate) output: OutputFlag,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -154,7 +156,7 @@ enum IoFlag {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum OutputFlag {
+pub(crate) enum OutputFlag {
     Table,
     Json,
 }
@@ -164,6 +166,7 @@ enum OutputFlag {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(flags) => run(&flags),
+        Command::Fio(flags) => fio::run(&flags),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -192,14 +195,14 @@ fn run(flags: &RunFlags) -> Result<(), PerfError> {
     }
 }
 
-fn json(value: &impl serde::Serialize) -> Result<String, PerfError> {
+pub(crate) fn json(value: &impl serde::Serialize) -> Result<String, PerfError> {
     let text = serde_json::to_string_pretty(value);
     let text =
         text.map_err(|error| PerfError::failed("the result has no JSON form").cause(error))?;
     Ok(text + "\n")
 }
 
-fn print(text: &str) -> Result<(), PerfError> {
+pub(crate) fn print(text: &str) -> Result<(), PerfError> {
     let written = std::io::stdout().write_all(text.as_bytes());
     written.map_err(|error| PerfError::failed("the result cannot be printed").cause(error))
 }

@@ -64,6 +64,12 @@ impl Latencies {
         self.sum += u128::from(latency.0);
     }
 
+    /// Adds `count` of the same length.
+    pub fn record_many(&mut self, latency: Nanos, count: u64) {
+        self.histogram.saturating_record_n(latency.0.max(1), count);
+        self.sum += u128::from(latency.0) * u128::from(count);
+    }
+
     /// Adds all of another.
     pub fn add(&mut self, other: &Self) {
         // Same bounds, so nothing is out of range.

@@ -9,12 +9,14 @@
 //!   carries all new commands. The clock is read once per turn, nothing is allocated per command.
 //! - `pattern`, `arrivals`, `random`: where and when, from a seed.
 //! - `latency`: histograms, and percentiles only where there are samples for them.
+//! - `fio`: fio's usual jobs on a disk of this host, without our initiator.
 
 #![forbid(unsafe_code)]
 
 pub mod arrivals;
 pub mod cli;
 pub mod error;
+mod fio;
 pub mod job;
 pub mod latency;
 mod load;

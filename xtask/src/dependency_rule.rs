@@ -53,6 +53,17 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-tcp",
         ],
     ),
+    // Counts what the data plane costs; part of no product.
+    (
+        "bowline-guard",
+        &[
+            "bowline-block",
+            "bowline-nvme",
+            "bowline-nvmf",
+            "bowline-reactor",
+            "bowline-tcp",
+        ],
+    ),
     // A host that measures: the initiator's crates. Its tests serve it a target.
     (
         "bowline-loadgen",

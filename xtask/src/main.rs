@@ -9,6 +9,7 @@ mod debian;
 mod dependency_rule;
 mod e2e;
 mod fuzz;
+mod guard;
 mod lint;
 mod process;
 mod tally;
@@ -33,7 +34,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything: lint, all tests, figures, the sanitizer, the fuzzer, then a real Linux host.
+    /// Everything: lint, all tests, figures, the guard of what commands cost, the sanitizer, the
+    /// fuzzer, then a real Linux host.
     Test,
     /// Formatting, clippy, dependency rule, cargo-deny and tidy rules.
     Lint,
@@ -52,10 +54,25 @@ enum Command {
         #[arg(long)]
         merge: bool,
     },
+    /// What the product costs.
+    Perf {
+        #[command(subcommand)]
+        what: Perf,
+    },
     /// End-to-end checks against a real peer.
     E2e {
         #[command(subcommand)]
         peer: Peer,
+    },
+}
+
+#[derive(Subcommand)]
+enum Perf {
+    /// Instructions per command, held against the figures on file; no clock is involved.
+    Guard {
+        /// Write what is found to the file instead.
+        #[arg(long)]
+        renew: bool,
     },
 }
 
@@ -92,6 +109,7 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
         Command::Test => {
             lint::run(workspace, tally);
             unit(workspace, tally);
+            guard::run(workspace, tally, false);
             cargo_tests::address_sanitizer(workspace, tally);
             fuzz::run(workspace, tally, &fuzz::Wishes::default());
             if e2e::kernel(workspace, tally, None, false) {
@@ -113,6 +131,9 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
             };
             fuzz::run(workspace, tally, &wishes);
         }
+        Command::Perf {
+            what: Perf::Guard { renew },
+        } => guard::run(workspace, tally, *renew),
         Command::E2e {
             peer: Peer::Kernel { kernel, keep },
         } => {

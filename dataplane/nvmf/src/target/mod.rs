@@ -40,6 +40,7 @@ mod feature;
 mod fused;
 mod health;
 mod identify;
+mod identity;
 mod io;
 mod lifecycle;
 mod log_page;
@@ -85,6 +86,7 @@ use admission::Admission;
 use async_event::Event;
 use connection::{Connection, State};
 use controller::Controller;
+use identity::Identities;
 use reservation::Stores;
 use slot::Stage;
 use subsystem::{ControllerIds, Subsystem};
@@ -101,6 +103,7 @@ pub struct Target {
     subsystems: Vec<Option<Subsystem>>,
     /// Where each subsystem is, those that only drain not included.
     by_nqn: HashMap<String, usize>,
+    identities: Identities,
     /// Controllers by subsystem (`None`: discovery) and controller id, until the last has gone.
     by_cntlid: HashMap<(Option<usize>, u16), Key>,
     /// Controllers whose association is over and whose last command has not left its device.
@@ -138,6 +141,7 @@ impl Target {
             controllers: Table::new(),
             subsystems: Vec::new(),
             by_nqn: HashMap::new(),
+            identities: Identities::default(),
             by_cntlid: HashMap::new(),
             ended: Vec::new(),
             admission: Admission::default(),
@@ -196,6 +200,9 @@ impl Target {
         };
         subsystem.removed = true;
         self.by_nqn.remove(nqn);
+        for namespace in subsystem.namespaces.iter() {
+            self.identities.give_back(namespace.uuid, namespace.nguid);
+        }
         let controllers = subsystem.controllers.clone();
         if controllers.is_empty() {
             self.subsystems[at] = None;
@@ -215,18 +222,8 @@ impl Target {
         config: NamespaceConfig,
     ) -> Result<u32, ConfigError> {
         let at = self.find_subsystem(nqn).ok_or(ConfigError::NoSubsystem)?;
-        // Hosts ignore a namespace whose identity they know from elsewhere.
-        let known = self
-            .subsystems
-            .iter()
-            .flatten()
-            .filter(|it| !it.removed)
-            .any(|subsystem| {
-                let same =
-                    |it: &namespace::Namespace| it.uuid == config.uuid || it.nguid == config.nguid;
-                subsystem.namespaces.iter().any(same)
-            });
-        if known || config.uuid == [0; 16] || config.nguid == [0; 16] {
+        let (uuid, nguid) = (config.uuid, config.nguid);
+        if !self.identities.are_free(uuid, nguid) {
             return Err(ConfigError::NamespaceIdentity);
         }
         let subsystem = self.subsystem_mut(at)?;
@@ -234,6 +231,7 @@ impl Target {
         let group = config.ana_group;
         let nsid = subsystem.namespaces.add(config)?;
         subsystem.join_group(nsid, group);
+        self.identities.take(uuid, nguid);
         self.namespace_changed(now, at, nsid);
         Ok(nsid)
     }
@@ -251,9 +249,7 @@ impl Target {
     ) -> Result<(), ConfigError> {
         let at = self.find_subsystem(nqn).ok_or(ConfigError::NoSubsystem)?;
         let namespaces = &mut self.subsystem_mut(at)?.namespaces;
-        let namespace = namespaces.get_mut(nsid).ok_or(ConfigError::NoNamespace)?;
-        namespace.geometry.check_successor(&geometry)?;
-        let old = std::mem::replace(&mut namespace.geometry, geometry);
+        let old = namespaces.set_geometry(nsid, geometry)?;
         // Allocation changes all the time and is no news.
         if old
             != (NsGeometry {
@@ -294,6 +290,7 @@ impl Target {
                 controller.notices.set_mask(nsid, 0);
             }
         }
+        self.identities.give_back(namespace.uuid, namespace.nguid);
         self.drop_reservations(now, at, namespace);
         self.namespace_changed(now, at, nsid);
         Ok(handle)

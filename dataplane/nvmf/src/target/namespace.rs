@@ -7,6 +7,42 @@ use super::health::IoCounters;
 use super::output::NamespaceHandle;
 use super::reservation::Reservations;
 
+/// How many namespaces are of a kind. Every Connect and Identify Controller asks whether one is,
+/// or all are, and must not look at ten thousand of them for that.
+#[derive(Debug, Default)]
+struct Totals {
+    all: usize,
+    shared: usize,
+    volatile_cache: usize,
+    reservable: usize,
+    write_zeroes: usize,
+}
+
+impl Totals {
+    fn add(&mut self, namespace: &Namespace) {
+        self.each(namespace, |total| *total += 1);
+    }
+
+    fn remove(&mut self, namespace: &Namespace) {
+        self.each(namespace, |total| *total = total.saturating_sub(1));
+    }
+
+    fn each(&mut self, namespace: &Namespace, change: impl Fn(&mut usize)) {
+        let geometry = &namespace.geometry;
+        for (total, counts) in [
+            (&mut self.all, true),
+            (&mut self.shared, namespace.shared),
+            (&mut self.volatile_cache, geometry.volatile_cache),
+            (&mut self.reservable, namespace.reservations.are_supported()),
+            (&mut self.write_zeroes, geometry.write_zeroes),
+        ] {
+            if counts {
+                change(total);
+            }
+        }
+    }
+}
+
 /// A namespace of a subsystem, attached to all its controllers.
 #[derive(Debug)]
 pub(super) struct Namespace {
@@ -36,6 +72,7 @@ impl Namespace {
 #[derive(Debug, Default)]
 pub(super) struct Namespaces {
     by_nsid: Vec<Option<Box<Namespace>>>,
+    totals: Totals,
     max: u32,
     /// Where the search for a free NSID begins, zero-based: going round keeps an NSID that was
     /// just given up from meaning something else to hosts that still know it.
@@ -46,6 +83,7 @@ impl Namespaces {
     pub(super) fn new(max: u32) -> Self {
         Self {
             by_nsid: Vec::new(),
+            totals: Totals::default(),
             max,
             next: 0,
         }
@@ -77,23 +115,21 @@ impl Namespaces {
 
     /// Whether another process may write to the device of one of them.
     pub(super) fn any_shared(&self) -> bool {
-        self.iter().any(|namespace| namespace.shared)
+        self.totals.shared > 0
     }
 
     pub(super) fn any_volatile_cache(&self) -> bool {
-        self.iter()
-            .any(|namespace| namespace.geometry.volatile_cache)
+        self.totals.volatile_cache > 0
     }
 
     /// Whether one can be reserved, or there is none yet.
     pub(super) fn any_reservations(&self) -> bool {
-        let mut all = self.iter().peekable();
-        all.peek().is_none() || all.any(|namespace| namespace.reservations.are_supported())
+        self.totals.all == 0 || self.totals.reservable > 0
     }
 
     /// Whether hosts may be told that Write Zeroes works: on every namespace, or there is none.
     pub(super) fn all_write_zeroes(&self) -> bool {
-        self.iter().all(|namespace| namespace.geometry.write_zeroes)
+        self.totals.write_zeroes == self.totals.all
     }
 
     pub(super) fn add(&mut self, config: NamespaceConfig) -> Result<u32, ConfigError> {
@@ -113,7 +149,7 @@ impl Namespaces {
         if place.is_some() {
             return Err(ConfigError::NamespaceId);
         }
-        *place = Some(Box::new(Namespace {
+        let namespace = place.insert(Box::new(Namespace {
             nsid,
             handle: config.handle,
             geometry: config.geometry,
@@ -125,18 +161,34 @@ impl Namespaces {
             counters: IoCounters::default(),
             reservations: Reservations::new(config.persistence),
         }));
+        self.totals.add(namespace);
         if config.nsid.is_none() {
             self.next = nsid;
         }
         Ok(nsid)
     }
 
+    /// Gives a namespace its new geometry and returns the old one.
+    pub(super) fn set_geometry(
+        &mut self,
+        nsid: u32,
+        geometry: NsGeometry,
+    ) -> Result<NsGeometry, ConfigError> {
+        let place = position(nsid).and_then(|at| self.by_nsid.get_mut(at));
+        let namespace = place.and_then(Option::as_deref_mut);
+        let namespace = namespace.ok_or(ConfigError::NoNamespace)?;
+        namespace.geometry.check_successor(&geometry)?;
+        self.totals.remove(namespace);
+        let old = std::mem::replace(&mut namespace.geometry, geometry);
+        self.totals.add(namespace);
+        Ok(old)
+    }
+
     pub(super) fn remove(&mut self, nsid: u32) -> Option<Box<Namespace>> {
-        let removed = self.by_nsid.get_mut(position(nsid)?)?.take();
-        if removed.is_some() {
-            self.next = self.next.max(nsid);
-        }
-        removed
+        let removed = self.by_nsid.get_mut(position(nsid)?)?.take()?;
+        self.next = self.next.max(nsid);
+        self.totals.remove(&removed);
+        Some(removed)
     }
 
     fn next_free(&self) -> Option<u32> {
@@ -237,6 +289,47 @@ pub(super) mod tests {
         assert_eq!(namespaces.add(config(None)), Ok(2));
         assert_eq!(namespaces.add(config(None)), Ok(4));
         assert_eq!(namespaces.add(config(None)), Err(ConfigError::NamespaceId));
+    }
+
+    #[test]
+    fn what_holds_for_one_or_all_follows_every_change() {
+        let asked = |it: &Namespaces| {
+            (
+                it.any_shared(),
+                it.any_volatile_cache(),
+                it.any_reservations(),
+                it.all_write_zeroes(),
+            )
+        };
+        let mut namespaces = Namespaces::new(4);
+        assert_eq!(asked(&namespaces), (false, false, true, true));
+        let mut first = config(Some(1));
+        first.persistence = Persistence::NoReservations;
+        namespaces.add(first).unwrap();
+        assert_eq!(asked(&namespaces), (false, true, false, true));
+        let mut other = config(Some(2));
+        other.shared = true;
+        other.geometry.write_zeroes = false;
+        namespaces.add(other).unwrap();
+        assert_eq!(asked(&namespaces), (true, true, true, false));
+        let plain = NsGeometry {
+            volatile_cache: false,
+            ..geometry()
+        };
+        for nsid in [1, 2] {
+            assert!(namespaces.set_geometry(nsid, plain).is_ok());
+        }
+        assert_eq!(asked(&namespaces), (true, false, true, true));
+        let smaller = NsGeometry { blocks: 1, ..plain };
+        assert!(namespaces.set_geometry(1, smaller).is_err());
+        assert_eq!(
+            namespaces.set_geometry(3, plain),
+            Err(ConfigError::NoNamespace)
+        );
+        assert!(namespaces.remove(2).is_some() && namespaces.remove(2).is_none());
+        assert_eq!(asked(&namespaces), (false, false, false, true));
+        assert!(namespaces.remove(1).is_some());
+        assert_eq!(asked(&namespaces), (false, false, true, true));
     }
 
     #[test]

@@ -1,0 +1,294 @@
+//! What is counted, by name.
+
+use anyhow::{Context, Result, bail};
+use bowline_nvme::opcode::{admin, io as opcode};
+use bowline_nvme::pdu::Digests;
+use bowline_nvme::{ControllerId, NamespaceId, Sgl, Sqe};
+use bowline_reactor::IoBackend;
+
+use crate::host::{Burst, Names, Queue};
+use crate::machine::{BLOCK_BYTES, Machine, NQN};
+
+/// Rounds that are counted, and as many before that, in which tables grow and memory is touched.
+const ROUNDS: u32 = 64;
+/// Of scenarios with more than [`MANY_COMMANDS`] in a round.
+const ROUNDS_OF_MANY: u32 = 8;
+const MANY_COMMANDS: u32 = 256;
+/// Size of the namespace that is used, in bytes.
+const DISK_BYTES: u64 = 64 << 20;
+/// The largest data that hosts put in a capsule by default.
+const IN_CAPSULE_BYTES: u32 = 8192;
+const KIB: u32 = 1024;
+
+/// What is done over and over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    Read,
+    /// In the capsule where it fits, else by R2T.
+    Write,
+    /// By R2T though it would fit the capsule.
+    WriteByR2t,
+    Compare,
+    Flush,
+    KeepAlive,
+    /// A host of its own connects its admin queue.
+    Connect,
+    /// A namespace is added, which no host asks for.
+    Attach,
+}
+
+/// One thing to be counted.
+#[derive(Clone, Copy)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) op: Op,
+    bytes: u32,
+    depth: u16,
+    digests: Digests,
+    /// Hosts beside, of two connections each, on which nothing happens.
+    idle: u32,
+    /// Hosts that take part, each with this depth.
+    busy: u32,
+    namespaces: u32,
+}
+
+const NONE: Scenario = Scenario {
+    name: "",
+    op: Op::Read,
+    bytes: 4 * KIB,
+    depth: 32,
+    digests: Digests::NONE,
+    idle: 0,
+    busy: 1,
+    namespaces: 1,
+};
+
+const DIGESTS: Digests = Digests {
+    header: true,
+    data: true,
+};
+
+macro_rules! scenarios {
+    ($($name:ident { $($field:ident: $value:expr),* $(,)? })+) => {
+        /// All of them, in the order in which they are printed.
+        pub(crate) const SCENARIOS: &[Scenario] = &[$(Scenario {
+            name: stringify!($name),
+            $($field: $value,)*
+            ..NONE
+        }),+];
+    };
+}
+
+scenarios! {
+    read_4k_qd1 { depth: 1 }
+    read_4k_qd32 {}
+    read_4k_qd128 { depth: 128 }
+    read_4k_digests_qd32 { digests: DIGESTS }
+    read_512_qd32 { bytes: 512 }
+    read_128k_qd1 { bytes: 128 * KIB, depth: 1 }
+    read_1m_qd1 { bytes: 1024 * KIB, depth: 1 }
+    write_4k_qd1 { op: Op::Write, depth: 1 }
+    write_4k_qd32 { op: Op::Write }
+    write_4k_qd128 { op: Op::Write, depth: 128 }
+    write_4k_digests_qd32 { op: Op::Write, digests: DIGESTS }
+    write_4k_r2t_qd1 { op: Op::WriteByR2t, depth: 1 }
+    write_4k_r2t_qd32 { op: Op::WriteByR2t }
+    write_512_qd32 { op: Op::Write, bytes: 512 }
+    write_128k_qd1 { op: Op::Write, bytes: 128 * KIB, depth: 1 }
+    write_1m_qd1 { op: Op::Write, bytes: 1024 * KIB, depth: 1 }
+    compare_4k_qd1 { op: Op::Compare, depth: 1 }
+    flush_qd1 { op: Op::Flush, bytes: 0, depth: 1 }
+    keep_alive { op: Op::KeepAlive, bytes: 0, depth: 1 }
+    read_4k_qd1_beside_1000_idle { depth: 1, idle: 500 }
+    read_4k_qd32_beside_1000_idle { idle: 500 }
+    write_4k_qd32_beside_1000_idle { op: Op::Write, idle: 500 }
+    read_4k_qd1_on_each_of_500 { depth: 1, busy: 500 }
+    read_4k_qd1_of_10000_namespaces { depth: 1, namespaces: 10_000 }
+    read_4k_qd32_of_10000_namespaces { namespaces: 10_000 }
+    write_4k_qd32_of_10000_namespaces { op: Op::Write, namespaces: 10_000 }
+    keep_alive_of_10000_namespaces { op: Op::KeepAlive, bytes: 0, depth: 1, namespaces: 10_000 }
+    connect { op: Op::Connect, bytes: 0, depth: 1 }
+    connect_beside_1000_idle { op: Op::Connect, bytes: 0, depth: 1, idle: 500 }
+    connect_to_10000_namespaces { op: Op::Connect, bytes: 0, depth: 1, namespaces: 10_000 }
+    attach { op: Op::Attach, bytes: 0, depth: 1 }
+    attach_to_10000_namespaces { op: Op::Attach, bytes: 0, depth: 1, namespaces: 10_000 }
+}
+
+/// What a run did in the counted part.
+pub(crate) struct Counted {
+    pub(crate) commands: u64,
+    pub(crate) turns: u64,
+}
+
+impl Scenario {
+    pub(crate) fn of(name: &str) -> Result<&'static Self> {
+        let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
+        found.with_context(|| format!("there is no scenario {name}"))
+    }
+
+    pub(crate) const fn digests(&self) -> Digests {
+        self.digests
+    }
+
+    /// Commands of one round.
+    pub(crate) const fn commands(&self) -> u32 {
+        self.depth as u32 * self.busy
+    }
+
+    /// Whether it is there to be compared with another that is smaller.
+    pub(crate) const fn is_growth(&self) -> bool {
+        self.idle > 0 || self.busy > 1 || self.namespaces > 1
+    }
+
+    const fn rounds(&self) -> u32 {
+        if self.commands() > MANY_COMMANDS {
+            ROUNDS_OF_MANY
+        } else {
+            ROUNDS
+        }
+    }
+
+    /// The whole scenario in this process.
+    pub(crate) fn run(&self, io: IoBackend) -> Result<Counted> {
+        let rounds = self.rounds();
+        let hosts = self.idle + self.busy + 2 * rounds;
+        let mut machine = Machine::new(io, 2 * hosts, DISK_BYTES)?;
+        machine.add_namespaces(1..self.namespaces)?;
+        let mut idle = Vec::new();
+        for host in 0..self.idle {
+            idle.push(Association::new(&mut machine, Digests::NONE, host)?);
+        }
+        match self.op {
+            Op::Connect => self.connect(machine, rounds),
+            Op::Attach => self.attach(machine, rounds),
+            _ => self.bursts(machine, rounds),
+        }
+    }
+
+    fn bursts(&self, mut machine: Machine, rounds: u32) -> Result<Counted> {
+        let mut busy = Vec::new();
+        for host in 0..self.busy {
+            let host = self.idle + host;
+            busy.push(Association::new(&mut machine, self.digests, host)?);
+        }
+        let burst = self.burst(&busy.first().context("a connection")?.queue)?;
+        for _ in 0..rounds {
+            self.round(&mut busy, &burst, &mut machine)?;
+        }
+        machine.count();
+        for _ in 0..rounds {
+            self.round(&mut busy, &burst, &mut machine)?;
+        }
+        Ok(Counted {
+            commands: u64::from(self.commands()) * u64::from(rounds),
+            turns: machine.turns(),
+        })
+    }
+
+    /// All that take part send, then all are waited for.
+    fn round(&self, busy: &mut [Association], burst: &Burst, machine: &mut Machine) -> Result<()> {
+        for one in &mut *busy {
+            one.of(self.op).begin(burst, machine)?;
+        }
+        busy.iter_mut()
+            .try_for_each(|one| one.of(self.op).finish(burst, machine))
+    }
+
+    fn connect(&self, mut machine: Machine, rounds: u32) -> Result<Counted> {
+        let mut connected = Vec::new();
+        for round in 0..2 * rounds {
+            if round == rounds {
+                machine.count();
+            }
+            let host = self.idle + round;
+            connected.push(Association::admin(&mut machine, Digests::NONE, host)?);
+        }
+        Ok(Counted {
+            commands: u64::from(rounds),
+            turns: machine.turns(),
+        })
+    }
+
+    fn attach(&self, mut machine: Machine, rounds: u32) -> Result<Counted> {
+        let warm = self.namespaces + rounds;
+        machine.add_namespaces(self.namespaces..warm)?;
+        machine.count();
+        machine.add_namespaces(warm..warm + rounds)?;
+        Ok(Counted {
+            commands: u64::from(rounds),
+            turns: 0,
+        })
+    }
+
+    /// The commands of one connection and round.
+    pub(crate) fn burst(&self, queue: &Queue) -> Result<Burst> {
+        let blocks = self.bytes / BLOCK_BYTES;
+        let mut commands = Vec::new();
+        for number in 0..self.depth {
+            let slba = u64::from(number) * u64::from(blocks);
+            let nlb = u16::try_from(blocks.saturating_sub(1))?;
+            let sqe = |opcode| {
+                Sqe::new(opcode)
+                    .with_nsid(NamespaceId(1))
+                    .with_slba(slba)
+                    .with_nlb(nlb)
+            };
+            let data = || vec![0; usize::try_from(self.bytes).unwrap_or(0)];
+            let by_r2t = Sgl::transport(self.bytes);
+            commands.push(match self.op {
+                Op::Read => (sqe(opcode::READ).with_sgl1(by_r2t), Vec::new()),
+                Op::Write if self.bytes <= IN_CAPSULE_BYTES => {
+                    let sgl = Sgl::in_capsule(self.bytes);
+                    (sqe(opcode::WRITE).with_sgl1(sgl), data())
+                }
+                Op::Write | Op::WriteByR2t => (sqe(opcode::WRITE).with_sgl1(by_r2t), Vec::new()),
+                Op::Compare => {
+                    let sgl = Sgl::in_capsule(self.bytes);
+                    (sqe(opcode::COMPARE).with_sgl1(sgl), data())
+                }
+                Op::Flush => {
+                    let flush = Sqe::new(opcode::FLUSH).with_nsid(NamespaceId(1));
+                    (flush.with_sgl1(Sgl::transport(0)), Vec::new())
+                }
+                Op::KeepAlive => {
+                    let keep_alive = Sqe::new(admin::KEEP_ALIVE);
+                    (keep_alive.with_sgl1(Sgl::transport(0)), Vec::new())
+                }
+                Op::Connect | Op::Attach => bail!("{} sends no burst", self.name),
+            });
+        }
+        queue.burst(&commands)
+    }
+}
+
+/// An admin queue and an I/O queue of one host.
+pub(crate) struct Association {
+    admin: Queue,
+    queue: Queue,
+}
+
+impl Association {
+    fn new(machine: &mut Machine, digests: Digests, host: u32) -> Result<Self> {
+        let (admin, cntlid) = Self::admin(machine, digests, host)?;
+        let mut queue = Queue::new(machine.dial()?, digests, machine)?;
+        queue.connect(1, cntlid, &Names::of(NQN, host), machine)?;
+        Ok(Self { admin, queue })
+    }
+
+    /// An enabled controller.
+    fn admin(machine: &mut Machine, digests: Digests, host: u32) -> Result<(Queue, ControllerId)> {
+        let mut admin = Queue::new(machine.dial()?, digests, machine)?;
+        let names = Names::of(NQN, host);
+        let cntlid = admin.connect(0, ControllerId::DYNAMIC, &names, machine)?;
+        admin.enable(machine)?;
+        Ok((admin, cntlid))
+    }
+
+    /// The queue that such commands go to.
+    const fn of(&mut self, op: Op) -> &mut Queue {
+        match op {
+            Op::KeepAlive => &mut self.admin,
+            _ => &mut self.queue,
+        }
+    }
+}

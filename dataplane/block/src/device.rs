@@ -6,7 +6,7 @@ use std::io;
 use bowline_nvme::Nanos;
 
 use crate::geometry::Geometry;
-use crate::io::{Completion, Io};
+use crate::io::{Completion, Io, IoError};
 
 /// Something that happened to the device itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,30 @@ pub trait Device {
         reason = "the request itself comes back; a box allocates"
     )]
     fn try_submit(&mut self, io: Io) -> Result<(), Io>;
+
+    /// Whether [`read_now`](Self::read_now) and [`write_now`](Self::write_now) may be used: no
+    /// request waits for anything, so that there is nothing to submit and poll.
+    fn is_immediate(&self) -> bool {
+        false
+    }
+
+    /// Reads whole blocks from `lba` on, before it returns.
+    ///
+    /// # Errors
+    /// As a completion's; [`IoError::Unsupported`] unless the device is immediate.
+    fn read_now(&mut self, lba: u64, into: &mut [u8]) -> Result<(), IoError> {
+        let _ = (lba, into);
+        Err(IoError::Unsupported)
+    }
+
+    /// Writes whole blocks from `lba` on, before it returns. They are then as durable as with FUA.
+    ///
+    /// # Errors
+    /// As a completion's; [`IoError::Unsupported`] unless the device is immediate.
+    fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
+        let _ = (lba, data);
+        Err(IoError::Unsupported)
+    }
 
     /// Moves finished requests to `out`, as many as fit.
     fn poll(&mut self, now: Nanos, out: &mut Completions);

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bowline_nvme::Nanos;
 
-use crate::buf::{BUFFER_ALIGN, Mapping};
+use crate::buf::{BUFFER_ALIGN, Mapping, memory_bytes};
 use crate::device::{Completions, Device, DeviceEvent};
 use crate::geometry::{Deallocate, Geometry};
 use crate::io::{Completion, Io, IoError, Op};
@@ -16,6 +16,13 @@ mod tests;
 
 /// Completions it keeps until they are polled, and so the requests it takes between two polls.
 const DEPTH: usize = 1024;
+
+/// From this size on a medium uses large pages...
+const LARGE_PAGES_MIN_BYTES: u64 = 16 << 20;
+
+/// ...up to this share of the machine's memory. A larger one is sparse more often than not, and
+/// would take 2 MiB for every block written.
+const LARGE_PAGES_MEMORY_SHARE: u64 = 8;
 
 /// A device whose medium is memory, zero at first and taken from the system where it is written.
 ///
@@ -58,8 +65,13 @@ impl MemDevice {
             write_zeroes: true,
             thin: false,
         };
+        let medium = Mapping::new(len)?;
+        let large_max_bytes = memory_bytes() / LARGE_PAGES_MEMORY_SHARE;
+        if (LARGE_PAGES_MIN_BYTES..=large_max_bytes).contains(&size_bytes) {
+            medium.prefer_large_pages();
+        }
         Ok(Self {
-            medium: Mapping::new(len)?,
+            medium,
             geometry,
             done: VecDeque::new(),
         })
@@ -85,6 +97,20 @@ impl MemDevice {
             }
             Op::CompareAndWrite => self.compare_and_write(io, start, end - start),
         }
+    }
+
+    /// Where `bytes` bytes from `lba` on are in the medium.
+    fn place(&self, lba: u64, bytes: usize) -> Result<Range<usize>, IoError> {
+        let bytes = u32::try_from(bytes).map_err(|_| IoError::Internal)?;
+        if !bytes.is_multiple_of(self.geometry.block_bytes) {
+            return Err(IoError::Internal);
+        }
+        let range = self
+            .geometry
+            .check(lba, bytes / self.geometry.block_bytes)?;
+        let start = usize::try_from(range.offset).map_err(|_| IoError::OutOfRange)?;
+        let end = usize::try_from(range.end()).map_err(|_| IoError::OutOfRange)?;
+        Ok(start..end)
     }
 
     /// Writes the bytes `part` of the payload to the medium from `offset` on.
@@ -124,6 +150,22 @@ impl Device for MemDevice {
         }
         let result = self.execute(&mut io);
         self.done.push_back(io.complete(result));
+        Ok(())
+    }
+
+    fn is_immediate(&self) -> bool {
+        true
+    }
+
+    fn read_now(&mut self, lba: u64, into: &mut [u8]) -> Result<(), IoError> {
+        let place = self.place(lba, into.len())?;
+        into.copy_from_slice(&self.medium.as_slice()[place]);
+        Ok(())
+    }
+
+    fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
+        let place = self.place(lba, data.len())?;
+        self.medium.as_mut_slice()[place].copy_from_slice(data);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use bowline_api::{Failure, Reason};
-use bowline_block::{Completions, Device, DeviceEvent, Geometry, Io, MemDevice};
+use bowline_block::{Completions, Device, DeviceEvent, Geometry, Io, IoError, MemDevice};
 use bowline_engine_kernel::OpenOptions;
 use bowline_engine_kernel::{Backing as KernelBacking, Buffered, KernelDevice, OpenError};
 use bowline_nvme::Nanos;
@@ -94,6 +94,27 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.try_submit(io),
             Self::Kernel(device) => device.try_submit(io),
+        }
+    }
+
+    fn is_immediate(&self) -> bool {
+        match self {
+            Self::Memory(device) => device.is_immediate(),
+            Self::Kernel(device) => device.is_immediate(),
+        }
+    }
+
+    fn read_now(&mut self, lba: u64, into: &mut [u8]) -> Result<(), IoError> {
+        match self {
+            Self::Memory(device) => device.read_now(lba, into),
+            Self::Kernel(device) => device.read_now(lba, into),
+        }
+    }
+
+    fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
+        match self {
+            Self::Memory(device) => device.write_now(lba, data),
+            Self::Kernel(device) => device.write_now(lba, data),
         }
     }
 

@@ -56,6 +56,32 @@ fn reads_return_what_was_written_and_zeroes_elsewhere() {
 }
 
 #[test]
+fn what_is_written_at_once_is_what_requests_read_and_the_other_way_round() {
+    let (pool, mut device) = (pool(), MemDevice::new(1 << 20, 512).unwrap());
+    assert!(device.is_immediate());
+    assert_eq!(device.write_now(3, &[7; 1024]), Ok(()));
+    let bytes = read(&mut device, &pool, 2, 4);
+    assert_eq!(bytes, [vec![0; 512], vec![7; 1024], vec![0; 512]].concat());
+    write(&mut device, &pool, 4, 1, 8);
+    let mut bytes = [0; 1024];
+    assert_eq!(device.read_now(3, &mut bytes), Ok(()));
+    assert_eq!(bytes[..], [[7; 512], [8; 512]].concat());
+}
+
+#[test]
+fn what_cannot_be_done_at_once_changes_nothing() {
+    let (pool, mut device) = (pool(), MemDevice::new(8192, 512).unwrap());
+    assert_eq!(device.write_now(15, &[1; 1024]), Err(IoError::OutOfRange));
+    assert_eq!(
+        device.write_now(u64::MAX, &[1; 512]),
+        Err(IoError::OutOfRange)
+    );
+    assert_eq!(device.write_now(0, &[1; 511]), Err(IoError::Internal));
+    assert_eq!(device.read_now(16, &mut [0; 512]), Err(IoError::OutOfRange));
+    assert_eq!(read(&mut device, &pool, 0, 16), vec![0; 8192]);
+}
+
+#[test]
 fn payload_in_several_segments_is_one_payload() {
     let (pool, mut device) = (pool(), MemDevice::new(1 << 20, 512).unwrap());
     let mut data = Segments::new();
@@ -68,6 +94,23 @@ fn payload_in_several_segments_is_one_payload() {
     let done = run(&mut device, Op::Read, 0, 2, data);
     let bytes: Vec<u8> = done.data.pieces(0..1024).flatten().copied().collect();
     assert_eq!(bytes, [vec![1; 100], vec![2; 412], vec![3; 512]].concat());
+}
+
+#[test]
+fn large_medium_zeroes_parts_of_its_large_pages() {
+    let mut device = MemDevice::new(LARGE_PAGES_MIN_BYTES, 4096).unwrap();
+    let blocks = LARGE_PAGES_MIN_BYTES / 4096;
+    for lba in 0..blocks {
+        assert_eq!(device.write_now(lba, &[1; 4096]), Ok(()));
+    }
+    let done = run(&mut device, Op::Deallocate, 100, 1000, Segments::new());
+    assert_eq!(done.result, Ok(()));
+    for lba in 0..blocks {
+        let mut bytes = [9; 4096];
+        assert_eq!(device.read_now(lba, &mut bytes), Ok(()));
+        let expected = u8::from(!(100..1100).contains(&lba));
+        assert_eq!(bytes, [expected; 4096], "{lba}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 
-use bowline_nvme::opcode::{admin, fabrics};
+use bowline_nvme::opcode::{admin, fabrics, io};
 use bowline_nvme::pdu::{C2HData, CapsuleResp, Digests, Direction, IcResp, R2t, TermReq};
 use bowline_nvme::{Cqe, Nanos, QueueId, Sqe, Status};
 
@@ -23,7 +23,7 @@ use super::admission::HostKey;
 use super::config::Path;
 use super::connect::ConnectRequest;
 use super::fused::{Before, Half};
-use super::output::{Output, Rx, SlotId, TxBody, TxPdu};
+use super::output::{IoCommand, NamespaceHandle, Output, Rx, SlotId, TxBody, TxPdu};
 use super::slot::{Slot, Slots, Stage};
 use super::table::Key;
 use super::timer::Armed;
@@ -127,7 +127,10 @@ pub(super) struct Connection {
     pub(super) slots: Slots,
     pub(super) queue: Option<Queue>,
     outputs: VecDeque<Pending>,
-    /// How many of them take a command back.
+    /// R2Ts, data and responses to be sent, before any of the outputs: what is done leaves, and
+    /// gives back what it holds, before more is begun.
+    answers: VecDeque<Pending>,
+    /// How many of the outputs take a command back.
     withdrawals: usize,
     pub(super) dirty: bool,
     /// What the last capsule means for the next one.
@@ -163,6 +166,7 @@ impl Connection {
             hpda: 0,
             maxh2cdata,
             outputs: VecDeque::with_capacity(outputs_max(&slots)),
+            answers: VecDeque::with_capacity(outputs_max(&slots)),
             slots,
             withdrawals: 0,
             queue: None,
@@ -184,8 +188,10 @@ impl Connection {
     /// Makes room for a queue of `count` slots: the last allocation of the connection's life.
     pub(super) fn grow(&mut self, count: u16) {
         self.slots.grow(count);
-        self.outputs
-            .reserve_exact(outputs_max(&self.slots).saturating_sub(self.outputs.len()));
+        let most = outputs_max(&self.slots);
+        for queue in [&mut self.outputs, &mut self.answers] {
+            queue.reserve_exact(most.saturating_sub(queue.len()));
+        }
     }
 
     /// Whether PDUs are understood and acted upon.
@@ -233,17 +239,26 @@ impl Connection {
     }
 
     pub(super) fn push(&mut self, pending: Pending) {
-        self.withdrawals += usize::from(matches!(pending, Pending::Withdraw(_)));
-        self.outputs.push_back(pending);
+        match pending {
+            Pending::R2t(_) | Pending::Data(_) | Pending::Response(_) => {
+                self.answers.push_back(pending);
+            }
+            Pending::Withdraw(_) => {
+                self.withdrawals += 1;
+                self.outputs.push_back(pending);
+            }
+            _ => self.outputs.push_back(pending),
+        }
     }
 
     fn clear_outputs(&mut self) {
         self.outputs.clear();
+        self.answers.clear();
         self.withdrawals = 0;
     }
 
     pub(super) fn has_output(&self) -> bool {
-        !self.outputs.is_empty()
+        !self.outputs.is_empty() || !self.answers.is_empty()
     }
 
     /// Queues the response of a command.
@@ -252,7 +267,7 @@ impl Connection {
             slot.status = status;
             slot.result = result;
             slot.enter(now, Stage::Respond);
-            self.outputs.push_back(Pending::Response(id));
+            self.answers.push_back(Pending::Response(id));
         }
     }
 
@@ -265,9 +280,9 @@ impl Connection {
             slot.result = result;
             slot.fused_response = may_fuse;
             slot.enter(now, Stage::Respond);
-            self.outputs.push_back(Pending::Data(id));
+            self.answers.push_back(Pending::Data(id));
             if !may_fuse {
-                self.outputs.push_back(Pending::Response(id));
+                self.answers.push_back(Pending::Response(id));
             }
         }
     }
@@ -298,10 +313,12 @@ impl Connection {
         self.state = State::Drain;
         self.deadline = None;
         self.connect = None;
+        self.answers
+            .retain(|pending| !matches!(pending, Pending::R2t(_)));
         self.outputs.retain(|pending| {
             !matches!(
                 pending,
-                Pending::NeedBuffer(_) | Pending::R2t(_) | Pending::Inspect(_) | Pending::Fill(_)
+                Pending::NeedBuffer(_) | Pending::Inspect(_) | Pending::Fill(_)
             )
         });
         self.abandon_all(|stage| {
@@ -314,7 +331,7 @@ impl Connection {
 
     /// A draining connection closes once everything it owes has been polled.
     pub(super) fn finish_drain(&mut self) {
-        if self.state == State::Drain && self.executing == 0 && self.outputs.is_empty() {
+        if self.state == State::Drain && self.executing == 0 && !self.has_output() {
             self.close(true);
         }
     }
@@ -389,7 +406,8 @@ impl Connection {
     /// The next output, skipping those whose command has gone meanwhile.
     pub(super) fn poll(&mut self, now: Nanos) -> Option<Output> {
         loop {
-            let pending = self.outputs.pop_front()?;
+            let answer = self.answers.pop_front();
+            let pending = answer.or_else(|| self.outputs.pop_front())?;
             if let Some(output) = self.output(now, pending) {
                 return Some(output);
             }
@@ -444,14 +462,7 @@ impl Connection {
                 is_wanted.then_some(Output::Fill { slot, len })
             }
             Pending::Execute(slot) => {
-                let queued = self.slots.at_stage(slot, Stage::Queued)?;
-                let command = queued.command;
-                queued.enter(now, Stage::Executing);
-                self.executing += 1;
-                if let Some(second) = command.second() {
-                    self.slots.get_mut(second)?.enter(now, Stage::Executing);
-                    self.executing += 1;
-                }
+                let command = self.execute(now, slot)?;
                 Some(Output::Execute { slot, command })
             }
             Pending::Data(slot) => self.data(now, slot),
@@ -475,6 +486,35 @@ impl Connection {
             }),
             Pending::Close { graceful } => Some(Output::Close { graceful }),
         }
+    }
+
+    fn execute(&mut self, now: Nanos, slot: SlotId) -> Option<IoCommand> {
+        let queued = self.slots.at_stage(slot, Stage::Queued)?;
+        let command = queued.command;
+        queued.enter(now, Stage::Executing);
+        self.executing += 1;
+        if let Some(second) = command.second() {
+            self.slots.get_mut(second)?.enter(now, Stage::Executing);
+            self.executing += 1;
+        }
+        Some(command)
+    }
+
+    /// The device of the Write whose data is landing from its capsule.
+    pub(super) fn landing_write(&self) -> Option<NamespaceHandle> {
+        let slot = self.slots.get(self.landing.slot?)?;
+        let is_io = self.queue.is_some_and(|queue| queue.qid != 0);
+        let is_plain = slot.stage == Stage::Receive
+            && slot.half == Half::None
+            && slot.sqe.opcode() == io::WRITE;
+        (is_io && is_plain).then_some(slot.command.namespace)
+    }
+
+    /// Hands the command out if it became ready just now.
+    pub(super) fn poll_landed(&mut self, now: Nanos, slot: SlotId) -> Option<IoCommand> {
+        let is_it = |it: &mut Pending| *it == Pending::Execute(slot);
+        self.outputs.pop_back_if(is_it)?;
+        self.execute(now, slot)
     }
 
     fn send(&self, body: TxBody) -> Output {

@@ -5,7 +5,7 @@ use bowline_nvme::Nanos;
 use super::Target;
 use super::config::Path;
 use super::connection::{Connection, State};
-use super::output::{ConnId, Output, Rx};
+use super::output::{ConnId, IoCommand, NamespaceHandle, Output, Rx, SlotId};
 use super::table::Key;
 use super::timer::{Armed, TimerKey};
 
@@ -139,22 +139,44 @@ impl Target {
             connection.finish_drain();
             output = connection.poll(now);
         }
-        if let (Some(Output::Execute { command, .. }), Some(queue)) = (&output, connection.queue)
-            && let Some(controller) = self.controllers.get_mut(queue.controller)
-        {
-            let subsystem = controller
-                .subsystem
-                .and_then(|at| self.subsystems.get_mut(at)?.as_mut());
-            let mut run = subsystem.map(|subsystem| &mut subsystem.health.run);
-            // Each half of a pair ends by itself.
-            for _ in 0..1 + usize::from(command.second().is_some()) {
-                controller.health.started(now);
-                if let Some(run) = &mut run {
-                    run.started(now);
-                }
-            }
+        if let Some(Output::Execute { command, .. }) = &output {
+            let command = *command;
+            self.handed_out(now, id, &command);
         }
         output
+    }
+
+    /// The device of the Write whose data is received now, if it comes in the capsule: it is run
+    /// as soon as all of it is there, and [`poll_landed`](Self::poll_landed) hands it out.
+    #[must_use]
+    pub fn landing_write(&self, id: ConnId) -> Option<NamespaceHandle> {
+        self.connections.get(id)?.landing_write()
+    }
+
+    /// The command of the slot, if its data has just landed and its Execute is the latest output:
+    /// for owners that can run it while they have the data at hand. It counts as polled.
+    pub fn poll_landed(&mut self, now: Nanos, id: ConnId, slot: SlotId) -> Option<IoCommand> {
+        let command = self.connections.get_mut(id)?.poll_landed(now, slot)?;
+        self.handed_out(now, id, &command);
+        Some(command)
+    }
+
+    fn handed_out(&mut self, now: Nanos, id: ConnId, command: &IoCommand) {
+        let queue = self.connections.get(id).and_then(|it| it.queue);
+        let Some(controller) = queue.and_then(|it| self.controllers.get_mut(it.controller)) else {
+            return;
+        };
+        let subsystem = controller
+            .subsystem
+            .and_then(|at| self.subsystems.get_mut(at)?.as_mut());
+        let mut run = subsystem.map(|subsystem| &mut subsystem.health.run);
+        // Each half of a pair ends by itself.
+        for _ in 0..1 + usize::from(command.second().is_some()) {
+            controller.health.started(now);
+            if let Some(run) = &mut run {
+                run.started(now);
+            }
+        }
     }
 
     /// The next [`Output::Withdraw`] of a connection, before its other outputs: for one to whom

@@ -13,10 +13,12 @@ use bowline_block::{
     Completion, Completions, Device, DeviceEvent, Geometry, Io, IoBuf, IoError, Op, Segments,
 };
 use bowline_nvme::{Nanos, Status};
-use bowline_nvmf::target::{ConnId, IoCommand, NamespaceHandle, SlotId};
+use bowline_nvmf::target::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
 
 use order::{Blocks, Change, Order};
 use step::{Next, Step};
+
+use crate::status::io_status;
 
 /// Device completions taken per call of a device's `poll`.
 const COMPLETIONS_PER_POLL: usize = 256;
@@ -43,6 +45,41 @@ struct Unit<D> {
     commands: usize,
     /// No new command arrives any more; dropped when the last operation has ended.
     retiring: bool,
+}
+
+impl<D: Device> Unit<D> {
+    /// Whether a plain Read or Write may run without waiting for anything, itself included.
+    fn runs_now(&self) -> bool {
+        self.device.is_immediate()
+            && self.order.is_free()
+            && self.backlog.is_empty()
+            && !self.retiring
+    }
+
+    /// Runs a plain Read or Write on a device that need not be waited for.
+    fn run_now(
+        &mut self,
+        op: &IoOp,
+        payload: Option<&IoBuf>,
+        scratch: Option<&mut IoBuf>,
+    ) -> Option<Result<(), IoError>> {
+        let bytes = |blocks: u32| blocks as usize * self.block_bytes as usize;
+        match *op {
+            IoOp::Read {
+                lba,
+                blocks,
+                fua: false,
+            } if self.runs_now() => {
+                let into = scratch?.as_mut()?.get_mut(..bytes(blocks))?;
+                Some(self.device.read_now(lba, into))
+            }
+            IoOp::Write { lba, blocks, .. } if self.runs_now() => {
+                let data = payload?.get(..bytes(blocks))?;
+                Some(self.device.write_now(lba, data))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A command that was started and has not ended.
@@ -232,6 +269,16 @@ impl<D: Device> Executor<D> {
             finished.extend(failed(conn, slot, command, Status::INVALID_NAMESPACE.dnr()));
             return;
         };
+        let mut scratch = scratch;
+        if let Some(result) = unit.run_now(&command.op, payload.as_ref(), scratch.as_mut()) {
+            finished.push(Finished {
+                conn,
+                slot,
+                status: status_of(result),
+                buffer: scratch,
+            });
+            return;
+        }
         let (step, next) = Step::begin(command.op, unit.block_bytes, payload, scratch);
         unit.commands += 1;
         self.wake(index);
@@ -243,6 +290,24 @@ impl<D: Device> Executor<D> {
             }
         }
         self.run_ready(index);
+    }
+
+    /// Whether [`write_now`](Self::write_now) will take a Write's data.
+    pub(super) fn writes_now(&self, handle: NamespaceHandle) -> bool {
+        self.place(handle)
+            .and_then(|index| self.units[index].as_ref())
+            .is_some_and(Unit::runs_now)
+    }
+
+    /// Runs a Write whose data is not in a buffer of the pool. `None` if its device cannot.
+    pub(super) fn write_now(&mut self, command: &IoCommand, data: &[u8]) -> Option<Status> {
+        let index = self.place(command.namespace)?;
+        let unit = self.units[index].as_mut().filter(|unit| unit.runs_now())?;
+        let IoOp::Write { lba, blocks, .. } = command.op else {
+            return None;
+        };
+        let data = data.get(..blocks as usize * unit.block_bytes as usize)?;
+        Some(status_of(unit.device.write_now(lba, data)))
     }
 
     /// Starts a flush of every device; `in_flight` falls to 0 when the last has ended, and
@@ -555,6 +620,10 @@ fn failed(
         status,
         buffer: None,
     })
+}
+
+fn status_of(result: Result<(), IoError>) -> Status {
+    result.map_or_else(io_status, |()| Status::SUCCESS)
 }
 
 fn running_mut(running: &mut [Option<Running>], token: u64) -> Option<&mut Running> {

@@ -84,6 +84,9 @@ impl<D: Device> TargetService<D> {
                 }
                 let need = Need::Execute(command);
                 self.supply(cx, now, Waiting { conn, slot, need });
+                // What has ended at once is answered before the next begins, while its data is
+                // in the caches.
+                self.complete_finished(now);
             }
             Output::Send {
                 pdu,

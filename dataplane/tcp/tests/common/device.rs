@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bowline_block::{
-    Completions, Device, DeviceEvent, ErrorRates, FaultDevice, FaultPlan, Geometry, Io, MemDevice,
-    Op,
+    Completions, Device, DeviceEvent, ErrorRates, FaultDevice, FaultPlan, Geometry, Io, IoError,
+    MemDevice, Op,
 };
 use bowline_nvme::Nanos;
 
@@ -40,6 +40,18 @@ impl Device for TestDevice {
 
     fn try_submit(&mut self, io: Io) -> Result<(), Io> {
         self.0.try_submit(io)
+    }
+
+    fn is_immediate(&self) -> bool {
+        self.0.is_immediate()
+    }
+
+    fn read_now(&mut self, lba: u64, into: &mut [u8]) -> Result<(), IoError> {
+        self.0.read_now(lba, into)
+    }
+
+    fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
+        self.0.write_now(lba, data)
     }
 
     fn poll(&mut self, now: Nanos, out: &mut Completions) {

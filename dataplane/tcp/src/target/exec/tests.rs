@@ -27,6 +27,8 @@ struct Slow {
     depth: usize,
     done: Vec<(Op, u64, u32, bool)>,
     fail: Option<(Op, IoError)>,
+    /// Plain Reads and Writes need not be waited for.
+    immediate: bool,
 }
 
 impl Slow {
@@ -38,6 +40,7 @@ impl Slow {
             depth,
             done: Vec::new(),
             fail: None,
+            immediate: false,
         }
     }
 }
@@ -57,6 +60,18 @@ impl Device for Slow {
         }
         self.waiting.push(io);
         Ok(())
+    }
+
+    fn is_immediate(&self) -> bool {
+        self.immediate
+    }
+
+    fn read_now(&mut self, lba: u64, into: &mut [u8]) -> Result<(), IoError> {
+        self.memory.read_now(lba, into)
+    }
+
+    fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
+        self.memory.write_now(lba, data)
     }
 
     fn poll(&mut self, now: Nanos, out: &mut Completions) {
@@ -368,6 +383,45 @@ fn pair_waits_for_older_changes_of_its_blocks_and_younger_ones_wait_for_it() {
     let expected: Vec<_> = [0, 2, 3, 4, 5, 6, 7].map(|slot| (slot, OK)).into();
     assert_eq!(bench.statuses(), expected);
     assert_eq!((bench.medium(10), bench.medium(11)), (0, 6));
+}
+
+#[test]
+fn what_can_run_at_once_does_unless_a_pair_has_blocks_to_itself() {
+    let mut bench = Bench::new(8);
+    bench.device().immediate = true;
+    let handle = bench.handle;
+    let write = |lba, blocks| IoCommand {
+        namespace: handle,
+        op: IoOp::Write {
+            lba,
+            blocks,
+            fua: true,
+        },
+        bytes: 0,
+    };
+    bench.write(1, 7, 5);
+    assert_eq!(bench.statuses(), [(1, Status::SUCCESS)]);
+    assert!(bench.waiting().is_empty() && bench.executor.in_flight() == 0);
+    let outside = bench.executor.write_now(&write(1 << 40, 1), &[0; BLOCK]);
+    assert_eq!(outside, Some(Status::LBA_OUT_OF_RANGE.dnr()));
+    assert_eq!(
+        bench.executor.write_now(&write(7, 2), &[0; BLOCK]),
+        None,
+        "less data than blocks"
+    );
+    assert!(bench.executor.writes_now(handle));
+    bench.pair(2, 7, 5, 6);
+    assert!(!bench.executor.writes_now(handle));
+    assert_eq!(bench.executor.write_now(&write(7, 1), &[9; BLOCK]), None);
+    bench.write(4, 7, 8);
+    assert_eq!(bench.statuses(), [], "it waits for the pair");
+    bench.release_all();
+    let all = [2, 3, 4].map(|slot| (slot, Status::SUCCESS));
+    let mut statuses = bench.statuses();
+    statuses.sort_by_key(|it| it.0);
+    assert_eq!(statuses, all);
+    assert_eq!(bench.medium(7), 8);
+    assert!(bench.executor.writes_now(handle));
 }
 
 #[test]

@@ -95,6 +95,11 @@ impl GatherPool {
         }
     }
 
+    /// Whether there are more than the usual number.
+    pub(crate) fn has_spare(&self) -> bool {
+        self.kept.borrow().len() + self.used.get() > KEPT_MIN
+    }
+
     /// Gives back what was not in use at once since the last call. Returns whether only the usual
     /// number is left.
     pub(crate) fn trim(&self) -> bool {
@@ -102,7 +107,8 @@ impl GatherPool {
         let mut kept = self.kept.borrow_mut();
         kept.truncate(wanted.saturating_sub(self.used.get()));
         kept.shrink_to(KEPT_MIN);
-        kept.len() + self.used.get() <= KEPT_MIN
+        drop(kept);
+        !self.has_spare()
     }
 
     fn put_back(&self, mut parts: Box<Parts>) {
@@ -356,8 +362,9 @@ mod tests {
         use_at_once(2 * KEPT_MIN);
         assert!(!gathers.trim());
         assert_eq!(gathers.kept.borrow().len(), 2 * KEPT_MIN);
+        assert!(gathers.has_spare());
         let in_use = gathers.take();
-        assert!(gathers.trim());
+        assert!(gathers.trim() && !gathers.has_spare());
         assert_eq!(gathers.kept.borrow().len(), KEPT_MIN - 1);
         drop(in_use);
         assert!(gathers.trim());

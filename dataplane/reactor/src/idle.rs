@@ -91,6 +91,11 @@ impl IdlePolicy {
         }
     }
 
+    /// Whether bursts have lately come within `span` of each other.
+    pub(crate) const fn expects_within(&self, span: Nanos) -> bool {
+        self.gap <= span.0
+    }
+
     /// What to do now that there is nothing to do. `expects` means that a device works for us: its
     /// completion is a burst to come.
     pub(crate) fn plan(&mut self, now: Nanos, expects: bool) -> Plan {
@@ -216,6 +221,16 @@ mod tests {
             policy.is_hot()
         };
         assert!(hot_after(true) && !hot_after(false));
+    }
+
+    #[test]
+    fn events_are_expected_once_bursts_come_close_together() {
+        let span = Nanos::from_micros(200);
+        assert!(!new(PollMode::Never).expects_within(span));
+        let mut policy = after_gaps(PollMode::Never, Nanos::from_micros(50), 40);
+        assert!(policy.expects_within(span));
+        (0..8).for_each(|_| policy.burst_after(Nanos::from_secs(1), true));
+        assert!(!policy.expects_within(span));
     }
 
     #[test]

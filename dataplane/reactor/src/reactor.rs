@@ -321,6 +321,12 @@ impl Reactor {
         self.gathers.take()
     }
 
+    /// Whether [`Reactor::trim_gathers`] has something to give back, now or soon.
+    #[must_use]
+    pub fn has_spare_gathers(&self) -> bool {
+        self.gathers.has_spare()
+    }
+
     /// Gives the memory of gathers back that were not in use at once since the last call. Returns
     /// whether nothing more can be given back: call it now and then until it is.
     pub fn trim_gathers(&mut self) -> bool {

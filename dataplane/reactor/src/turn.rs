@@ -12,6 +12,7 @@ use crate::reactor::Reactor;
 use crate::service::Service;
 use crate::slab::{Key, Kind, Token};
 use crate::socket::{ListenerId, Output, SocketId};
+use crate::uring::SEND_WAIT;
 
 /// Messages handled per turn.
 const MESSAGES_PER_TURN: usize = 64;
@@ -30,9 +31,6 @@ const ACCEPT_PAUSE: Nanos = Nanos::from_millis(100);
 
 /// How often a pause is told: peers that hold on to connections can make it last.
 const PAUSE_TOLD_INTERVAL: Nanos = Nanos::from_secs(10);
-
-/// After a pause this long the next event is not expected within the time a send may take.
-const PAUSE_MIN: Nanos = Nanos::from_millis(2);
 
 /// Ring sends up to this many bytes are expected to fit the socket's buffer at once.
 const PROMPT_BYTES_MAX: usize = 32 << 10;
@@ -378,10 +376,10 @@ impl Reactor {
         let direct = match &self.driver {
             Driver::Epoll(_) => true,
             // While spinning, one direct call is cheaper than a submission. Before sleeping, the
-            // submission costs no call of its own; but its completion ends the wait once more if
-            // nothing else does, which after a long pause is likely.
+            // submission costs no call of its own; but if nothing else happens while its
+            // completion is waited for, that ends the sleep once more.
             Driver::Uring(_) => {
-                self.outbox.len() == 1 && (self.idle.is_hot() || self.after_pause())
+                self.outbox.len() == 1 && (self.idle.is_hot() || !self.expects_events())
             }
         };
         while let Some(id) = self.outbox.pop_front() {
@@ -396,10 +394,11 @@ impl Reactor {
         }
     }
 
-    /// Whether this turn came after a time in which nothing happened.
-    fn after_pause(&self) -> bool {
-        let idle = self.idle_since.map(|at| self.now.saturating_sub(at));
-        idle.is_some_and(|span| span >= PAUSE_MIN)
+    /// Whether something is likely to happen while a send's completion is waited for: bursts have
+    /// lately come that close to each other, and this one did too.
+    fn expects_events(&self) -> bool {
+        let pause = self.idle_since.map(|at| self.now.saturating_sub(at));
+        self.idle.expects_within(SEND_WAIT) && pause.is_none_or(|span| span <= SEND_WAIT)
     }
 
     fn send_by_ring(&mut self, id: SocketId, gather: Gather) {

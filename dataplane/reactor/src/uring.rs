@@ -33,7 +33,7 @@ use setup::{
 
 /// Waiting for a send's completion along with the next event is limited to this long, in case the
 /// socket takes the bytes later than expected: other sockets' events wait too.
-const SEND_WAIT: Nanos = Nanos::from_micros(200);
+pub(crate) const SEND_WAIT: Nanos = Nanos::from_micros(200);
 
 /// A reactor that is dropped waits this long for what the kernel holds.
 const DROP_WAIT: Nanos = Nanos::from_secs(5);

@@ -131,7 +131,7 @@ pub(super) struct Controller {
     /// Changes of the ANA log before the last controller reset, which this host does not count.
     pub(super) ana_changes_base: u64,
     pub(super) created: Nanos,
-    armed: Armed,
+    pub(super) armed: Armed,
 }
 
 /// What Connect settles about a new controller.
@@ -481,7 +481,7 @@ impl Target {
         Some(heard.after(timeout))
     }
 
-    fn controller_deadline(&self, controller: &Controller) -> Option<Nanos> {
+    pub(super) fn controller_deadline(&self, controller: &Controller) -> Option<Nanos> {
         let keep_alive = self.keep_alive_by(controller);
         [keep_alive, controller.association_by]
             .into_iter()

@@ -9,6 +9,9 @@ use super::output::{ConnId, IoCommand, NamespaceHandle, Output, Rx, SlotId};
 use super::table::Key;
 use super::timer::{Armed, TimerKey};
 
+/// Timers put off at a time. The rest fires too early, and is put off then.
+const PUT_OFF_MAX: usize = 32;
+
 /// A connection on its way to the target that owns its subsystem, with the Connect it brings.
 /// The glue moves the socket, and any bytes it has received but not handed in.
 #[derive(Debug)]
@@ -279,6 +282,54 @@ impl Target {
             for id in self.connections.keys() {
                 self.close_connection(now, id, true);
             }
+        }
+    }
+
+    /// Puts off the next timers if their deadlines have moved since they were armed, as every Keep
+    /// Alive moves one: without this a target with nothing else to do would wake for each.
+    pub fn put_off_timers(&mut self) {
+        for _ in 0..PUT_OFF_MAX {
+            let Some((at, key)) = self.timers.first() else {
+                return;
+            };
+            let deadline = self.deadline_of(key);
+            if deadline.is_some_and(|deadline| deadline <= at) {
+                return;
+            }
+            let armed = match key {
+                TimerKey::Connection(index) => {
+                    let id = self.connections.key_at(index);
+                    id.and_then(|id| self.connections.get_mut(id))
+                        .map(|it| &mut it.armed)
+                }
+                TimerKey::Controller(index) => {
+                    let key = self.controllers.key_at(index);
+                    key.and_then(|key| self.controllers.get_mut(key))
+                        .map(|it| &mut it.armed)
+                }
+                // Does not move.
+                TimerKey::AnaTransition(_) => return,
+            };
+            let Some(armed) = armed else {
+                return;
+            };
+            self.timers.put_off(armed, key, deadline);
+        }
+    }
+
+    /// What a timer is about.
+    fn deadline_of(&self, key: TimerKey) -> Option<Nanos> {
+        match key {
+            TimerKey::Connection(index) => {
+                let id = self.connections.key_at(index)?;
+                let transfer = self.config.deadlines.transfer;
+                self.connections.get(id)?.next_deadline(transfer)
+            }
+            TimerKey::Controller(index) => {
+                let controller = self.controllers.get(self.controllers.key_at(index)?)?;
+                self.controller_deadline(controller)
+            }
+            TimerKey::AnaTransition(_) => None,
         }
     }
 

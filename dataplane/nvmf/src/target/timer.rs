@@ -2,7 +2,7 @@
 //!
 //! An object has at most one entry, which goes with it: a host may move its deadline as often as it
 //! likes. One that moves later leaves the entry alone; when the entry fires, the object looks at its
-//! real deadline and arms again.
+//! real deadline and arms again. Who is about to sleep until the next entry has it put off first.
 
 use std::collections::BTreeSet;
 
@@ -50,7 +50,20 @@ impl Timers {
     }
 
     pub(super) fn next(&self) -> Option<Nanos> {
-        self.entries.first().map(|&(at, _)| at)
+        self.first().map(|(at, _)| at)
+    }
+
+    /// The next entry, due or not.
+    pub(super) fn first(&self) -> Option<(Nanos, TimerKey)> {
+        self.entries.first().copied()
+    }
+
+    /// Moves the entry of `key` to its object's deadline, which is no longer that of the entry.
+    pub(super) fn put_off(&mut self, armed: &mut Armed, key: TimerKey, deadline: Option<Nanos>) {
+        self.disarm(armed, key);
+        if let Some(at) = deadline {
+            self.arm(armed, key, at);
+        }
     }
 }
 

@@ -22,6 +22,24 @@ fn keep_alive(glue: &mut Glue, admin: ConnId) {
     assert_eq!(cqe.status, Status::SUCCESS);
 }
 
+/// Otherwise sixteen idle hosts would wake their target three times a second for nothing.
+#[test]
+fn timer_that_keep_alive_moved_wakes_nobody_and_still_ends_a_silent_host() {
+    let mut glue = Glue::new();
+    let (admin, _) = glue.enabled(Digests::NONE, KATO_MS);
+    for _ in 0..4 {
+        glue.advance(Nanos(KATO.0 / 2));
+        keep_alive(&mut glue, admin);
+        glue.target.put_off_timers();
+        assert_eq!(glue.target.poll_timeout(), Some(glue.now.after(KATO)));
+    }
+    glue.advance(ALMOST);
+    glue.target.put_off_timers();
+    assert!(glue.is_open(admin));
+    glue.advance(INSTANT);
+    assert!(!glue.is_open(admin));
+}
+
 /// CTRATT.TBKAS promises it: hosts that see completions send no Keep Alive.
 #[test]
 fn every_command_of_every_queue_restarts_the_timer_to_the_instant() {

@@ -210,6 +210,11 @@ impl Link {
         }
     }
 
+    /// Whether [`Link::tidy`] has something to give back, now or soon.
+    pub(super) fn has_spare_memory(&self) -> bool {
+        self.deferred.capacity() > 0
+    }
+
     /// Gives memory back that only a busy connection needs.
     pub(super) fn tidy(&mut self) {
         if self.deferred.is_empty() {

@@ -15,6 +15,7 @@ mod manage;
 mod reservation;
 mod rx;
 mod tx;
+mod upkeep;
 mod work;
 
 use std::cmp::Reverse;
@@ -35,6 +36,7 @@ use link::{Closing, Link};
 use links::Links;
 use manage::Stop;
 use tx::{Need, Waiting};
+use upkeep::TIDY_AFTER;
 use work::LogLimits;
 
 pub use manage::{NamespaceSpec, RefreshError};
@@ -55,9 +57,6 @@ const HANDOFF_RETRY: Nanos = Nanos(500_000);
 /// Stalled connections that are tried again in a round although nothing of theirs has moved: the
 /// pool may have something for them.
 const STALLED_PER_ROUND: usize = 16;
-
-/// How long after traffic memory is given back that only traffic needs.
-const TIDY_AFTER: Nanos = Nanos::from_secs(2);
 
 /// A change of configuration, run on the reactor.
 pub type Call<D> = Box<dyn FnOnce(&mut TargetService<D>, &mut Reactor, Nanos) + Send>;
@@ -104,7 +103,9 @@ pub struct TargetService<D: Device> {
     send_checks: BinaryHeap<Reverse<(Nanos, u32, u32)>>,
     /// Received in this turn, by all connections.
     turn_bytes: usize,
-    /// When memory is given back; `None` while nothing happens.
+    /// When timers that have moved may be put off again.
+    put_off_at: Nanos,
+    /// When memory is given back; `None` while there is none to give.
     tidy_at: Option<Nanos>,
     work: Work,
     log_limits: LogLimits,
@@ -139,6 +140,7 @@ impl<D: Device> TargetService<D> {
             departures_at: Nanos::ZERO,
             send_checks: BinaryHeap::new(),
             turn_bytes: 0,
+            put_off_at: Nanos::ZERO,
             tidy_at: None,
             work: Work::default(),
             log_limits: LogLimits::default(),
@@ -230,37 +232,6 @@ impl<D: Device> TargetService<D> {
         }
     }
 
-    /// Closes connections whose peers have not read for too long: what waits for them keeps
-    /// buffers from others.
-    fn close_unread(&mut self, cx: &mut Reactor, now: Nanos) {
-        let limit = self.target.config().deadlines.transfer;
-        while let Some(&Reverse((at, index, generation))) = self.send_checks.peek()
-            && at <= now
-        {
-            self.send_checks.pop();
-            let conn = ConnId { index, generation };
-            let Some(link) = self.links.get_mut(conn) else {
-                continue;
-            };
-            match link.send_deadline(limit) {
-                None => link.send_listed = false,
-                Some(at) if at > now => {
-                    link.send_listed = true;
-                    self.send_checks.push(Reverse((at, index, generation)));
-                }
-                Some(_) => {
-                    let socket = link.socket;
-                    tracing::debug!(peer = ?cx.peer_addr(socket).ok(), "peer does not read");
-                    cx.abort(socket);
-                    self.work.unread += 1;
-                    if let Some(link) = self.links.remove(conn) {
-                        self.link_gone(now, link);
-                    }
-                }
-            }
-        }
-    }
-
     /// Sends what the connection has gathered, and ends or moves it when that was the last.
     fn settle(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId) {
         let Some(link) = self.links.get_mut(conn) else {
@@ -269,7 +240,9 @@ impl<D: Device> TargetService<D> {
         // A connection that ends in anger does not wait for a peer that may never read.
         if link.closing != Some(Closing::Abort) {
             link.flush(cx, now);
-            self.tidy_at.get_or_insert(now.after(TIDY_AFTER));
+            if link.has_spare_memory() || cx.has_spare_gathers() {
+                self.tidy_at.get_or_insert(now.after(TIDY_AFTER));
+            }
             if !link.is_flushed(cx) {
                 self.watch_send(now, conn);
                 return;
@@ -380,33 +353,6 @@ impl<D: Device> TargetService<D> {
                 }
             }
         }
-    }
-
-    /// Makes sure that somebody looks whether the peer takes what is being sent.
-    fn watch_send(&mut self, now: Nanos, conn: ConnId) {
-        let deadlines = &self.target.config().deadlines;
-        let (linger, transfer) = (deadlines.linger, deadlines.transfer);
-        let Some(link) = self.links.get_mut(conn) else {
-            return;
-        };
-        if link.closing.is_some() && link.closing_by.is_none() {
-            // Nothing is expected of it any more but to take its last words.
-            let at = now.after(linger);
-            link.closing_by = Some(at);
-            let entry = (at, conn.index, conn.generation);
-            self.send_checks.push(Reverse(entry));
-        } else if !link.send_listed {
-            link.send_listed = true;
-            let entry = (now.after(transfer), conn.index, conn.generation);
-            self.send_checks.push(Reverse(entry));
-        }
-    }
-
-    /// Gives back what only traffic needs, until there is nothing more to give.
-    fn tidy(&mut self, cx: &mut Reactor, now: Nanos) {
-        self.links.tidy();
-        let is_tidy = cx.trim_gathers();
-        self.tidy_at = (!is_tidy).then(|| now.after(TIDY_AFTER));
     }
 
     /// What turns have cost so far.
@@ -548,6 +494,7 @@ impl<D: Device + 'static> Service for TargetService<D> {
         }
         self.turn_bytes = 0;
         self.close_unread(cx, now);
+        self.put_off_timers(now);
         if self.tidy_at.is_some_and(|at| at <= now) {
             self.tidy(cx, now);
         }

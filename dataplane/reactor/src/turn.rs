@@ -32,6 +32,9 @@ const ACCEPT_PAUSE: Nanos = Nanos::from_millis(100);
 /// How often a pause is told: peers that hold on to connections can make it last.
 const PAUSE_TOLD_INTERVAL: Nanos = Nanos::from_secs(10);
 
+/// After a pause this long the next event is not expected soon, whatever came before it.
+const PAUSE_MIN: Nanos = Nanos::from_millis(2);
+
 /// Ring sends up to this many bytes are expected to fit the socket's buffer at once.
 const PROMPT_BYTES_MAX: usize = 32 << 10;
 
@@ -395,10 +398,10 @@ impl Reactor {
     }
 
     /// Whether something is likely to happen while a send's completion is waited for: bursts have
-    /// lately come that close to each other, and this one did too.
+    /// lately come that close to each other, and this one did not follow a long pause.
     fn expects_events(&self) -> bool {
         let pause = self.idle_since.map(|at| self.now.saturating_sub(at));
-        self.idle.expects_within(SEND_WAIT) && pause.is_none_or(|span| span <= SEND_WAIT)
+        self.idle.expects_within(SEND_WAIT) && pause.is_none_or(|span| span < PAUSE_MIN)
     }
 
     fn send_by_ring(&mut self, id: SocketId, gather: Gather) {

@@ -53,6 +53,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-tcp",
         ],
     ),
+<<<<<<< HEAD
     // Counts what the data plane costs; part of no product.
     (
         "bowline-guard",
@@ -64,11 +65,21 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-tcp",
         ],
     ),
+=======
+<<<<<<< HEAD
+>>>>>>> b4300a0 (compare: measure contenders in pairs, with their noise)
     // A host that measures: the initiator's crates. Its tests serve it a target.
     (
         "bowline-loadgen",
         &[
             "bowline-block",
+=======
+    // A user of the product from outside; of the inside it takes our own host, to have hosts that
+    // are connected and do nothing.
+    (
+        "bowline-compare",
+        &[
+>>>>>>> b4bc684 (compare: measure contenders in pairs, with their noise)
             "bowline-nvme",
             "bowline-nvmf",
             "bowline-reactor",

@@ -1,0 +1,256 @@
+//! What a run leaves: one JSON document, from which tables and charts are made.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::cell::Cell;
+use crate::environment::Environment;
+use crate::meter::Slice;
+use crate::statistics::{Better, Estimate, Verdict};
+
+/// Version of the document; readers refuse others.
+pub(crate) const SCHEMA_VERSION: u32 = 1;
+
+/// A run, or several with the same environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Document {
+    pub(crate) schema_version: u32,
+    /// Seconds since 1970, when the last part was measured.
+    pub(crate) measured_at: u64,
+    pub(crate) environment: Environment,
+    /// Programs by role, with what they say their version is.
+    pub(crate) programs: Vec<Program>,
+    /// What could not be measured, and why.
+    pub(crate) skipped: Vec<Skipped>,
+    pub(crate) cells: Vec<CellResult>,
+    pub(crate) idle: Vec<Idle>,
+    pub(crate) first_io: Vec<FirstIo>,
+    pub(crate) memory: Vec<MemoryAtRest>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Program {
+    pub(crate) role: String,
+    pub(crate) version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Skipped {
+    pub(crate) what: String,
+    pub(crate) why: String,
+}
+
+/// One cell, as one client saw it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CellResult {
+    pub(crate) name: String,
+    pub(crate) cell: Cell,
+    pub(crate) client: String,
+    pub(crate) pairs: usize,
+    pub(crate) slice_seconds: f64,
+    pub(crate) warm_up_seconds: f64,
+    pub(crate) attempted: usize,
+    pub(crate) accepted: usize,
+    /// Why there are no figures: the machine was not ours.
+    pub(crate) unpublished: Option<String>,
+    pub(crate) contenders: Vec<Summary>,
+    pub(crate) comparisons: Vec<Comparison>,
+    /// Every slice, in the order in which they were measured, the rejected ones too.
+    pub(crate) slices: Vec<Slice>,
+}
+
+/// A contender in a cell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) contender: String,
+    pub(crate) slices: usize,
+    pub(crate) iops: f64,
+    pub(crate) bytes_per_second: f64,
+    pub(crate) latency_p50_ns: f64,
+    pub(crate) latency_p99_ns: Option<f64>,
+    pub(crate) latency_p99_9_ns: Option<f64>,
+    pub(crate) cpu_seconds_per_million_io: f64,
+    pub(crate) iops_per_cpu_second: f64,
+    /// Share of the CPU time it was allowed that it used.
+    pub(crate) busy_share: f64,
+    /// It had time left, so the client, or the latency of one command, was the limit.
+    pub(crate) client_bound: bool,
+    pub(crate) system_calls_per_io: Option<f64>,
+    pub(crate) memory_bytes: u64,
+    /// IOPS as a share of the bare sockets'.
+    pub(crate) share_of_limit: Option<f64>,
+    /// base64 of all its slices' latencies, an `HdrHistogram` in its second format.
+    pub(crate) histogram: Option<String>,
+}
+
+/// The subject against another, in every figure.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Comparison {
+    pub(crate) subject: String,
+    pub(crate) other: String,
+    /// What the other stands for: `spdk-best`, `spdk-default`, `bare`, or its name.
+    pub(crate) role: String,
+    pub(crate) figures: Vec<FigureResult>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FigureResult {
+    pub(crate) figure: Figure,
+    pub(crate) estimate: Estimate,
+    /// Ratio that the subject shows against itself; nothing below it is claimed.
+    pub(crate) noise: f64,
+    pub(crate) verdict: Verdict,
+}
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Figure {
+    Iops,
+    IopsPerCpuSecond,
+    LatencyP50,
+    LatencyP99,
+}
+
+impl Figure {
+    pub(crate) const ALL: [Self; 4] = [
+        Self::Iops,
+        Self::IopsPerCpuSecond,
+        Self::LatencyP50,
+        Self::LatencyP99,
+    ];
+
+    /// The figure that a cell is about.
+    pub(crate) const fn main(cell: &Cell) -> Self {
+        if cell.is_latency() {
+            Self::LatencyP50
+        } else {
+            Self::Iops
+        }
+    }
+
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Iops => "IOPS",
+            Self::IopsPerCpuSecond => "IOPS per CPU-second",
+            Self::LatencyP50 => "p50 latency",
+            Self::LatencyP99 => "p99 latency",
+        }
+    }
+
+    pub(crate) const fn better(self) -> Better {
+        match self {
+            Self::Iops | Self::IopsPerCpuSecond => Better::Higher,
+            Self::LatencyP50 | Self::LatencyP99 => Better::Lower,
+        }
+    }
+
+    /// Its value in a slice; 0 where the client does not tell.
+    pub(crate) fn of(self, slice: &Slice) -> f64 {
+        match self {
+            Self::Iops => slice.iops,
+            Self::IopsPerCpuSecond => slice.iops_per_cpu_second(),
+            Self::LatencyP50 => slice.latency_ns.p50,
+            Self::LatencyP99 => slice.latency_ns.p99.unwrap_or(0.0),
+        }
+    }
+}
+
+impl Comparison {
+    pub(crate) fn figure(&self, figure: Figure) -> Option<&FigureResult> {
+        self.figures.iter().find(|found| found.figure == figure)
+    }
+}
+
+/// CPU of a target whose hosts only send keep-alives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Idle {
+    pub(crate) contender: String,
+    pub(crate) hosts: u32,
+    pub(crate) seconds: f64,
+    /// CPU seconds per second.
+    pub(crate) cores: f64,
+}
+
+/// The first I/O after a pause.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FirstIo {
+    pub(crate) contender: String,
+    /// Median latency without pauses, one command at a time.
+    pub(crate) warm_ns: f64,
+    /// Median latency of commands that come after a pause.
+    pub(crate) after_idle_ns: f64,
+    pub(crate) pause_seconds: f64,
+    /// Median of the differences, alternation by alternation.
+    pub(crate) beyond_warm_ns: f64,
+}
+
+/// Memory before anybody has connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MemoryAtRest {
+    pub(crate) contender: String,
+    pub(crate) resident_bytes: u64,
+    pub(crate) huge_page_bytes: u64,
+}
+
+impl Document {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let context = || format!("cannot read {}", path.display());
+        let text = fs::read_to_string(path).with_context(context)?;
+        let document: Self = serde_json::from_str(&text).with_context(context)?;
+        if document.schema_version != SCHEMA_VERSION {
+            bail!(
+                "{}: schema version {}, not {SCHEMA_VERSION}",
+                path.display(),
+                document.schema_version
+            );
+        }
+        Ok(document)
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let context = || format!("cannot write {}", path.display());
+        let mut text = serde_json::to_string_pretty(self).with_context(context)?;
+        text.push('\n');
+        fs::write(path, text).with_context(context)
+    }
+
+    /// Adds what another run measured; what both measured is taken from the other.
+    pub(crate) fn merge(&mut self, newer: Self) -> Result<()> {
+        if self.environment != newer.environment {
+            bail!("the results are of different machines, settings or builds");
+        }
+        if self.programs != newer.programs {
+            bail!("the results are of different versions of the programs");
+        }
+        self.measured_at = self.measured_at.max(newer.measured_at);
+        replace(&mut self.skipped, newer.skipped, |one| one.what.clone());
+        replace(&mut self.cells, newer.cells, |one| {
+            (one.name.clone(), one.client.clone())
+        });
+        replace(&mut self.idle, newer.idle, |one| one.contender.clone());
+        replace(&mut self.first_io, newer.first_io, |one| {
+            one.contender.clone()
+        });
+        replace(&mut self.memory, newer.memory, |one| one.contender.clone());
+        self.sort();
+        Ok(())
+    }
+
+    /// Cells in the order of the list of cells, whatever they were measured in.
+    pub(crate) fn sort(&mut self) {
+        let all = Cell::all();
+        self.cells.sort_by_key(|one| {
+            let place = all.iter().position(|cell| *cell == one.cell);
+            (place, one.client != "bowline-perf", one.client.clone())
+        });
+    }
+}
+
+fn replace<T, K: PartialEq>(old: &mut Vec<T>, newer: Vec<T>, key: impl Fn(&T) -> K) {
+    old.retain(|one| !newer.iter().any(|other| key(other) == key(one)));
+    old.extend(newer);
+}

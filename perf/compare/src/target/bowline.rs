@@ -1,0 +1,106 @@
+//! Our data plane over memory, a file or a loop device.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Backing, Kit, NAMESPACE_BYTES, START_LIMIT, Started, listening_address};
+use crate::client::SUBSYSTEM;
+use crate::process::{Launch, Process};
+
+pub(super) fn start(
+    kit: &Kit,
+    backing: Backing,
+    name: &str,
+    cgroup: Option<&Path>,
+) -> Result<Started> {
+    let mut folder = None;
+    let mut device = None;
+    let mut arguments: Vec<OsString> = vec!["dataplane".into()];
+    if backing == Backing::Memory {
+        arguments.extend(["--memory".into(), NAMESPACE_BYTES.to_string().into()]);
+    } else {
+        let made = tempfile::tempdir_in(&kit.scratch).context("scratch folder")?;
+        let file = made.path().join("namespace");
+        File::create_new(&file)
+            .and_then(|file| file.set_len(NAMESPACE_BYTES))
+            .with_context(|| format!("cannot make {}", file.display()))?;
+        let path = if backing == Backing::Block {
+            let attached = LoopDevice::attach(&file)?;
+            let path = attached.path.clone();
+            device = Some(attached);
+            path
+        } else {
+            file
+        };
+        arguments.extend(["--device".into(), path.into()]);
+        arguments.extend(["--block-size".into(), "4096".into()]);
+        folder = Some(made);
+    }
+    let core = kit.core.to_string();
+    for (flag, value) in [
+        ("--host", "any"),
+        ("--nqn", SUBSYSTEM),
+        ("--listen", "127.0.0.1:0"),
+        ("--rpc", "127.0.0.1:0"),
+        ("--metrics", "127.0.0.1:0"),
+        ("--cores", &core),
+        ("--poll", &kit.poll),
+        ("--log-level", "warn"),
+    ] {
+        arguments.extend([flag.into(), value.into()]);
+    }
+    let mut process = Process::start(Launch {
+        name,
+        program: &kit.bowline,
+        arguments,
+        core: kit.core,
+        cgroup,
+    })?;
+    let address = process.wait_output(START_LIMIT, listening_address)?;
+    // The kernel keeps a detached loop device until its last user is gone, so that it goes with
+    // the data plane however this run ends.
+    drop(device);
+    Ok(Started {
+        process,
+        address,
+        folder,
+    })
+}
+
+/// A file as a block device, while this is held or somebody has it open.
+struct LoopDevice {
+    path: PathBuf,
+}
+
+impl LoopDevice {
+    fn attach(file: &Path) -> Result<Self> {
+        let output = Command::new("losetup")
+            .args(["--find", "--show", "--direct-io=on", "--sector-size=4096"])
+            .arg(file)
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run losetup")?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            bail!("no loop device: {}", words.trim());
+        }
+        let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Ok(Self { path: path.into() })
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup")
+            .arg("--detach")
+            .arg(&self.path)
+            .status();
+        if !detached.is_ok_and(|status| status.success()) {
+            eprintln!("note: {} could not be detached", self.path.display());
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The contenders: each can be started, loaded, taken off its core and put back.
+
+mod bowline;
+mod spdk;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::cgroup::HalfCore;
+use crate::environment::free_huge_pages_bytes;
+use crate::process::{Launch, Process};
+
+pub(crate) use spdk::SpdkVariant;
+
+/// How long a target may take to listen.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// Size of every namespace: larger than caches, small enough for any machine.
+pub(crate) const NAMESPACE_BYTES: u64 = 64 << 20;
+
+/// Who serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Contender {
+    Bowline(Backing),
+    Spdk(SpdkVariant),
+    Bare,
+}
+
+/// What bowline serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backing {
+    Memory,
+    File,
+    /// A loop device over a file.
+    Block,
+}
+
+impl Contender {
+    /// Our own at its simplest: what the others are compared with.
+    pub(crate) const SUBJECT: Self = Self::Bowline(Backing::Memory);
+
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Bowline(Backing::Memory) => "bowline-mem".to_owned(),
+            Self::Bowline(Backing::File) => "bowline-file".to_owned(),
+            Self::Bowline(Backing::Block) => "bowline-block".to_owned(),
+            Self::Spdk(variant) => variant.name(),
+            Self::Bare => "bare".to_owned(),
+        }
+    }
+}
+
+/// What targets are made of, found once.
+#[derive(Debug)]
+pub(crate) struct Kit {
+    pub(crate) bowline: PathBuf,
+    /// `--poll` of bowline.
+    pub(crate) poll: String,
+    pub(crate) spdk: Option<PathBuf>,
+    pub(crate) core: usize,
+    /// Where backing files go.
+    pub(crate) scratch: PathBuf,
+    /// There are enough huge pages for two of SPDK's targets.
+    pub(crate) huge_pages: bool,
+}
+
+/// Whether SPDK's best and its default both find huge pages; if not, neither uses them.
+pub(crate) fn huge_pages_suffice() -> bool {
+    free_huge_pages_bytes() >= (spdk::MEMORY_MIB << 20) * 2
+}
+
+/// A target that runs.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) contender: Contender,
+    // Fields are dropped in this order: the process, then what it lived in.
+    pub(crate) process: Process,
+    pub(crate) address: SocketAddr,
+    _group: Option<HalfCore>,
+    _folder: Option<TempDir>,
+}
+
+impl Target {
+    /// Starts a contender, held to half a core or not, and waits until it listens.
+    pub(crate) fn start(kit: &Kit, contender: Contender, half_core: bool) -> Result<Self> {
+        let name = contender.name();
+        let group = if half_core {
+            Some(HalfCore::new(&name)?)
+        } else {
+            None
+        };
+        let cgroup = group.as_ref().map(HalfCore::path);
+        let started = match contender {
+            Contender::Bowline(backing) => bowline::start(kit, backing, &name, cgroup)?,
+            Contender::Spdk(variant) => spdk::start(kit, variant, &name, cgroup)?,
+            Contender::Bare => start_bare(kit, &name, cgroup)?,
+        };
+        Ok(Self {
+            contender,
+            process: started.process,
+            address: started.address,
+            _group: group,
+            _folder: started.folder,
+        })
+    }
+}
+
+struct Started {
+    process: Process,
+    address: SocketAddr,
+    folder: Option<TempDir>,
+}
+
+fn start_bare(kit: &Kit, name: &str, cgroup: Option<&Path>) -> Result<Started> {
+    let program = std::env::current_exe().context("own executable")?;
+    let mut process = Process::start(Launch {
+        name,
+        program: &program,
+        arguments: vec!["bare-target".into()],
+        core: kit.core,
+        cgroup,
+    })?;
+    let address = process.wait_output(START_LIMIT, listening_address)?;
+    Ok(Started {
+        process,
+        address,
+        folder: None,
+    })
+}
+
+/// The first listener of a line `ready {"listen":["127.0.0.1:4420"],…}`.
+fn listening_address(output: &str) -> Option<SocketAddr> {
+    let line = output
+        .split_inclusive('\n')
+        .find(|line| line.ends_with('\n') && line.starts_with("ready "))?;
+    let value: Value = serde_json::from_str(line.strip_prefix("ready ")?).ok()?;
+    value["listen"][0].as_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_is_taken_from_a_whole_ready_line() {
+        let line = "noise\nready {\"listen\":[\"127.0.0.1:4601\"],\"pid\":1}";
+        assert_eq!(listening_address(line), None);
+        let address = listening_address(&format!("{line}\n"));
+        assert_eq!(address, Some("127.0.0.1:4601".parse().unwrap()));
+    }
+}

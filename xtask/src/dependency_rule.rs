@@ -53,7 +53,6 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-tcp",
         ],
     ),
-<<<<<<< HEAD
     // Counts what the data plane costs; part of no product.
     (
         "bowline-guard",
@@ -65,21 +64,22 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-tcp",
         ],
     ),
-=======
-<<<<<<< HEAD
->>>>>>> b4300a0 (compare: measure contenders in pairs, with their noise)
     // A host that measures: the initiator's crates. Its tests serve it a target.
     (
         "bowline-loadgen",
         &[
             "bowline-block",
-=======
+            "bowline-nvme",
+            "bowline-nvmf",
+            "bowline-reactor",
+            "bowline-tcp",
+        ],
+    ),
     // A user of the product from outside; of the inside it takes our own host, to have hosts that
     // are connected and do nothing.
     (
         "bowline-compare",
         &[
->>>>>>> b4bc684 (compare: measure contenders in pairs, with their noise)
             "bowline-nvme",
             "bowline-nvmf",
             "bowline-reactor",

@@ -11,6 +11,7 @@ mod e2e;
 mod fuzz;
 mod guard;
 mod lint;
+mod perf;
 mod process;
 mod tally;
 mod tidy;
@@ -68,6 +69,8 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Perf {
+    /// Bowline against other targets and bare sockets, on a quiet machine; results in perf/results.
+    Compare(perf::CompareArguments),
     /// Instructions per command, held against the figures on file; no clock is involved.
     Guard {
         /// Write what is found to the file instead.
@@ -131,6 +134,9 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
             };
             fuzz::run(workspace, tally, &wishes);
         }
+        Command::Perf {
+            what: Perf::Compare(arguments),
+        } => perf::compare(workspace, tally, arguments),
         Command::Perf {
             what: Perf::Guard { renew },
         } => guard::run(workspace, tally, *renew),

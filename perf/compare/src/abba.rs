@@ -74,7 +74,9 @@ pub(crate) fn run(
             for pair in sides.chunks_exact(2) {
                 let mut found = [None, None];
                 for &side in pair {
-                    let Some(slice) = record.accepted_slice(rejected_max, || measure(opponent, side))? else {
+                    let Some(slice) =
+                        record.accepted_slice(rejected_max, || measure(opponent, side))?
+                    else {
                         record.gave_up = true;
                         return Ok(record);
                     };

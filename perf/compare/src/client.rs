@@ -306,9 +306,7 @@ mod tests {
         assert_eq!(report.latency_ns.p99, Some(12_000.0));
         assert_eq!(report.latency_ns.p99_9, None);
         assert!(parse_json(&text.replace("\"errors\":0", "\"errors\":3")).is_err());
-        assert!(
-            parse_json(&text.replace("schema_version\":1", "schema_version\":2")).is_err()
-        );
+        assert!(parse_json(&text.replace("schema_version\":1", "schema_version\":2")).is_err());
         assert!(parse_json("").is_err());
     }
 

@@ -69,7 +69,10 @@ impl Goals {
                 bail!("{}: one of at_least and at_most", goal.subject);
             }
             if goal.measure.figure().is_some() != goal.against.is_some() {
-                bail!("{}: `against` is for ratios, and only for them", goal.subject);
+                bail!(
+                    "{}: `against` is for ratios, and only for them",
+                    goal.subject
+                );
             }
         }
         Ok(goals)
@@ -114,7 +117,11 @@ impl Goal {
     /// The worst over all clients; none where the cell was not measured.
     fn in_cells(&self, document: &Document, subject: &str) -> Option<Option<f64>> {
         let mut found: Option<Option<f64>> = None;
-        for cell in document.cells.iter().filter(|cell| cell.name == self.subject) {
+        for cell in document
+            .cells
+            .iter()
+            .filter(|cell| cell.name == self.subject)
+        {
             let Some(value) = self.in_cell(cell, subject) else {
                 // A contender that this client is not compared with, or that is not here.
                 if cell.unpublished.is_some() {
@@ -134,7 +141,10 @@ impl Goal {
 
     fn in_cell(&self, cell: &CellResult, subject: &str) -> Option<f64> {
         let Some(figure) = self.measure.figure() else {
-            let summary = cell.contenders.iter().find(|one| one.contender == subject)?;
+            let summary = cell
+                .contenders
+                .iter()
+                .find(|one| one.contender == subject)?;
             return summary.system_calls_per_io;
         };
         let against = self.against.as_deref()?;

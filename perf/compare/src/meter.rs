@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, Demand, Latency};
 use crate::gate::{FOREIGN_MAX, IdleTicks, foreign_share};
-use crate::process::{Launch, Process, own_cpu_time, reaped_cpu_time};
+use crate::process::{Launch, Process, kernel_threads_cpu_time, own_cpu_time, reaped_cpu_time};
 use crate::target::Target;
 
 /// How often the target's clock is read during a slice.
@@ -49,6 +49,8 @@ impl Slice {
 pub(crate) struct Meter {
     pub(crate) target_core: usize,
     pub(crate) client_core: usize,
+    /// Slices in which others were busy are rejected.
+    pub(crate) gated: bool,
 }
 
 impl Meter {
@@ -64,7 +66,11 @@ impl Meter {
         let cores = [self.target_core, self.client_core];
         let program = client.program()?;
         let own = || -> Result<Duration> {
-            Ok(own_cpu_time()? + reaped_cpu_time()? + target.process.cpu_time()?)
+            let mut own = own_cpu_time()? + reaped_cpu_time()? + target.process.cpu_time()?;
+            if target.contender.uses_drive() {
+                own += kernel_threads_cpu_time()?;
+            }
+            Ok(own)
         };
         let (idle_before, own_before) = (IdleTicks::now(&cores)?, own()?);
         let reaped_before = reaped_cpu_time()?;
@@ -100,7 +106,7 @@ impl Meter {
         Ok(Slice {
             contender: target.contender.name(),
             foreign_share: foreign,
-            accepted: foreign <= FOREIGN_MAX,
+            accepted: !self.gated || foreign <= FOREIGN_MAX,
             iops: report.iops,
             bytes_per_second: report.bytes_per_second,
             latency_ns: report.latency_ns,

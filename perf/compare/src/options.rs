@@ -67,6 +67,10 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     quick: bool,
 
+    /// Keep every slice, whatever other processes did meanwhile; nothing is claimed
+    #[arg(long)]
+    ungated: bool,
+
     /// Length of a slice in milliseconds [default: 500, 250 with --quick]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=60_000))]
     slice_ms: Option<u64>,
@@ -260,9 +264,9 @@ fn bench(arguments: &RunArguments) -> Result<Bench> {
         bail!("no client: {}", own.err().unwrap_or_default());
     }
     let all = [
+        Contender::Bare,
         Contender::Bowline(Backing::File),
         Contender::Bowline(Backing::Block),
-        Contender::Bare,
     ];
     let spdk = client::find(arguments.spdk_target.as_deref(), "nvmf_tgt");
     let settings = Settings {
@@ -284,6 +288,7 @@ fn bench(arguments: &RunArguments) -> Result<Bench> {
         meter: Meter {
             target_core: arguments.target_core,
             client_core: arguments.client_core,
+            gated: !arguments.ungated,
         },
         settings,
         clients,

@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 /// How much of a program's last words is repeated in an error.
-const LAST_WORDS_BYTES: usize = 600;
+const COMPLAINT_CHARS_MAX: usize = 300;
 
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
@@ -140,17 +140,13 @@ impl Process {
         read_all(&self.stdout).with_context(|| format!("output of {}", self.name))
     }
 
-    /// The end of what it complained about, for an error message.
+    /// What it complained about last, for an error message.
     pub(crate) fn last_words(&self) -> String {
         let text = match read_all(&self.stderr) {
             Ok(text) => text,
             Err(error) => return format!("(its standard error cannot be read: {error})"),
         };
-        let mut start = text.len().saturating_sub(LAST_WORDS_BYTES);
-        while !text.is_char_boundary(start) {
-            start += 1;
-        }
-        text[start..].trim().to_owned()
+        last_complaint(&text)
     }
 
     /// Waits until `found` finds what it looks for in the program's output.
@@ -246,6 +242,15 @@ impl Memory {
     }
 }
 
+/// The last line that speaks of an error, or the last line, and not more than a line holds.
+fn last_complaint(text: &str) -> String {
+    let lines = || text.lines().rev().map(str::trim);
+    let complaint = lines().find(|line| line.to_lowercase().contains("error"));
+    let last = complaint.or_else(|| lines().find(|line| !line.is_empty()));
+    let words = last.unwrap_or("it said nothing");
+    words.chars().take(COMPLAINT_CHARS_MAX).collect()
+}
+
 fn kib_field(status: &str, name: &str) -> Option<u64> {
     let line = status
         .lines()
@@ -269,6 +274,35 @@ fn read_all(file: &File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// CPU time of the kernel's own threads, which do part of the work of who uses a drive.
+pub(crate) fn kernel_threads_cpu_time() -> Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for entry in fs::read_dir("/proc")
+        .context("cannot read /proc")?
+        .flatten()
+    {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        if is_kernel_thread(&stat)
+            && let Ok(clock) = clock_getcpuclockid(nix::unistd::Pid::from_raw(pid))
+            && let Ok(time) = clock.now()
+        {
+            sum += Duration::from(time);
+        }
+    }
+    Ok(sum)
+}
+
+/// The parent of them all is process 2.
+fn is_kernel_thread(stat: &str) -> bool {
+    // The name stands in parentheses and may hold anything; after it: state and parent.
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    after_name.split_whitespace().nth(1) == Some("2")
+}
+
 /// CPU time of this process.
 pub(crate) fn own_cpu_time() -> Result<Duration> {
     usage(UsageWho::RUSAGE_SELF)
@@ -288,6 +322,22 @@ fn usage(who: UsageWho) -> Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn complaint_is_the_last_error_or_the_last_line() {
+        let text = "NOTICE: hello\nERROR: no sockets\n{ \"code\": 1 }\n\n";
+        assert_eq!(last_complaint(text), "ERROR: no sockets");
+        assert_eq!(last_complaint("one\ntwo\n\n"), "two");
+        assert_eq!(last_complaint(&"é".repeat(1000)).chars().count(), 300);
+        assert_eq!(last_complaint(""), "it said nothing");
+    }
+
+    #[test]
+    fn kernel_threads_are_known_by_their_parent() {
+        assert!(is_kernel_thread("77 (kdamond.0) I 2 0 0 0 -1"));
+        assert!(!is_kernel_thread("78 (a) I 2 (b) S 1 0 0"));
+        assert!(!is_kernel_thread(""));
+    }
 
     #[test]
     fn memory_fields_are_read_by_name() {

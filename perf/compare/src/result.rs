@@ -132,15 +132,6 @@ impl Figure {
         }
     }
 
-    pub(crate) const fn title(self) -> &'static str {
-        match self {
-            Self::Iops => "IOPS",
-            Self::IopsPerCpuSecond => "IOPS per CPU-second",
-            Self::LatencyP50 => "p50 latency",
-            Self::LatencyP99 => "p99 latency",
-        }
-    }
-
     pub(crate) const fn better(self) -> Better {
         match self {
             Self::Iops | Self::IopsPerCpuSecond => Better::Higher,

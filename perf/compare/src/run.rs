@@ -156,7 +156,8 @@ impl Bench {
         for (opponent, pairs) in field.opponents.iter().zip(&record.pairs) {
             let other = field.targets[opponent.target].contender.name();
             for role in &opponent.roles {
-                let comparison: Comparison = compare(&subject, &other, role, pairs, same);
+                let comparison: Comparison =
+                    compare(&subject, &other, role, pairs, same, self.meter.gated);
                 result.comparisons.push(comparison);
             }
         }

@@ -11,7 +11,7 @@ use crate::cell::Cell;
 use crate::cgroup::HALF_CORE;
 use crate::meter::Slice;
 use crate::result::{Comparison, Figure, FigureResult, Summary};
-use crate::statistics::{estimate, judge, median, noise};
+use crate::statistics::{Verdict, estimate, judge, median, noise};
 
 /// A target that uses less of what it may use was not the limit.
 const BUSY_MIN: f64 = 0.95;
@@ -70,7 +70,14 @@ pub(crate) fn summarise(
 }
 
 /// Compares the subject with one opponent in every figure that both clients tell.
-pub(crate) fn compare(subject: &str, other: &str, role: &str, pairs: &Pairs, same: &Pairs) -> Comparison {
+pub(crate) fn compare(
+    subject: &str,
+    other: &str,
+    role: &str,
+    pairs: &Pairs,
+    same: &Pairs,
+    gated: bool,
+) -> Comparison {
     let figures = Figure::ALL.iter().filter_map(|&figure| {
         let estimate = estimate(&pairs.figure(figure))?;
         let noise = noise(&same.figure(figure))?;
@@ -78,7 +85,11 @@ pub(crate) fn compare(subject: &str, other: &str, role: &str, pairs: &Pairs, sam
             figure,
             estimate,
             noise,
-            verdict: judge(&estimate, noise, figure.better()),
+            verdict: if gated {
+                judge(&estimate, noise, figure.better())
+            } else {
+                Verdict::Ungated
+            },
         })
     });
     Comparison {

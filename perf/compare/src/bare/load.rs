@@ -100,12 +100,12 @@ impl<'a> Load<'a> {
         })
     }
 
-    /// Keeps the load up for so long; gives the time it really took.
+    /// Keeps the load up for so long, and until something was answered; gives the time it took.
     fn phase(&mut self, duration: Duration) -> io::Result<Duration> {
         let begun = Instant::now();
         let mut now = begun;
         let mut heard = begun;
-        while now.duration_since(begun) < duration {
+        while now.duration_since(begun) < duration || self.commands == 0 {
             while self.since.len() < self.depth {
                 let request = self.request();
                 self.unsent.push_back(request);
@@ -173,7 +173,9 @@ impl<'a> Load<'a> {
             if vectors.remaining_capacity() < 3 {
                 break;
             }
-            vectors.push(IoSlice::new(&request.header[..shape.request_header_bytes()]));
+            vectors.push(IoSlice::new(
+                &request.header[..shape.request_header_bytes()],
+            ));
             if shape.workload == Workload::Write {
                 vectors.push(IoSlice::new(&self.block));
                 if shape.digests {
@@ -184,7 +186,12 @@ impl<'a> Load<'a> {
         let mut rest = &mut vectors[..];
         IoSlice::advance_slices(&mut rest, self.sent_bytes);
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        match sendmsg(self.stream, rest, &mut SendAncillaryBuffer::default(), flags) {
+        match sendmsg(
+            self.stream,
+            rest,
+            &mut SendAncillaryBuffer::default(),
+            flags,
+        ) {
             Ok(count) => Ok(count),
             Err(Errno::AGAIN | Errno::INTR) => Ok(0),
             Err(error) => Err(error.into()),

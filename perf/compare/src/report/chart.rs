@@ -34,10 +34,16 @@ pub(super) fn svg(document: &Document) -> String {
     let bottom = y;
     let height = bottom + 60.0;
     let mut svg = String::new();
-    put(&mut svg, format_args!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"system-ui, sans-serif\" font-size=\"12\">"
-    ));
-    put(&mut svg, format_args!("<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>"));
+    put(
+        &mut svg,
+        format_args!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"system-ui, sans-serif\" font-size=\"12\">"
+        ),
+    );
+    put(
+        &mut svg,
+        format_args!("<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>"),
+    );
     heading(&mut svg, document);
     axis(&mut svg, bottom);
     svg.push_str(&body);
@@ -56,15 +62,24 @@ fn heading(svg: &mut String, document: &Document) {
         "{}, {}, {}, profile {}",
         it.cpu, it.kernel, it.network.congestion_control, it.profile
     ));
-    put(svg, format_args!(
-        "<text x=\"20\" y=\"28\" font-size=\"17\" font-weight=\"600\" fill=\"{INK}\">bowline against others: how many times better</text>"
-    ));
-    put(svg, format_args!(
-        "<text x=\"20\" y=\"47\" fill=\"{FAINT}\">Median ratio of pairs with its 95 % interval; queue depth 1: p50 latency (inverted), otherwise IOPS. {conditions}</text>"
-    ));
-    put(svg, format_args!(
-        "<text x=\"20\" y=\"64\" fill=\"{FAINT}\">Grey band: noise of bowline against itself, at least 3 %; nothing inside it is claimed. Green and red are claims, grey is none.</text>"
-    ));
+    put(
+        svg,
+        format_args!(
+            "<text x=\"20\" y=\"28\" font-size=\"17\" font-weight=\"600\" fill=\"{INK}\">bowline against others: how many times better</text>"
+        ),
+    );
+    put(
+        svg,
+        format_args!(
+            "<text x=\"20\" y=\"47\" fill=\"{FAINT}\">Median ratio of pairs with its 95 % interval; queue depth 1: p50 latency (inverted), otherwise IOPS. {conditions}</text>"
+        ),
+    );
+    put(
+        svg,
+        format_args!(
+            "<text x=\"20\" y=\"64\" fill=\"{FAINT}\">Grey band: noise of bowline against itself, at least 3 %; nothing inside it is claimed. Green and red are claims, grey is none.</text>"
+        ),
+    );
 }
 
 fn axis(svg: &mut String, bottom: f64) {
@@ -76,18 +91,27 @@ fn axis(svg: &mut String, bottom: f64) {
         } else {
             (GRID, 1.0)
         };
-        put(svg, format_args!(
-            "<line x1=\"{x:.1}\" y1=\"{top}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\" stroke=\"{color}\" stroke-width=\"{width}\"/>"
-        ));
+        put(
+            svg,
+            format_args!(
+                "<line x1=\"{x:.1}\" y1=\"{top}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\" stroke=\"{color}\" stroke-width=\"{width}\"/>"
+            ),
+        );
         let y = bottom + 16.0;
-        put(svg, format_args!(
-            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" fill=\"{FAINT}\">{tick}×</text>"
-        ));
+        put(
+            svg,
+            format_args!(
+                "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" fill=\"{FAINT}\">{tick}×</text>"
+            ),
+        );
     }
     let y = bottom + 36.0;
-    put(svg, format_args!(
-        "<text x=\"{PLOT_LEFT}\" y=\"{y:.1}\" fill=\"{FAINT}\">← worse</text><text x=\"{PLOT_RIGHT}\" y=\"{y:.1}\" text-anchor=\"end\" fill=\"{FAINT}\">better →</text>"
-    ));
+    put(
+        svg,
+        format_args!(
+            "<text x=\"{PLOT_LEFT}\" y=\"{y:.1}\" fill=\"{FAINT}\">← worse</text><text x=\"{PLOT_RIGHT}\" y=\"{y:.1}\" text-anchor=\"end\" fill=\"{FAINT}\">better →</text>"
+        ),
+    );
 }
 
 /// The rows of one cell; gives where the next begins.
@@ -100,13 +124,19 @@ fn cell_rows(svg: &mut String, cell: &CellResult, top: f64) -> f64 {
     });
     let mut y = top + ROW;
     let label_y = y + 4.0;
-    put(svg, format_args!(
-        "<text x=\"20\" y=\"{label_y:.1}\" font-weight=\"600\" fill=\"{INK}\">{title}</text>"
-    ));
+    put(
+        svg,
+        format_args!(
+            "<text x=\"20\" y=\"{label_y:.1}\" font-weight=\"600\" fill=\"{INK}\">{title}</text>"
+        ),
+    );
     if cell.unpublished.is_some() {
-        put(svg, format_args!(
-            "<text x=\"{PLOT_LEFT}\" y=\"{label_y:.1}\" fill=\"{FAINT}\">not published: other processes were busy</text>"
-        ));
+        put(
+            svg,
+            format_args!(
+                "<text x=\"{PLOT_LEFT}\" y=\"{label_y:.1}\" fill=\"{FAINT}\">not published: other processes were busy</text>"
+            ),
+        );
         return y + CELL_GAP;
     }
     let others = cell.comparisons.iter().filter(|one| one.role != "itself");
@@ -128,33 +158,48 @@ fn row(svg: &mut String, role: &str, found: &FigureResult, y: f64) {
     let color = match found.verdict {
         Verdict::Better => BETTER,
         Verdict::Worse => WORSE,
-        Verdict::Equal | Verdict::Undecided | Verdict::TooFewPairs => EVEN,
+        Verdict::Equal | Verdict::Undecided | Verdict::TooFewPairs | Verdict::Ungated => EVEN,
     };
     let text_y = y + 4.0;
-    put(svg, format_args!(
-        "<text x=\"{LABEL_RIGHT}\" y=\"{text_y:.1}\" text-anchor=\"end\" fill=\"{INK}\">{}</text>",
-        escape(role)
-    ));
+    put(
+        svg,
+        format_args!(
+            "<text x=\"{LABEL_RIGHT}\" y=\"{text_y:.1}\" text-anchor=\"end\" fill=\"{INK}\">{}</text>",
+            escape(role)
+        ),
+    );
     let floor = found.noise.max(CLAIM_MIN_RATIO);
     let (left, right) = (place(1.0 / floor), place(floor));
-    put(svg, format_args!(
-        "<rect x=\"{left:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"#d5d9e0\" opacity=\"0.7\"/>",
-        y - ROW / 2.0 + 1.0,
-        right - left,
-        ROW - 2.0
-    ));
-    put(svg, format_args!(
-        "<line x1=\"{:.1}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\" stroke=\"{color}\" stroke-width=\"2.5\"/>",
-        place(low),
-        place(high)
-    ));
-    put(svg, format_args!(
-        "<circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4.5\" fill=\"{color}\"/>",
-        place(ratio)
-    ));
-    put(svg, format_args!(
-        "<text x=\"{TEXT_LEFT}\" y=\"{text_y:.1}\" fill=\"{color}\">{ratio:.2} [{low:.2}, {high:.2}]</text>"
-    ));
+    put(
+        svg,
+        format_args!(
+            "<rect x=\"{left:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"#d5d9e0\" opacity=\"0.7\"/>",
+            y - ROW / 2.0 + 1.0,
+            right - left,
+            ROW - 2.0
+        ),
+    );
+    put(
+        svg,
+        format_args!(
+            "<line x1=\"{:.1}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\" stroke=\"{color}\" stroke-width=\"2.5\"/>",
+            place(low),
+            place(high)
+        ),
+    );
+    put(
+        svg,
+        format_args!(
+            "<circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4.5\" fill=\"{color}\"/>",
+            place(ratio)
+        ),
+    );
+    put(
+        svg,
+        format_args!(
+            "<text x=\"{TEXT_LEFT}\" y=\"{text_y:.1}\" fill=\"{color}\">{ratio:.2} [{low:.2}, {high:.2}]</text>"
+        ),
+    );
 }
 
 /// Where a ratio is on the logarithmic axis.

@@ -16,7 +16,10 @@ pub(super) fn markdown(document: &Document, name: &str) -> String {
     if !document.skipped.is_empty() {
         text.push_str("\n## Skipped\n\n");
         for skipped in &document.skipped {
-            line(&mut text, format_args!("- {}: {}", skipped.what, skipped.why));
+            line(
+                &mut text,
+                format_args!("- {}: {}", skipped.what, skipped.why),
+            );
         }
     }
     text
@@ -78,7 +81,10 @@ fn comparisons(text: &mut String, document: &Document) {
         if let Some(why) = &cell.unpublished {
             line(
                 text,
-                format_args!("| {} | {} | not published: {why} | | | | |", cell.name, cell.client),
+                format_args!(
+                    "| {} | {} | not published: {why} | | | | |",
+                    cell.name, cell.client
+                ),
             );
             continue;
         }
@@ -126,7 +132,10 @@ fn figures(text: &mut String, document: &Document) {
          | IOPS per CPU-second | system calls per I/O | memory MiB | of the limit | busy | slices |\n\
          |---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
-    let published = document.cells.iter().filter(|cell| cell.unpublished.is_none());
+    let published = document
+        .cells
+        .iter()
+        .filter(|cell| cell.unpublished.is_none());
     for cell in published {
         contenders(text, cell);
     }
@@ -135,7 +144,11 @@ fn figures(text: &mut String, document: &Document) {
 fn contenders(text: &mut String, cell: &CellResult) {
     for it in &cell.contenders {
         let micros = |ns: Option<f64>| maybe(ns.map(|ns| ns / 1e3), 1);
-        let bound = if it.client_bound { ", client-bound" } else { "" };
+        let bound = if it.client_bound {
+            ", client-bound"
+        } else {
+            ""
+        };
         line(
             text,
             format_args!(

@@ -43,6 +43,11 @@ impl Contender {
     /// Our own at its simplest: what the others are compared with.
     pub(crate) const SUBJECT: Self = Self::Bowline(Backing::Memory);
 
+    /// The kernel works for it, in threads that are not its own.
+    pub(crate) const fn uses_drive(self) -> bool {
+        matches!(self, Self::Bowline(Backing::File | Backing::Block))
+    }
+
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Bowline(Backing::Memory) => "bowline-mem".to_owned(),

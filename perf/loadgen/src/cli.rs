@@ -16,6 +16,7 @@ use crate::fio::{self, FioFlags};
 use crate::job::{Job, Load, Pace, Poll, Workload};
 use crate::pattern::Pattern;
 use crate::progress::Progress;
+use crate::report::Report;
 use crate::runner;
 use crate::units::{parse_size, parse_span};
 
@@ -36,6 +37,7 @@ struct Cli {
 enum Command {
     Run(Box<RunFlags>),
     Fio(FioFlags),
+    Ceiling(CeilingFlags),
 }
 
 /// Drive a namespace, and measure.
@@ -73,6 +75,22 @@ struct RunFlags {
     output: OutputFlags,
 }
 
+/// Drive a controller in this process that does nothing: what this client can drive at most.
+///
+/// The responder is a second thread on the same machine, connected over loopback, that answers
+/// every command at once and looks at none. What comes out is the ceiling of the client: a target
+/// that comes near it is not measured, the client is.
+#[derive(Debug, Args)]
+struct CeilingFlags {
+    #[command(flatten)]
+    load: LoadFlags,
+    /// Core for the responder [default: any]
+    #[arg(long, value_name = "NUMBER")]
+    responder_core: Option<usize>,
+    #[command(flatten)]
+    output: OutputFlags,
+}
+
 #[derive(Debug, Args)]
 struct LoadFlags {
     /// Which commands
@@ -105,6 +123,10 @@ struct LoadFlags {
     /// Part of the namespace to use, from its start [default: all]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     span: Option<u64>,
+    /// Write blocks that describe themselves and check every block that is read, during the run and
+    /// after it; the span is filled first if the workload reads. Nobody else may write meanwhile
+    #[arg(long)]
+    verify: bool,
     /// Time before counting begins
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = parse_span)]
     warm_up: Nanos,
@@ -167,6 +189,7 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(flags) => run(&flags),
         Command::Fio(flags) => fio::run(&flags),
+        Command::Ceiling(flags) => ceiling(&flags),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -183,16 +206,30 @@ fn run(flags: &RunFlags) -> Result<(), PerfError> {
     let mut progress = Progress::on_terminal();
     let report = runner::run(&job, &mut progress);
     drop(progress);
-    let report = report?;
-    let text = match flags.output.output {
-        OutputFlag::Table => report.table(),
-        OutputFlag::Json => json(&report)?,
-    };
-    print(&text)?;
-    match report.failure() {
-        None => Ok(()),
-        Some(what) => Err(PerfError::failed(what)),
+    show(&report?, flags.output.output)
+}
+
+fn ceiling(flags: &CeilingFlags) -> Result<(), PerfError> {
+    let load = flags.load.load()?;
+    if load.verify {
+        return Err(PerfError::usage("--verify given for the ceiling")
+            .cause("the null responder keeps no data")
+            .hint("leave --verify out, or use `bowline-perf run` with a target"));
     }
+    let mut progress = Progress::on_terminal();
+    let report = runner::ceiling(&load, flags.responder_core, &mut progress);
+    drop(progress);
+    show(&report?, flags.output.output)
+}
+
+fn show(report: &Report, form: OutputFlag) -> Result<(), PerfError> {
+    print(&match form {
+        OutputFlag::Table => report.table(),
+        OutputFlag::Json => json(report)?,
+    })?;
+    report
+        .failure()
+        .map_or(Ok(()), |what| Err(PerfError::failed(what)))
 }
 
 pub(crate) fn json(value: &impl serde::Serialize) -> Result<String, PerfError> {
@@ -272,6 +309,7 @@ impl LoadFlags {
             core: self.core,
             seed: self.seed,
             span_bytes: self.span,
+            verify: self.verify,
         };
         load.check()?;
         Ok(load)

@@ -118,6 +118,8 @@ pub struct Load {
     pub seed: u64,
     /// The part of the namespace that is used, from its start; all of it if not given.
     pub span_bytes: Option<u64>,
+    /// Write blocks that describe themselves, and check every block that is read.
+    pub verify: bool,
 }
 
 impl Default for Load {
@@ -136,11 +138,22 @@ impl Default for Load {
             core: None,
             seed: 1,
             span_bytes: None,
+            verify: false,
         }
     }
 }
 
 impl Load {
+    /// Whether there are commands that read.
+    pub(crate) fn reads(&self) -> bool {
+        self.verify || self.workload != Workload::Write
+    }
+
+    /// Whether there are commands that write.
+    pub(crate) fn writes(&self) -> bool {
+        self.verify || self.workload != Workload::Read
+    }
+
     /// Commands outstanding at once.
     #[must_use]
     pub fn outstanding(&self) -> u64 {

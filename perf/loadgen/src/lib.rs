@@ -8,12 +8,15 @@
 //!   takes what completed and submits what is due, so that one gather per connection and turn
 //!   carries all new commands. The clock is read once per turn, nothing is allocated per command.
 //! - `pattern`, `arrivals`, `random`: where and when, from a seed.
+//! - `block`, `verify`: blocks that describe themselves, and what is wrong with those that do not.
+//! - `responder`: a controller that does nothing, for the client's own ceiling.
 //! - `latency`: histograms, and percentiles only where there are samples for them.
 //! - `fio`: fio's usual jobs on a disk of this host, without our initiator.
 
 #![forbid(unsafe_code)]
 
 pub mod arrivals;
+mod block;
 pub mod cli;
 pub mod error;
 mod fio;
@@ -21,8 +24,10 @@ pub mod job;
 pub mod latency;
 mod load;
 pub mod pattern;
-mod progress;
+pub mod progress;
 mod random;
 pub mod report;
+mod responder;
 pub mod runner;
 mod units;
+pub mod verify;

@@ -13,6 +13,7 @@ use crate::arrivals::Arrivals;
 use crate::latency::Latencies;
 use crate::pattern::Addresses;
 use crate::random::Random;
+use crate::verify::{Judgement, Ledger, Verified};
 
 /// Associations, and the load on them once there is one.
 #[derive(Default)]
@@ -32,6 +33,10 @@ pub(crate) struct Slot {
     is_read: bool,
     /// When the command was to start: in a closed loop, when it did.
     start: Nanos,
+    /// What it is for, in units of one command's size.
+    unit: u64,
+    /// It looks a second time at what it read.
+    again: bool,
 }
 
 impl Slot {
@@ -43,6 +48,8 @@ impl Slot {
             write,
             is_read: true,
             start: Nanos::ZERO,
+            unit: 0,
+            again: false,
         }
     }
 }
@@ -56,8 +63,21 @@ pub(crate) struct Plan {
     pub(crate) addresses: Addresses,
     /// Chooses between read and write.
     pub(crate) mix: Random,
-    /// Intended starts, in an open loop.
-    pub(crate) arrivals: Option<Arrivals>,
+    /// What every block should hold, if that is to be verified.
+    pub(crate) ledger: Option<Ledger>,
+}
+
+/// Which commands are submitted now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// None.
+    Rest,
+    /// Writes of every unit, from `next` on.
+    Fill { next: u64 },
+    /// What the plan says.
+    Run,
+    /// Reads of every unit that was written, from `next` on.
+    ReadBack { next: u64 },
 }
 
 /// What was counted.
@@ -78,13 +98,17 @@ pub(crate) struct Tally {
 /// The load.
 pub(crate) struct Load {
     plan: Plan,
+    phase: Phase,
+    /// Intended starts, in an open loop.
+    arrivals: Option<Arrivals>,
     paths: Vec<PathId>,
     slots: Vec<Slot>,
     /// Slots without a command, longest idle first: takes turns between queues.
     idle: VecDeque<u32>,
+    /// Slots whose read is to be repeated.
+    again: Vec<u32>,
     /// Counts what is due by now, in an open loop.
     due: Option<Arrivals>,
-    running: bool,
     /// The counted time; empty before it begins.
     from: Nanos,
     to: Nanos,
@@ -99,18 +123,37 @@ impl Load {
     pub(crate) fn new(plan: Plan, paths: Vec<PathId>, slots: Vec<Slot>) -> Self {
         let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         Self {
-            due: plan.arrivals.clone(),
             plan,
+            phase: Phase::Rest,
+            arrivals: None,
             paths,
+            again: Vec::with_capacity(slots.len()),
             slots,
             idle: (0..count).collect(),
-            running: true,
+            due: None,
             from: Nanos::MAX,
             to: Nanos::MAX,
             completed: 0,
             broken: false,
             tally: Tally::default(),
         }
+    }
+
+    /// Submits these commands from now on.
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+    }
+
+    /// Runs at times of its own from now on.
+    pub(crate) fn run_open(&mut self, arrivals: Arrivals) {
+        self.due = Some(arrivals.clone());
+        self.arrivals = Some(arrivals);
+        self.phase = Phase::Run;
+    }
+
+    /// What was verified.
+    pub(crate) fn verified(&self) -> Option<&Verified> {
+        self.plan.ledger.as_ref().map(|ledger| &ledger.verified)
     }
 
     /// Counts from `from` to `to`, and stops starting commands then.
@@ -123,8 +166,8 @@ impl Load {
     /// Starts no more commands. What was due by then and did not start waited until then at
     /// least; leaving it out would hide the stall.
     pub(crate) fn stop(&mut self) {
-        self.running = false;
-        let Some(arrivals) = &mut self.plan.arrivals else {
+        self.phase = Phase::Rest;
+        let Some(arrivals) = &mut self.arrivals else {
             return;
         };
         while arrivals.next_at() < self.to {
@@ -143,14 +186,20 @@ impl Load {
         }
     }
 
+    /// Whether nothing more is to be submitted.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.phase == Phase::Rest
+    }
+
+    /// Whether nothing is outstanding.
     pub(crate) fn is_idle(&self) -> bool {
         self.idle.len() == self.slots.len()
     }
 
     /// When the next command is due though nothing completes.
     fn next_arrival(&self) -> Option<Nanos> {
-        let arrivals = self.plan.arrivals.as_ref()?;
-        (self.running && !self.idle.is_empty()).then(|| arrivals.next_at())
+        let arrivals = self.arrivals.as_ref()?;
+        (self.phase == Phase::Run && !self.idle.is_empty()).then(|| arrivals.next_at())
     }
 
     /// Takes everything that completed.
@@ -164,19 +213,18 @@ impl Load {
     }
 
     fn on_done(&mut self, done: HostCompletion, now: Nanos) {
-        let Ok(index) = u32::try_from(done.token) else {
+        let slot = usize::try_from(done.token).ok();
+        let Some(slot) = slot.and_then(|index| self.slots.get_mut(index)) else {
             return;
         };
-        let Some(slot) = self.slots.get_mut(index as usize) else {
-            return;
-        };
+        let index = u32::try_from(done.token).unwrap_or(u32::MAX);
         self.completed += 1;
         self.broken |= done.path_lost;
         let tally = &mut self.tally;
         let in_time = now >= self.from && now < self.to;
         // An open loop judges the commands that were to start in the counted time, whenever they
         // end; a closed loop those that ended in it.
-        let judged = match self.plan.arrivals {
+        let judged = match self.arrivals {
             Some(_) => slot.start >= self.from && slot.start < self.to,
             None => in_time,
         };
@@ -185,6 +233,10 @@ impl Load {
             tally.first_error.get_or_insert(done.status);
         }
         let latency = now.saturating_sub(slot.start);
+        let verdict = match &mut self.plan.ledger {
+            None => Judgement::Settled,
+            Some(ledger) => judge(ledger, slot, &done),
+        };
         if slot.is_read {
             slot.read = done.data;
             tally.reads += u64::from(in_time);
@@ -198,75 +250,142 @@ impl Load {
                 tally.write_latencies.record(latency);
             }
         }
-        self.idle.push_back(index);
+        match verdict {
+            Judgement::Settled => self.idle.push_back(index),
+            Judgement::ReadAgain => self.again.push(index),
+        }
     }
 
     /// Submits what is due, as far as there are slots.
     fn issue(&mut self, host: &mut HostService, cx: &mut Reactor, now: Nanos) {
-        if !self.running || self.broken {
+        if self.broken {
             return;
         }
-        while let Some(index) = self.idle.front().copied() {
-            let Some(start) = self.next_start(now) else {
-                break;
-            };
-            self.idle.pop_front();
-            if !self.submit(host, cx, now, index, start) {
-                self.broken = true;
-                self.idle.push_back(index);
-                return;
-            }
+        while let Some(index) = self.again.pop() {
+            self.slots[index as usize].again = true;
+            self.slots[index as usize].start = now;
+            self.send(host, cx, now, index);
         }
-        if let (Some(arrivals), Some(due)) = (&self.plan.arrivals, &mut self.due) {
+        while let Some(index) = self.idle.front().copied() {
+            if !self.choose(index, now) {
+                break;
+            }
+            self.idle.pop_front();
+            self.send(host, cx, now, index);
+        }
+        if let (Phase::Run, Some(arrivals), Some(due)) = (self.phase, &self.arrivals, &mut self.due)
+        {
             due.advance_to(now);
             let backlog = due.count() - arrivals.count();
             self.tally.backlog_max = self.tally.backlog_max.max(backlog);
         }
     }
 
-    /// When the next command is to start, if that is not in the future.
-    fn next_start(&mut self, now: Nanos) -> Option<Nanos> {
-        let Some(arrivals) = &mut self.plan.arrivals else {
-            return Some(now);
-        };
-        let at = arrivals.next_at();
-        if at > now {
-            return None;
+    /// Decides what a slot does next; false if there is nothing for it now.
+    fn choose(&mut self, index: u32, now: Nanos) -> bool {
+        let slot = &mut self.slots[index as usize];
+        // What the kernel still sends must not be filled anew.
+        if self.plan.ledger.is_some() && !slot.write.is_unique() {
+            return false;
         }
-        arrivals.advance();
-        Some(at)
+        slot.start = now;
+        slot.again = false;
+        match &mut self.phase {
+            Phase::Rest => false,
+            Phase::Run => self.choose_run(index, now),
+            Phase::Fill { next } => {
+                let ledger = self.plan.ledger.as_mut();
+                let unit = ledger
+                    .filter(|ledger| *next < ledger.unit_count())
+                    .and_then(|ledger| ledger.claim(*next));
+                let Some(unit) = unit else {
+                    self.phase = Phase::Rest;
+                    return false;
+                };
+                *next = unit + 1;
+                (slot.is_read, slot.unit) = (false, unit);
+                true
+            }
+            Phase::ReadBack { next } => {
+                let ledger = self.plan.ledger.as_mut();
+                let unit = ledger.and_then(|ledger| {
+                    let unit =
+                        (*next..ledger.unit_count()).find(|unit| ledger.is_written(*unit))?;
+                    ledger.claim(unit)
+                });
+                let Some(unit) = unit else {
+                    self.phase = Phase::Rest;
+                    return false;
+                };
+                *next = unit + 1;
+                (slot.is_read, slot.unit) = (true, unit);
+                true
+            }
+        }
     }
 
-    fn submit(
-        &mut self,
-        host: &mut HostService,
-        cx: &mut Reactor,
-        now: Nanos,
-        index: u32,
-        start: Nanos,
-    ) -> bool {
-        let plan = &mut self.plan;
-        let Some(slot) = self.slots.get_mut(index as usize) else {
-            return false;
+    fn choose_run(&mut self, index: u32, now: Nanos) -> bool {
+        let start = match &mut self.arrivals {
+            None => now,
+            Some(arrivals) if arrivals.next_at() <= now => arrivals.next_at(),
+            Some(_) => return false,
         };
+        let wanted = self.plan.addresses.next_unit();
+        let unit = match &mut self.plan.ledger {
+            None => wanted,
+            Some(ledger) => match ledger.claim(wanted) {
+                Some(unit) => unit,
+                // Every unit is in use: when a command is back there is one.
+                None => return false,
+            },
+        };
+        if let Some(arrivals) = &mut self.arrivals {
+            arrivals.advance();
+        }
+        let slot = &mut self.slots[index as usize];
         slot.start = start;
-        slot.is_read = is_read(&mut plan.mix, plan.read_percent);
-        let (op, data) = if slot.is_read {
+        slot.is_read = is_read(&mut self.plan.mix, self.plan.read_percent);
+        slot.unit = unit;
+        true
+    }
+
+    /// Submits what was decided.
+    fn send(&mut self, host: &mut HostService, cx: &mut Reactor, now: Nanos, index: u32) {
+        let (plan, slot) = (&mut self.plan, &mut self.slots[index as usize]);
+        let (op, mut data) = if slot.is_read {
             (HostOp::Read, slot.read.take())
         } else {
             (HostOp::Write { fua: false }, slot.write.take())
         };
+        if let (Some(ledger), false) = (&mut plan.ledger, slot.is_read) {
+            self.broken |= !ledger.fill(slot.unit, &mut data);
+        }
         let command = HostCommand {
             op,
             nsid: plan.nsid,
-            lba: plan.addresses.next_unit() * u64::from(plan.unit_blocks),
+            lba: slot.unit * u64::from(plan.unit_blocks),
             blocks: plan.unit_blocks,
             data,
             token: u64::from(index),
         };
         let path = host.path_mut(slot.path);
-        path.submit_on(cx, now, slot.queue, command).is_ok()
+        // A queue has as many places as there are slots for it: only a lost connection refuses.
+        self.broken |= path.submit_on(cx, now, slot.queue, command).is_err();
     }
+}
+
+/// Compares what came back with what should be there.
+fn judge(ledger: &mut Ledger, slot: &Slot, done: &HostCompletion) -> Judgement {
+    let succeeded = done.status.is_success();
+    if !slot.is_read {
+        ledger.written(slot.unit, succeeded);
+        return Judgement::Settled;
+    }
+    if !succeeded {
+        ledger.unread(slot.unit);
+        return Judgement::Settled;
+    }
+    ledger.read(slot.unit, &done.data, slot.again)
 }
 
 fn is_read(mix: &mut Random, read_percent: u8) -> bool {

@@ -39,7 +39,7 @@ impl Progress {
     }
 
     /// `completed` of all commands so far.
-    pub(crate) fn tell(&mut self, phase: &str, left: Nanos, now: Nanos, completed: u64) {
+    pub(crate) fn tell(&mut self, phase: &str, left: Option<Nanos>, now: Nanos, completed: u64) {
         if !self.shown {
             return;
         }
@@ -50,7 +50,9 @@ impl Progress {
         } else {
             completed.saturating_sub(before) as f64 / seconds
         };
-        let left = left.0 as f64 / 1e9;
+        let left = left.map_or(String::new(), |left| {
+            format!(", {:.0} s left", left.0 as f64 / 1e9)
+        });
         let mut stderr = std::io::stderr().lock();
         // A terminal that is gone is no reason to stop measuring.
         let _ = write!(

@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use crate::job::{Job, Pace};
 use crate::latency::{Latencies, Summary};
-use crate::load::Tally;
+use crate::load::Load;
 use crate::units::show_size;
+use crate::verify::Verified;
 
 /// Version of the JSON form; fields may be added without a new one.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -121,6 +122,8 @@ pub struct Report {
     /// In an open loop, commands that were due and did not start in the counted time. They are in
     /// the latencies with the time they had waited by its end.
     pub commands_not_started: Option<u64>,
+    /// What was verified, if anything was.
+    pub verify: Option<Verified>,
     /// Processor time of the client's thread in the counted time.
     pub client_cpu_seconds: f64,
     /// System calls of the client's thread in the counted time.
@@ -132,8 +135,8 @@ pub struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(job: &Job, setting: &Setting, measured: &Measured, tally: &Tally) -> Self {
-        let load = &job.load;
+    pub(crate) fn new(job: &Job, setting: &Setting, measured: &Measured, done: &Load) -> Self {
+        let (load, tally) = (&job.load, &done.tally);
         let mut all = Latencies::default();
         all.add(&tally.read_latencies);
         all.add(&tally.write_latencies);
@@ -189,6 +192,7 @@ impl Report {
             first_error: tally.first_error.map(|status| status.to_string()),
             backlog_max: open.map(|_| tally.backlog_max),
             commands_not_started: open.map(|_| tally.not_started),
+            verify: done.verified().cloned(),
             client_cpu_seconds: measured.client_cpu.0 as f64 / 1e9,
             client_system_calls: measured.counters.syscalls(),
             commands_per_send: (gathers > 0).then(|| commands as f64 / gathers as f64),
@@ -199,10 +203,15 @@ impl Report {
     /// Why the process is to end with 1, if it is.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
-        (self.errors > 0).then(|| {
+        if self.errors > 0 {
             let first = self.first_error.as_deref().unwrap_or("unknown");
-            format!("{} commands failed, the first with: {first}", self.errors)
-        })
+            return Some(format!(
+                "{} commands failed, the first with: {first}",
+                self.errors
+            ));
+        }
+        let faults = self.verify.as_ref().map_or(0, Verified::faults);
+        (faults > 0).then(|| format!("{faults} blocks do not hold what they should"))
     }
 
     /// As a table for people.
@@ -215,6 +224,57 @@ impl Report {
     }
 
     fn write_table(&self, out: &mut String) -> std::fmt::Result {
+        self.write_setting(out)?;
+        writeln!(
+            out,
+            "\n{:>14} {:>12} {:>10} {:>12} {:>10} {:>8}",
+            "IOPS", "MiB/s", "errors", "CPU us/cmd", "calls/cmd", "batch"
+        )?;
+        let per = |total: f64| {
+            let each = total / self.commands as f64;
+            if self.commands == 0 {
+                "-".to_owned()
+            } else {
+                format!("{each:.3}")
+            }
+        };
+        writeln!(
+            out,
+            "{:>14.0} {:>12.1} {:>10} {:>12} {:>10} {:>8}",
+            self.iops,
+            self.bytes_per_second / f64::from(1 << 20),
+            self.errors,
+            per(self.client_cpu_seconds * 1e6),
+            per(self.client_system_calls as f64),
+            self.commands_per_send
+                .map_or("-".to_owned(), |batch| format!("{batch:.1}")),
+        )?;
+        self.write_latencies(out)?;
+        if let (Some(backlog), Some(not_started)) = (self.backlog_max, self.commands_not_started) {
+            writeln!(
+                out,
+                "\nbacklog: {backlog} commands at most, {not_started} not started by the end"
+            )?;
+        }
+        if let Some(verified) = &self.verify {
+            writeln!(
+                out,
+                "\nverified: {} blocks; {} lost, {} stale, {} misplaced, {} torn, {} corrupt",
+                verified.blocks_checked,
+                verified.lost,
+                verified.stale,
+                verified.misplaced,
+                verified.torn,
+                verified.corrupt
+            )?;
+            for finding in &verified.findings {
+                writeln!(out, "  {finding}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_setting(&self, out: &mut String) -> std::fmt::Result {
         let digests = match (self.header_digest, self.data_digest) {
             (false, false) => "no digests",
             (true, false) => "header digest",
@@ -249,37 +309,6 @@ impl Report {
             .core
             .map_or(String::new(), |core| format!(" on core {core}"));
         writeln!(out, "  client: poll {}{core}, {}", self.poll, self.backend)?;
-        writeln!(
-            out,
-            "\n{:>14} {:>12} {:>10} {:>12} {:>10} {:>8}",
-            "IOPS", "MiB/s", "errors", "CPU us/cmd", "calls/cmd", "batch"
-        )?;
-        let per = |total: f64| {
-            let each = total / self.commands as f64;
-            if self.commands == 0 {
-                "-".to_owned()
-            } else {
-                format!("{each:.3}")
-            }
-        };
-        writeln!(
-            out,
-            "{:>14.0} {:>12.1} {:>10} {:>12} {:>10} {:>8}",
-            self.iops,
-            self.bytes_per_second / f64::from(1 << 20),
-            self.errors,
-            per(self.client_cpu_seconds * 1e6),
-            per(self.client_system_calls as f64),
-            self.commands_per_send
-                .map_or("-".to_owned(), |batch| format!("{batch:.1}")),
-        )?;
-        self.write_latencies(out)?;
-        if let (Some(backlog), Some(not_started)) = (self.backlog_max, self.commands_not_started) {
-            writeln!(
-                out,
-                "\nbacklog: {backlog} commands at most, {not_started} not started by the end"
-            )?;
-        }
         Ok(())
     }
 

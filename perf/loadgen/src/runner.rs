@@ -1,22 +1,26 @@
 //! A run from its connections to its report.
 
 use bowline_block::{BufPool, ClassConfig, PoolConfig, Segments};
-use bowline_nvme::Nanos;
+use bowline_nvme::nqn::Nqn;
+use bowline_nvme::pdu::Digests;
+use bowline_nvme::{NamespaceId, Nanos};
 use bowline_nvmf::host::{CloseReason, ControllerConfig, ControllerFacts, HostNamespace};
-use bowline_reactor::{Config, Counters, LocalReactor, PollMode, monotonic_now};
+use bowline_reactor::{Config, Counters, IoBackend, LocalReactor, PollMode, monotonic_now};
 use bowline_tcp::host::{BLOCKS_MAX, PathId};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::arrivals::Arrivals;
 use crate::error::PerfError;
-use crate::job::{Job, Pace, Poll, Workload};
-use crate::load::{Load, LoadService, Plan, Slot};
+use crate::job::{Job, Load as LoadPlan, Pace, Poll, Workload};
+use crate::load::{Load, LoadService, Phase, Plan, Slot};
 use crate::pattern::Addresses;
 use crate::progress::{INTERVAL, Progress};
 use crate::random::{Random, mix};
 use crate::report::{Measured, Report, Setting};
+use crate::responder::Responder;
 use crate::units::show_size;
+use crate::verify::{Ledger, UNITS_MAX};
 
 /// How long connecting may take, all associations together.
 const CONNECT_TIMEOUT: Nanos = Nanos::from_secs(30);
@@ -50,11 +54,7 @@ pub fn run(job: &Job, progress: &mut Progress) -> Result<Report, PerfError> {
     let slots = slots(local.reactor().pool(), job, &paths)?;
     let plan = plan(job, &setting);
     local.parts().0.load = Some(Load::new(plan, paths.clone(), slots));
-    let measured = measure(&mut local, job, progress);
-    let measured = measured.and_then(|measured| {
-        drain(&mut local)?;
-        Ok(measured)
-    });
+    let measured = execute(&mut local, job, progress);
     let lost = first_loss(&local, &paths);
     disconnect(&mut local, &paths);
     let measured = measured.map_err(|error| match lost {
@@ -64,7 +64,34 @@ pub fn run(job: &Job, progress: &mut Progress) -> Result<Report, PerfError> {
     let Some(load) = local.parts().0.load.take() else {
         return Err(PerfError::failed("the load is gone"));
     };
-    Ok(Report::new(job, &setting, &measured, &load.tally))
+    Ok(Report::new(job, &setting, &measured, &load))
+}
+
+/// Does what the load says against a controller in this process that does nothing: what this
+/// client can drive at most. The responder runs on a thread of its own, on a core if one is given.
+///
+/// # Errors
+/// As [`run`], or the responder cannot be started.
+pub fn ceiling(
+    load: &LoadPlan,
+    responder_core: Option<usize>,
+    progress: &mut Progress,
+) -> Result<Report, PerfError> {
+    load.check()?;
+    let responder = Responder::start(responder_core)?;
+    let name =
+        |name: &str| Nqn::new(name).map_err(|error| PerfError::failed("no name").cause(error));
+    let job = Job {
+        address: responder.address,
+        subsystem: name("nqn.2026-11.io.bowline:null")?,
+        host: name("nqn.2026-11.io.bowline:perf")?,
+        host_id: [1; 16],
+        namespace: NamespaceId(1),
+        digests: Digests::NONE,
+        io: IoBackend::Auto,
+        load: load.clone(),
+    };
+    run(&job, progress)
 }
 
 /// Binds the calling thread to a core.
@@ -85,10 +112,7 @@ pub(crate) fn pin(core: usize) -> Result<(), PerfError> {
 fn reactor_config(job: &Job) -> Config {
     let load = &job.load;
     let block_bytes = usize::try_from(load.block_bytes).unwrap_or(usize::MAX);
-    let per_command = match load.workload {
-        Workload::Read | Workload::Write => 1,
-        Workload::Mixed { .. } => 2,
-    };
+    let per_command = usize::from(load.reads()) + usize::from(load.writes());
     let count = usize::try_from(load.outstanding()).unwrap_or(usize::MAX);
     let classes = vec![ClassConfig {
         bytes: block_bytes.next_multiple_of(4096),
@@ -238,14 +262,21 @@ fn check_geometry(
                 .hint("choose --span between the block size and the namespace's size"),
         );
     }
-    if namespace.read_only && load.workload != Workload::Read {
+    if namespace.read_only && load.writes() {
         return Err(PerfError::failed("the namespace cannot be written to")
             .cause("it is write protected")
-            .hint("use --workload read"));
+            .hint("use --workload read without --verify"));
+    }
+    let units = span / u64::from(load.block_bytes);
+    if load.verify && units > UNITS_MAX {
+        let what = format!("{units} blocks of {size} cannot be verified");
+        return Err(PerfError::failed(what)
+            .cause("what each should hold is kept in memory, for 134217728 at most")
+            .hint("verify a part of the namespace with --span, or raise --block-size"));
     }
     Ok(Setting {
         unit_blocks,
-        units: span / u64::from(load.block_bytes),
+        units,
         namespace_bytes: bytes,
         logical_block_bytes: namespace.block_bytes,
         in_capsule_bytes: facts.in_capsule_bytes,
@@ -276,10 +307,7 @@ fn slots(pool: &BufPool, job: &Job, paths: &[PathId]) -> Result<Vec<Slot>, PerfE
         }
         Some(Segments::from(buf))
     };
-    let (reads, writes) = (
-        load.workload != Workload::Write,
-        load.workload != Workload::Read,
-    );
+    let (reads, writes) = (load.reads(), load.writes());
     let mut slots = Vec::new();
     for _ in 0..load.queue_depth {
         for path in paths {
@@ -306,13 +334,65 @@ fn plan(job: &Job, setting: &Setting) -> Plan {
         read_percent: load.workload.read_percent(),
         addresses: Addresses::new(load.pattern, setting.units, seed(1)),
         mix: Random::new(seed(2)),
-        arrivals: match load.pace {
-            Pace::Closed => None,
-            Pace::Open {
-                per_second,
-                spacing,
-            } => Some(Arrivals::new(spacing, per_second, monotonic_now(), seed(3))),
-        },
+        ledger: load.verify.then(|| {
+            // A run of its own, so that what an earlier one left is not taken for ours.
+            let run = mix(monotonic_now().0 ^ u64::from(std::process::id()) << 32);
+            let block_bytes = setting.logical_block_bytes;
+            Ledger::new(
+                run,
+                job.namespace,
+                block_bytes,
+                setting.unit_blocks,
+                setting.units,
+            )
+        }),
+    }
+}
+
+/// The whole run.
+fn execute(local: &mut Local, job: &Job, progress: &mut Progress) -> Result<Measured, PerfError> {
+    if job.load.verify && job.load.workload != Workload::Write {
+        with_load(local, |load| load.enter(Phase::Fill { next: 0 }));
+        finish(local, "filling", progress)?;
+    }
+    with_load(local, |load| match job.load.pace {
+        Pace::Closed => load.enter(Phase::Run),
+        Pace::Open {
+            per_second,
+            spacing,
+        } => {
+            let seed = mix(job.load.seed.wrapping_add(3 << 32));
+            load.run_open(Arrivals::new(spacing, per_second, monotonic_now(), seed));
+        }
+    });
+    let measured = measure(local, job, progress)?;
+    drain(local)?;
+    if job.load.verify {
+        with_load(local, |load| load.enter(Phase::ReadBack { next: 0 }));
+        finish(local, "reading back", progress)?;
+    }
+    Ok(measured)
+}
+
+/// Runs until a phase that ends by itself has.
+fn finish(local: &mut Local, phase: &str, progress: &mut Progress) -> Result<(), PerfError> {
+    loop {
+        let now = monotonic_now();
+        let load = local.service().load.as_ref();
+        progress.tell(phase, None, now, load.map_or(0, |load| load.completed));
+        let over = |service: &LoadService| {
+            let load = service.load.as_ref();
+            load.is_none_or(|load| load.broken || (load.is_resting() && load.is_idle()))
+        };
+        local.run_until_that(now.after(INTERVAL), |service, _| over(service));
+        if is_broken(local.service()) {
+            return Err(PerfError::failed(
+                "the run ended early: a connection was lost",
+            ));
+        }
+        if over(local.service()) {
+            return Ok(());
+        }
     }
 }
 
@@ -348,7 +428,7 @@ fn go_on(
                 .load
                 .as_ref()
                 .map_or(0, |load| load.completed);
-            progress.tell(phase, until.saturating_sub(now), now, completed);
+            progress.tell(phase, Some(until.saturating_sub(now)), now, completed);
             until.min(now.after(INTERVAL))
         } else {
             until

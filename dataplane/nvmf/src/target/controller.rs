@@ -333,13 +333,14 @@ impl Target {
         let mut queues: Vec<Key> = controller.queues.iter().map(|&(_, queue)| queue).collect();
         queues.push(controller.admin);
         for queue in queues {
-            // A stopping target lets its queues finish by themselves. Otherwise nothing of a queue
-            // that drains may reach its device after the next association has begun.
-            let finishes = self.stopping.is_some()
-                && self
-                    .connections
-                    .get(queue)
-                    .is_some_and(|queue| queue.state == State::Drain);
+            let finishes = match self.connections.get(queue).map(|queue| queue.state) {
+                // Nothing of it will reach a device, and its host is to read why it ends.
+                Some(State::Linger) => true,
+                // A stopping target lets its queues finish by themselves. Otherwise nothing of a
+                // queue that drains may reach its device after the next association has begun.
+                Some(State::Drain) => self.stopping.is_some(),
+                _ => false,
+            };
             if !finishes {
                 self.close_connection(now, queue, true);
             }

@@ -39,6 +39,22 @@ fn pdus_out_of_order_are_sequence_errors() {
 }
 
 #[test]
+fn violation_on_an_admin_queue_is_told_before_its_association_ends() {
+    let icreq = bowline_nvme::pdu::IcReq::default().encode();
+    let mut glue = Glue::new();
+    let (admin, queue) = glue.queues(Digests::NONE);
+    assert_eq!(
+        terminated(&mut glue, admin, &icreq),
+        (Fes::SEQUENCE_ERROR.0, 0)
+    );
+    assert!(!glue.is_open(queue), "the association is over");
+    // Its reason has been read, and it does not stay for more than that.
+    glue.advance(Nanos::from_secs(60));
+    assert!(!glue.is_open(admin));
+    assert_eq!(glue.target.connection_count(), 0);
+}
+
+#[test]
 fn malformed_initialization_names_the_field() {
     let icreq = bowline_nvme::pdu::IcReq::default().encode();
     for (at, value, fei) in [

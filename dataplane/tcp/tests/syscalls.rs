@@ -50,6 +50,13 @@ fn main() {
             };
             tests.push((name.to_lowercase(), Box::new(test)));
         }
+        let name = format!("{io:?}::command_after_a_pause_takes_one_turn").to_lowercase();
+        let test = move || {
+            if is_permitted(io) {
+                pauses(io);
+            }
+        };
+        tests.push((name, Box::new(test)));
         let name = format!("{io:?}::sixteen_idle_connections_sleep").to_lowercase();
         let test = move || {
             if is_permitted(io) {
@@ -119,6 +126,35 @@ fn syscalls_per_io(rig: &Rig, disk: &mut Disk, op: HostOp, depth: usize, rounds:
     let calls = rig.counters().syscalls() - before;
     let ios = f64::from(rounds) * f64::from(u32::try_from(depth).expect("small"));
     f64::from(u32::try_from(calls).expect("few")) / ios
+}
+
+/// Commands too far apart to spin for: woken by each, the reactor answers and sleeps, instead of
+/// waiting for the answer's completion as well and waking once more for nothing.
+fn pauses(io: IoBackend) {
+    const COMMANDS: u32 = 200;
+    let rig = Rig::new(io);
+    let options = Options {
+        io,
+        ..Options::default()
+    };
+    let mut disk = Disk::with(rig.address, options);
+    let mut burst = disk.prepare(HostOp::Read, 1, 4096);
+    let mut run = |count: u32| {
+        for _ in 0..count {
+            disk.rest(monotonic_now().after(Nanos::from_millis(1)));
+            disk.burst(&mut burst);
+        }
+    };
+    run(20);
+    let before = rig.counters();
+    run(COMMANDS);
+    let after = rig.counters();
+    let count = |now: u64, then: u64| f64::from(u32::try_from(now - then).expect("few"));
+    let turns = count(after.turns, before.turns) / f64::from(COMMANDS);
+    let calls = count(after.syscalls(), before.syscalls()) / f64::from(COMMANDS);
+    println!("{io:?} 4 KiB read every millisecond: {turns:.2} turns, {calls:.2} system calls");
+    assert!(turns <= 1.3, "{turns:.2} turns for a command");
+    assert!(calls <= 3.5, "{calls:.2} system calls for a command");
 }
 
 /// What the reactor's thread has used of its processor so far.

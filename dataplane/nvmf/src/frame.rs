@@ -11,6 +11,7 @@
 //! any --malformed--> (Event::Violation) --> Broken
 //! ```
 
+use bowline_nvme::Sqe;
 use bowline_nvme::pdu::{
     C2HData, CapsuleCmd, CapsuleResp, CommonHeader, Digests, Direction, Fes, H2CData, HeaderSpan,
     IcReq, IcResp, Layout, PduType, R2t, TermReq, Violation,
@@ -105,13 +106,25 @@ const COLLECT_COMMON: State = State::Collect {
     wanted: 8,
 };
 
+impl State {
+    /// Behind the header of such a PDU.
+    const fn behind(layout: &Layout) -> Self {
+        match layout.payload_bytes {
+            0 => COLLECT_COMMON,
+            remaining => Self::Payload { remaining },
+        }
+    }
+}
+
 /// Cuts one direction of one connection into PDUs. Holds a fixed buffer and never allocates.
 #[derive(Clone, Debug)]
 pub struct FrameReader {
     from: Direction,
     digests: Digests,
     state: State,
-    layout: Option<Layout>,
+    /// The last common header that was judged, and what it means: most PDUs begin like the one
+    /// before.
+    judged: Option<([u8; CommonHeader::SIZE], Layout)>,
     /// Bytes of the current or last header in `buffer`, HDGST not counted.
     header_len: u8,
     buffer: [u8; COLLECT_BYTES_MAX],
@@ -126,7 +139,7 @@ impl FrameReader {
             from,
             digests: Digests::NONE,
             state: COLLECT_COMMON,
-            layout: None,
+            judged: None,
             header_len: 0,
             buffer: [0; COLLECT_BYTES_MAX],
             trailer: [0; 4],
@@ -136,6 +149,33 @@ impl FrameReader {
     /// Expects these digests from the next PDU on: call it when ICReq, or ICResp, was polled.
     pub const fn set_digests(&mut self, digests: Digests) {
         self.digests = digests;
+        self.judged = None;
+    }
+
+    /// Takes the header of a command capsule with which `input` begins, and says how many bytes
+    /// that were: the short way, for what nearly all PDUs to a controller are. `None`, and nothing
+    /// is taken, unless the reader stands between two PDUs, all of the header is there and right,
+    /// and no padding follows; [`FrameReader::handle`] finds out what it is instead.
+    pub fn take_capsule(&mut self, input: &[u8]) -> Option<(usize, Sqe)> {
+        let header: &[u8; CapsuleCmd::SIZE] = input.first_chunk()?;
+        if !self.is_between_pdus() {
+            return None;
+        }
+        let layout = self.layout_of(*header.first_chunk()?).ok()?;
+        if layout.span.pdu_type != PduType::CapsuleCmd || layout.pad_bytes > 0 {
+            return None;
+        }
+        if layout.span.digest_bytes > 0 {
+            let digest = input.get(CapsuleCmd::SIZE..)?.first_chunk()?;
+            if crc32c(header).to_le_bytes() != *digest {
+                return None;
+            }
+        }
+        *self.buffer.first_chunk_mut()? = *header;
+        self.header_len = layout.span.header_bytes;
+        self.state = State::behind(&layout);
+        let sqe = Sqe(*header.last_chunk()?);
+        Some((usize::from(layout.span.bytes()), sqe))
     }
 
     /// Takes bytes from the stream up to the next event or the next byte of data, and says how
@@ -219,7 +259,7 @@ impl FrameReader {
 
     /// Whether the data of the current PDU is followed by DDGST.
     pub fn has_data_digest(&self) -> bool {
-        self.layout.is_some_and(|layout| layout.data_digest)
+        self.judged.is_some_and(|(_, layout)| layout.data_digest)
     }
 
     /// The owner took `bytes` of data, at most [`FrameReader::payload_remaining`]. `crc` counts
@@ -270,12 +310,22 @@ impl FrameReader {
         if span.digest_bytes > 0 && !self.header_digest_matches(&span) {
             return Err(Violation::new(Fes::HEADER_DIGEST));
         }
-        let layout = common.layout(self.from, self.digests)?;
-        self.layout = Some(layout);
-        Ok(match layout.pad_bytes {
+        Ok(match self.layout_of([a, b, c, d, e, f, g, h])?.pad_bytes {
             0 => State::HeaderReady,
             left => State::Pad { left },
         })
+    }
+
+    /// What a PDU consists of that begins with `common`.
+    fn layout_of(&mut self, common: [u8; CommonHeader::SIZE]) -> Result<Layout, Violation> {
+        match self.judged {
+            Some((before, layout)) if before == common => Ok(layout),
+            _ => {
+                let layout = CommonHeader::decode(&common).layout(self.from, self.digests)?;
+                self.judged = Some((common, layout));
+                Ok(layout)
+            }
+        }
     }
 
     fn header_digest_matches(&self, span: &HeaderSpan) -> bool {
@@ -287,18 +337,15 @@ impl FrameReader {
 
     /// Decodes the header in the buffer and moves on to its data, if it has any.
     fn header_event(&mut self) -> Event {
-        let decoded = match self.layout {
-            Some(layout) => self
+        let decoded = match self.judged {
+            Some((_, layout)) => self
                 .decode(layout.span.pdu_type)
                 .map(|header| (header, layout)),
             None => Err(Violation::field(0)),
         };
         match decoded {
             Ok((header, layout)) => {
-                self.state = match layout.payload_bytes {
-                    0 => COLLECT_COMMON,
-                    remaining => State::Payload { remaining },
-                };
+                self.state = State::behind(&layout);
                 Event::Header(header)
             }
             Err(violation) => {
@@ -348,7 +395,7 @@ fn take_into(buffer: &mut [u8], filled: u8, wanted: u8, input: &mut &[u8]) -> u8
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bowline_nvme::{CommandId, Cqe, Sqe};
+    use bowline_nvme::{CommandId, Cqe};
     use proptest::prelude::*;
 
     const H2C: Direction = Direction::HostToController;
@@ -495,6 +542,8 @@ mod tests {
     struct Owner {
         reader: FrameReader,
         digests: Digests,
+        /// Takes capsules the short way where it can.
+        short: bool,
         payload: Vec<u8>,
         seen: Vec<Seen>,
     }
@@ -505,6 +554,7 @@ mod tests {
             Self {
                 reader,
                 digests,
+                short: false,
                 payload: Vec::new(),
                 seen: Vec::new(),
             }
@@ -535,6 +585,14 @@ mod tests {
                     }
                     continue;
                 }
+                if self.short
+                    && let Some((consumed, sqe)) = self.reader.take_capsule(input)
+                {
+                    let header = Header::CapsuleCmd(CapsuleCmd { sqe });
+                    self.seen.push(Seen::Event(Event::Header(header)));
+                    input = &input[consumed..];
+                    continue;
+                }
                 let consumed = self.reader.handle(input);
                 input = &input[consumed..];
                 if consumed == 0 && input.is_empty() && !self.has_event() {
@@ -551,14 +609,23 @@ mod tests {
         }
     }
 
+    /// What is seen, which must not depend on the way that capsules take.
     fn run<'a>(
         from: Direction,
         digests: Digests,
         pieces: impl IntoIterator<Item = &'a [u8]>,
     ) -> Vec<Seen> {
-        let mut owner = Owner::new(from, digests);
-        pieces.into_iter().for_each(|piece| owner.take(piece));
-        owner.seen
+        let mut long = Owner::new(from, digests);
+        let mut short = Owner::new(from, digests);
+        short.short = true;
+        for piece in pieces {
+            long.take(piece);
+            short.take(piece);
+        }
+        assert_eq!(long.seen, short.seen);
+        assert_eq!(long.reader.header_bytes(), short.reader.header_bytes());
+        assert_eq!(long.reader.state, short.reader.state);
+        long.seen
     }
 
     fn digests() -> [Digests; 4] {
@@ -699,6 +766,33 @@ mod tests {
         assert_eq!(reader.handle(b"next"), 0);
         assert_eq!(reader.poll_event(), Some(Event::PayloadEnd));
         assert_eq!(reader.poll_event(), None);
+    }
+
+    #[test]
+    fn capsule_is_taken_whole_or_not_at_all() {
+        for digests in digests() {
+            let icreq = Wire::host(digests).bytes;
+            let bytes = Wire::host(digests).command(0, b"data").bytes.split_off(128);
+            let header = CapsuleCmd::SIZE + usize::from(digests.header_bytes());
+            let mut reader = FrameReader::new(H2C);
+            assert_eq!(reader.take_capsule(&icreq), None, "another PDU");
+            assert_eq!(reader.handle(&icreq), icreq.len());
+            assert_eq!(reader.take_capsule(&bytes), None, "an event waits");
+            assert!(reader.poll_event().is_some());
+            reader.set_digests(digests);
+            assert_eq!(reader.take_capsule(&bytes[..header - 1]), None, "not whole");
+            assert!(reader.is_between_pdus(), "nothing was taken");
+            let sqe = Sqe::new(1).with_cid(CommandId(0x1234));
+            assert_eq!(reader.take_capsule(&bytes), Some((header, sqe)));
+            assert_eq!(reader.header_bytes(), &bytes[..72]);
+            assert_eq!(reader.payload_remaining(), 4);
+            assert_eq!(reader.has_data_digest(), digests.data);
+            assert_eq!(reader.take_capsule(&bytes), None, "data is due");
+            let mut padded = FrameReader::new(H2C);
+            padded.set_digests(digests);
+            let wire = Wire::host(digests).command(31, b"data").bytes;
+            assert_eq!(padded.take_capsule(&wire[128..]), None, "padding follows");
+        }
     }
 
     #[test]

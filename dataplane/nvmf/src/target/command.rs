@@ -6,12 +6,13 @@ use bowline_nvme::opcode::{self, fabrics};
 use bowline_nvme::{NamespaceId, Nanos, QueueId, Sqe, Status};
 
 use super::Target;
-use super::connection::{Pending, State, is_connect};
-use super::controller::{Controller, Phase};
+use super::connection::{Connection, Pending, State, is_connect};
+use super::controller::Phase;
 use super::error_log::lba_of;
 use super::fused::{self, Half};
-use super::io::{self, Asker, IoPlan, NSID_AT, Refusal, Terms};
-use super::output::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
+use super::gate::Gate;
+use super::io::{self, IoPlan, Refusal};
+use super::output::{ConnId, IoCommand, IoOp, SlotId};
 use super::property::Change;
 use super::slot::{Slot, Stage};
 use super::table::Key;
@@ -46,7 +47,7 @@ const PSDT_AT: u16 = 1;
 impl Target {
     /// Decides on a command just received. The order of the gates is the order of precedence.
     pub(super) fn plan(&mut self, now: Nanos, id: ConnId, slot: SlotId, sqe: &Sqe) -> Plan {
-        let Some(connection) = self.connections.get(id) else {
+        let Some(connection) = self.connections.get_mut(id) else {
             return Plan::refuse(Status::INTERNAL);
         };
         let (state, queue) = (connection.state, connection.queue);
@@ -55,68 +56,34 @@ impl Target {
         let is_fabrics = sqe.opcode() == opcode::admin::FABRICS;
         let fuse_is_possible = fused::is_possible(queue.map(|queue| queue.qid), sqe);
         if !is_fabrics && (!matches!(sqe.psdt(), 1 | 2) || !fuse_is_possible) {
-            self.note_position(id, slot, PSDT_AT);
-            return Plan::refuse(Status::INVALID_FIELD.dnr());
+            return connection.refuse(slot, (Status::INVALID_FIELD.dnr(), PSDT_AT));
         }
         let Some(queue) = queue.filter(|_| state == State::Ready) else {
             return self.plan_before_connect(id, sqe);
         };
-        if sqe.opcode() == opcode::admin::FABRICS {
+        if is_fabrics {
             return self.plan_fabrics(now, queue.controller, queue.qid, sqe);
         }
         if queue.qid == 0 {
             return self.plan_admin(now, id, queue.controller, slot, sqe);
         }
-        match self.plan_io(queue.controller, sqe) {
+        let gate = Gate {
+            config: &self.config,
+            controllers: &self.controllers,
+            subsystems: &self.subsystems,
+        };
+        match gate.plan(queue.controller, sqe) {
             Ok(IoPlan::Execute(command)) => Plan::Execute(command),
             Ok(plan) => {
-                self.note_namespace(id, slot, plan.namespace());
+                if let Some(command) = connection.slots.get_mut(slot) {
+                    command.command.namespace = plan.namespace();
+                }
                 match plan {
                     IoPlan::Report(_, bytes) => Plan::ToHost(bytes),
                     _ => Plan::FromHost(sqe.sgl1().length),
                 }
             }
-            Err((status, at)) => {
-                self.note_position(id, slot, at);
-                Plan::refuse(status)
-            }
-        }
-    }
-
-    fn plan_io(&self, key: Key, sqe: &Sqe) -> Result<IoPlan, Refusal> {
-        let not_ready = (Status::COMMAND_SEQUENCE_ERROR, 0);
-        let controller = self.controllers.get(key).ok_or(not_ready)?;
-        if !controller.runs_io() {
-            return Err(not_ready);
-        }
-        let subsystem = controller
-            .subsystem
-            .and_then(|at| self.subsystems.get(at)?.as_ref());
-        let subsystem = subsystem.ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))?;
-        let terms = self.terms(controller);
-        io::plan(sqe, &subsystem.namespaces, asker(controller), terms)
-    }
-
-    fn terms(&self, controller: &Controller) -> Terms {
-        Terms {
-            mdts_bytes: self.config.mdts_bytes,
-            host_flushes: controller.volatile_cache,
-        }
-    }
-
-    /// Looks at a command again that was accepted for a device: meanwhile its namespace may have
-    /// gone, and the NSID to another, or the path to it.
-    pub(super) fn plan_again(
-        &self,
-        key: Key,
-        sqe: &Sqe,
-        accepted_for: NamespaceHandle,
-    ) -> Result<IoPlan, Refusal> {
-        match self.plan_io(key, sqe) {
-            Ok(plan) if plan.namespace() != accepted_for => {
-                Err((Status::INVALID_NAMESPACE.dnr(), NSID_AT))
-            }
-            plan => plan,
+            Err(refusal) => connection.refuse(slot, refusal),
         }
     }
 
@@ -137,7 +104,9 @@ impl Target {
         };
         let refusal = |command: &Slot| {
             let handle = command.command.namespace;
-            let again = self.plan_again(queue.controller, &command.sqe, handle);
+            let again = self
+                .gate()
+                .plan_again(queue.controller, &command.sqe, handle);
             again.err().map(|(status, _)| status)
         };
         let second = command.half.other();
@@ -242,22 +211,19 @@ impl Target {
         if command.half != Half::None {
             return self.half_complete(now, id, slot);
         }
-        let sqe = command.sqe;
         let io_queue = connection.queue.filter(|queue| queue.qid != 0);
         let Some(queue) = io_queue else {
             command.enter(now, Stage::Inspect);
             connection.push(Pending::Inspect(slot));
             return;
         };
+        let gate = Gate {
+            config: &self.config,
+            controllers: &self.controllers,
+            subsystems: &self.subsystems,
+        };
         let accepted_for = command.command.namespace;
-        let plan = self.plan_again(queue.controller, &sqe, accepted_for);
-        let Some(connection) = self.connections.get_mut(id) else {
-            return;
-        };
-        let Some(command) = connection.slots.get_mut(slot) else {
-            return;
-        };
-        match plan {
+        match gate.plan_again(queue.controller, &command.sqe, accepted_for) {
             Ok(IoPlan::FromHost(io) | IoPlan::Execute(io)) => {
                 command.command = command.for_part(io);
                 command.enter(now, Stage::Queued);
@@ -291,38 +257,21 @@ impl Target {
             Some(queue) if queue.qid == 0 => self.admin_data(now, id, queue.controller, slot, data),
             Some(queue) if io::is_reservation(sqe.opcode()) => {
                 // The path may have gone since the data came.
-                match self.plan_again(queue.controller, &sqe, namespace) {
+                match self.gate().plan_again(queue.controller, &sqe, namespace) {
                     Ok(_) => self.reservation_data(now, id, slot, &sqe, namespace, data),
                     Err((status, _)) => self.respond(now, id, slot, status, 0),
                 }
             }
             Some(queue) => {
                 // A shutdown may have begun since, whose Flush would not cover what is written now.
-                let ranges = self
-                    .plan_again(queue.controller, &sqe, namespace)
-                    .and_then(|_| self.ranges(queue.controller, &sqe, namespace, data));
+                let (gate, key) = (self.gate(), queue.controller);
+                let ranges = gate
+                    .plan_again(key, &sqe, namespace)
+                    .and_then(|_| gate.ranges(key, &sqe, namespace, data));
                 self.run_ranges(now, id, slot, ranges);
             }
         }
         self.touch(id);
-    }
-
-    fn ranges(
-        &self,
-        key: Key,
-        sqe: &Sqe,
-        accepted_for: NamespaceHandle,
-        data: &[u8],
-    ) -> Result<Option<IoCommand>, Refusal> {
-        let gone = (Status::INVALID_NAMESPACE.dnr(), NSID_AT);
-        let controller = self.controllers.get(key).ok_or(gone)?;
-        let subsystem = controller
-            .subsystem
-            .and_then(|at| self.subsystems.get(at)?.as_ref())
-            .ok_or(gone)?;
-        let terms = self.terms(controller);
-        let asker = asker(controller);
-        io::ranges(sqe, &subsystem.namespaces, asker, accepted_for, terms, data)
     }
 
     fn run_ranges(
@@ -555,31 +504,14 @@ impl Target {
             self.abort_ended(now, id, slot, Status::SUCCESS);
         }
     }
-
-    fn note_position(&mut self, id: ConnId, slot: SlotId, at: u16) {
-        let slot = self
-            .connections
-            .get_mut(id)
-            .and_then(|it| it.slot_mut(slot));
-        if let Some(slot) = slot {
-            slot.error_at = at;
-        }
-    }
-
-    fn note_namespace(&mut self, id: ConnId, slot: SlotId, namespace: NamespaceHandle) {
-        let slot = self
-            .connections
-            .get_mut(id)
-            .and_then(|it| it.slot_mut(slot));
-        if let Some(slot) = slot {
-            slot.command.namespace = namespace;
-        }
-    }
 }
 
-fn asker(controller: &Controller) -> Asker<'_> {
-    Asker {
-        host: &controller.hostid,
+impl Connection {
+    fn refuse(&mut self, slot: SlotId, (status, at): Refusal) -> Plan {
+        if let Some(command) = self.slots.get_mut(slot) {
+            command.error_at = at;
+        }
+        Plan::refuse(status)
     }
 }
 

@@ -257,8 +257,17 @@ impl Connection {
         self.withdrawals = 0;
     }
 
-    pub(super) fn has_output(&self) -> bool {
+    fn has_output(&self) -> bool {
         !self.outputs.is_empty() || !self.answers.is_empty()
+    }
+
+    /// Puts the connection on the list of those to be polled, once, if it has something to do.
+    pub(super) fn touch(&mut self, id: Key, dirty: &mut VecDeque<Key>) {
+        self.finish_drain();
+        if !self.dirty && self.has_output() {
+            self.dirty = true;
+            dirty.push_back(id);
+        }
     }
 
     /// Queues the response of a command.

@@ -285,7 +285,10 @@ impl Target {
         let again = |slot| {
             let command = self.connections.get(id).and_then(|it| it.slots.get(slot));
             let command = command.ok_or(internal(slot))?;
-            match self.plan_again(key, &command.sqe, command.command.namespace) {
+            match self
+                .gate()
+                .plan_again(key, &command.sqe, command.command.namespace)
+            {
                 Ok(IoPlan::FromHost(io)) => Ok(io),
                 Ok(_) => Err(internal(slot)),
                 Err(refusal) => Err((slot, refusal)),

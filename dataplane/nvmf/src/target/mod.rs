@@ -38,6 +38,7 @@ mod discovery;
 mod error_log;
 mod feature;
 mod fused;
+mod gate;
 mod health;
 mod identify;
 mod identity;
@@ -84,8 +85,9 @@ pub use snapshot::{
 
 use admission::Admission;
 use async_event::Event;
-use connection::{Connection, State};
+use connection::Connection;
 use controller::Controller;
+use gate::Gate;
 use identity::Identities;
 use reservation::Stores;
 use slot::Stage;
@@ -396,6 +398,14 @@ impl Target {
             .ok_or(ConfigError::NoSubsystem)
     }
 
+    fn gate(&self) -> Gate<'_> {
+        Gate {
+            config: &self.config,
+            controllers: &self.controllers,
+            subsystems: &self.subsystems,
+        }
+    }
+
     fn find_subsystem(&self, nqn: &str) -> Option<usize> {
         self.by_nqn.get(nqn).copied()
     }
@@ -472,15 +482,8 @@ impl Target {
 
     /// Puts a connection that has something to do on the list, once.
     fn touch(&mut self, id: Key) {
-        let Some(connection) = self.connections.get_mut(id) else {
-            return;
-        };
-        if connection.state == State::Drain {
-            connection.finish_drain();
-        }
-        if connection.has_output() && !connection.dirty {
-            connection.dirty = true;
-            self.dirty.push_back(id);
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.touch(id, &mut self.dirty);
         }
     }
 }

@@ -99,7 +99,7 @@ impl Target {
         } else if is_read {
             // What is left needs the namespace again, and leave to use it. The data of a Write is
             // looked at when it comes.
-            if let Err((status, _)) = self.plan_again(queue.controller, &sqe, handle) {
+            if let Err((status, _)) = self.gate().plan_again(queue.controller, &sqe, handle) {
                 return self.respond(now, id, slot, status, 0);
             }
             let Some(connection) = self.connections.get_mut(id) else {
@@ -237,7 +237,7 @@ mod tests {
             .with_nsid(NamespaceId(1))
             .with_slba(100)
             .with_nlb(31);
-        let id = slots.claim(Nanos::ZERO, sqe).expect("free");
+        let id = slots.claim(Nanos::ZERO, &sqe).expect("free");
         let slot = slots.get_mut(id).expect("claimed");
         slot.set_transfer(16 << 10);
         let whole = IoCommand {

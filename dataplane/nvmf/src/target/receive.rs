@@ -7,9 +7,12 @@ use super::Target;
 use super::command::Plan;
 use super::config::CONTROL_ICD_BYTES;
 use super::connection::{Connection, Landing, Pending, State};
+use super::controller::Controller;
 use super::fused::{Before, Half};
 use super::output::{ConnId, SlotId};
 use super::slot::Stage;
+use super::table::Table;
+use super::timer::TimerKey;
 use crate::frame::{Event, Header};
 
 /// Byte offsets within the PDU headers, for FEI.
@@ -31,19 +34,23 @@ impl Target {
                 }
                 break;
             }
-            if connection.frame.payload_remaining() > 0 || used == bytes.len() {
+            let rest = bytes.get(used..).unwrap_or_default();
+            if connection.frame.payload_remaining() > 0 || rest.is_empty() {
                 break;
             }
-            let rest = bytes.get(used..).unwrap_or_default();
+            connection.last_rx = now;
             if connection.frame.is_between_pdus() {
                 connection.pdu_since = now;
             }
-            used += connection.frame.handle(rest);
-            connection.last_rx = now;
-            self.handle_events(now, id);
+            if let Some((taken, sqe)) = connection.frame.take_capsule(rest) {
+                used += taken;
+                self.capsule(now, id, &sqe);
+            } else {
+                used += connection.frame.handle(rest);
+                self.handle_event(now, id);
+            }
         }
-        self.arm_partial(now, id);
-        self.touch(id);
+        self.received(now, id);
         used
     }
 
@@ -67,62 +74,62 @@ impl Target {
         connection
             .frame
             .advance_payload(landed, crc.filter(|_| slot.is_some()));
-        self.handle_events(now, id);
-        self.arm_partial(now, id);
-        self.touch(id);
+        self.handle_event(now, id);
+        self.received(now, id);
     }
 
-    fn handle_events(&mut self, now: Nanos, id: ConnId) {
-        while let Some(connection) = self.connections.get_mut(id) {
-            let Some(event) = connection.frame.poll_event() else {
-                break;
-            };
-            match event {
-                Event::Header(header) => self.handle_header(now, id, header),
-                Event::PayloadEnd => {
-                    // Data nobody vouched for although there was a digest is no data.
-                    let trusted = !connection.frame.has_data_digest();
-                    self.payload_end(now, id, trusted);
-                }
-                Event::DigestOk => self.payload_end(now, id, true),
-                Event::DigestMismatch => self.payload_end(now, id, false),
-                Event::Violation(violation) => self.violation(now, id, violation),
-            }
-        }
-    }
-
-    /// A PDU that has begun must go on, or the connection ends.
-    fn arm_partial(&mut self, now: Nanos, id: ConnId) {
-        let partial =
-            |connection: &Connection| connection.receives() && !connection.frame.is_between_pdus();
-        if self.connections.get(id).is_some_and(partial) {
-            self.arm_connection_at(id, now.after(self.config.deadlines.transfer));
-        }
-    }
-
-    fn handle_header(&mut self, now: Nanos, id: ConnId, header: Header) {
+    /// Acts on what the reader has found, if anything: there is never more than one event.
+    fn handle_event(&mut self, now: Nanos, id: ConnId) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        connection.landing = Landing::default();
-        connection.counters.pdus += 1;
-        let sequence = Violation::new(Fes::SEQUENCE_ERROR);
+        match connection.frame.poll_event() {
+            None => {}
+            Some(Event::PayloadEnd) => {
+                // Data nobody vouched for although there was a digest is no data.
+                let trusted = !connection.frame.has_data_digest();
+                self.payload_end(now, id, trusted);
+            }
+            Some(Event::DigestOk) => self.payload_end(now, id, true),
+            Some(Event::DigestMismatch) => self.payload_end(now, id, false),
+            Some(Event::Header(Header::CapsuleCmd(capsule))) => self.capsule(now, id, &capsule.sqe),
+            Some(Event::Header(header)) => self.handle_header(now, id, &header),
+            Some(Event::Violation(violation)) => self.violation(now, id, violation),
+        }
+    }
+
+    /// After something was received: a PDU that has begun must go on, or the connection ends.
+    fn received(&mut self, now: Nanos, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        if connection.receives() && !connection.frame.is_between_pdus() {
+            let at = now.after(self.config.deadlines.transfer);
+            let key = TimerKey::Connection(id.index);
+            self.timers.arm(&mut connection.armed, key, at);
+        }
+        connection.touch(id, &mut self.dirty);
+    }
+
+    /// A header of another PDU than a command capsule.
+    fn handle_header(&mut self, now: Nanos, id: ConnId, header: &Header) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        connection.begin_pdu();
         match (connection.state, header) {
             // The host's last word: nothing is answered. [TCP-1.0 §3.5.1]
             (_, Header::TermReq(_)) => {
                 self.counters.terminated_by_host += 1;
                 self.close_connection(now, id, true);
             }
-            (State::AwaitIcReq, Header::IcReq(icreq)) => self.icreq(now, id, &icreq),
-            (State::AwaitConnect | State::Ready, Header::CapsuleCmd(capsule)) => {
-                self.capsule(now, id, &capsule.sqe);
-            }
+            (State::AwaitIcReq, Header::IcReq(icreq)) => self.icreq(now, id, icreq),
             (State::Ready | State::AwaitConnect, Header::H2CData(data)) => {
-                if let Err(violation) = connection.h2c_data(&data) {
+                if let Err(violation) = connection.h2c_data(data) {
                     self.violation(now, id, violation);
                 }
             }
-            _ => self.violation(now, id, sequence),
+            _ => self.violation(now, id, Violation::new(Fes::SEQUENCE_ERROR)),
         }
     }
 
@@ -157,31 +164,24 @@ impl Target {
         self.touch(id);
     }
 
+    /// A command has arrived, all but the data that its capsule may have.
     fn capsule(&mut self, now: Nanos, id: ConnId, sqe: &Sqe) {
-        let icd_bytes = self.config.icd_bytes;
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        connection.last_command = now;
-        connection.counters.commands += 1;
-        if let Some(queue) = &mut connection.queue {
-            queue.sq_head = if queue.sq_head + 1 >= queue.entries {
-                0
-            } else {
-                queue.sq_head + 1
-            };
+        connection.begin_pdu();
+        if !matches!(connection.state, State::AwaitConnect | State::Ready) {
+            return self.violation(now, id, Violation::new(Fes::SEQUENCE_ERROR));
         }
+        connection.begin_command(now);
         let payload = connection.frame.payload_remaining();
-        if let Err(violation) = check_sgl(connection, sqe, payload, icd_bytes) {
+        if let Err(violation) = check_sgl(connection, sqe, payload, self.config.icd_bytes) {
             return self.violation(now, id, violation);
         }
-        let duplicate =
-            connection.slots.is_cid_busy(sqe.cid()) && !self.forget_event_request(id, sqe.cid());
-        let Some(connection) = self.connections.get_mut(id) else {
-            return;
-        };
+        let duplicate = connection.slots.is_cid_busy(sqe.cid())
+            && !connection.forget_event_request(&mut self.controllers, sqe.cid());
         // More commands than the queue has entries, and then some: a host that does not count.
-        let Some(slot) = connection.slots.claim(now, *sqe) else {
+        let Some(slot) = connection.slots.claim(now, sqe) else {
             return self.violation(now, id, Violation::new(Fes::SEQUENCE_ERROR));
         };
         let before = std::mem::take(&mut connection.before);
@@ -197,70 +197,13 @@ impl Target {
         }
     }
 
-    /// A host that uses the identifier of an Asynchronous Event Request again has forgotten the
-    /// request: SPDK does before it shuts a controller down, and would lose the shutdown with it.
-    fn forget_event_request(&mut self, id: ConnId, cid: CommandId) -> bool {
-        let Some(connection) = self.connections.get_mut(id) else {
-            return false;
-        };
-        let controller = connection
-            .queue
-            .and_then(|queue| self.controllers.get_mut(queue.controller));
-        let (Some(slot), Some(controller)) = (connection.slots.by_cid(cid), controller) else {
-            return false;
-        };
-        let is_admin = connection.queue.is_some_and(|queue| queue.qid == 0);
-        let forgotten = is_admin && controller.events.withdraw(slot);
-        if forgotten {
-            connection.slots.release(slot);
-        }
-        forgotten
-    }
-
-    /// Sets a planned command going. In-capsule data of one that wants none is dropped.
+    /// Sets a planned command going.
     pub(super) fn start(&mut self, now: Nanos, id: ConnId, slot: SlotId, plan: Plan, payload: u32) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        let Some(command) = connection.slots.get_mut(slot) else {
-            return;
-        };
-        match plan {
-            Plan::FromHost(len) => {
-                command.set_transfer(len);
-                if payload > 0 {
-                    command.enter(now, Stage::Receive);
-                    command.r2t_end = payload;
-                    connection.landing = Landing {
-                        slot: Some(slot),
-                        ..Landing::default()
-                    };
-                } else {
-                    command.enter(now, Stage::Buffer);
-                    connection.push(Pending::NeedBuffer(slot));
-                }
-            }
-            // Data in a capsule only goes to the controller.
-            Plan::ToHost(_) if payload > 0 => {
-                self.respond(now, id, slot, Status::SGL_TYPE_INVALID.dnr(), 0);
-            }
-            Plan::ToHost(len) => {
-                command.set_transfer(len);
-                command.enter(now, Stage::Fill);
-                connection.push(Pending::Fill(slot));
-            }
-            Plan::Execute(io) => {
-                command.set_transfer(io.bytes);
-                command.command = io;
-                command.enter(now, Stage::Queued);
-                connection.push(Pending::Execute(slot));
-            }
-            Plan::Respond(status, result) => self.respond(now, id, slot, status, result),
-            Plan::Held => {}
-            Plan::Disconnect => {
-                connection.respond(now, slot, Status::SUCCESS, 0);
-                connection.drain();
-            }
+        if let Some((status, result)) = connection.start(now, slot, plan, payload) {
+            self.respond(now, id, slot, status, result);
         }
     }
 
@@ -350,6 +293,88 @@ fn capsule_bytes_max(connection: &Connection, sqe: &Sqe, icd_bytes: u32) -> u32 
 }
 
 impl Connection {
+    fn begin_pdu(&mut self) {
+        self.landing = Landing::default();
+        self.counters.pdus += 1;
+    }
+
+    fn begin_command(&mut self, now: Nanos) {
+        self.last_command = now;
+        self.counters.commands += 1;
+        if let Some(queue) = &mut self.queue {
+            let next = queue.sq_head + 1;
+            queue.sq_head = if next >= queue.entries { 0 } else { next };
+        }
+    }
+
+    /// A host that uses the identifier of an Asynchronous Event Request again has forgotten the
+    /// request: SPDK does before it shuts a controller down, and would lose the shutdown with it.
+    #[cold]
+    fn forget_event_request(
+        &mut self,
+        controllers: &mut Table<Controller>,
+        cid: CommandId,
+    ) -> bool {
+        let admin = self.queue.filter(|queue| queue.qid == 0);
+        let controller = admin.and_then(|queue| controllers.get_mut(queue.controller));
+        let (Some(slot), Some(controller)) = (self.slots.by_cid(cid), controller) else {
+            return false;
+        };
+        let forgotten = controller.events.withdraw(slot);
+        if forgotten {
+            self.slots.release(slot);
+        }
+        forgotten
+    }
+
+    /// Sets a planned command going, or says how it is answered. In-capsule data of one that wants
+    /// none is dropped.
+    fn start(
+        &mut self,
+        now: Nanos,
+        slot: SlotId,
+        plan: Plan,
+        payload: u32,
+    ) -> Option<(Status, u64)> {
+        let command = self.slots.get_mut(slot)?;
+        match plan {
+            Plan::Execute(io) => {
+                command.set_transfer(io.bytes);
+                command.command = io;
+                command.enter(now, Stage::Queued);
+                self.push(Pending::Execute(slot));
+            }
+            Plan::FromHost(len) => {
+                command.set_transfer(len);
+                if payload > 0 {
+                    command.enter(now, Stage::Receive);
+                    command.r2t_end = payload;
+                    self.landing = Landing {
+                        slot: Some(slot),
+                        ..Landing::default()
+                    };
+                } else {
+                    command.enter(now, Stage::Buffer);
+                    self.push(Pending::NeedBuffer(slot));
+                }
+            }
+            // Data in a capsule only goes to the controller.
+            Plan::ToHost(_) if payload > 0 => return Some((Status::SGL_TYPE_INVALID.dnr(), 0)),
+            Plan::ToHost(len) => {
+                command.set_transfer(len);
+                command.enter(now, Stage::Fill);
+                self.push(Pending::Fill(slot));
+            }
+            Plan::Respond(status, result) => return Some((status, result)),
+            Plan::Held => {}
+            Plan::Disconnect => {
+                self.respond(now, slot, Status::SUCCESS, 0);
+                self.drain();
+            }
+        }
+        None
+    }
+
     /// Finds the transfer that an H2CData PDU belongs to, by its tag alone, and checks that the
     /// data is exactly what is due. [TCP-1.0 §3.6.2.6]
     fn h2c_data(&mut self, data: &H2CData) -> Result<(), Violation> {

@@ -162,7 +162,7 @@ impl Slots {
     }
 
     /// A slot for the command, or `None` when all are busy.
-    pub(super) fn claim(&mut self, now: Nanos, sqe: Sqe) -> Option<SlotId> {
+    pub(super) fn claim(&mut self, now: Nanos, sqe: &Sqe) -> Option<SlotId> {
         let index = self.free;
         let slot = self.table.get_mut(usize::from(index))?;
         self.free = slot.next_free;
@@ -170,7 +170,7 @@ impl Slots {
         *slot = Slot {
             generation,
             stage: Stage::Held,
-            sqe,
+            sqe: *sqe,
             since: now,
             ..Slot::free(NONE)
         };
@@ -181,7 +181,7 @@ impl Slots {
 
     /// Sets a slot aside for the controller's own commands.
     pub(super) fn reserve(&mut self, now: Nanos) -> Option<SlotId> {
-        let id = self.claim(now, Sqe([0; 64]))?;
+        let id = self.claim(now, &Sqe([0; 64]))?;
         self.by_cid[0] -= 1;
         let slot = self.get_mut(id)?;
         slot.internal = true;
@@ -337,12 +337,12 @@ mod tests {
     #[test]
     fn tag_of_a_released_slot_matches_nothing_even_after_reuse() {
         let mut slots = Slots::new(2);
-        let first = slots.claim(Nanos::ZERO, sqe(1)).expect("free");
+        let first = slots.claim(Nanos::ZERO, &sqe(1)).expect("free");
         let tag = slots.tag(first);
         assert_eq!(slots.by_tag(tag), Some(first));
         slots.release(first);
         assert_eq!(slots.by_tag(tag), None);
-        let again = slots.claim(Nanos::ZERO, sqe(1)).expect("free");
+        let again = slots.claim(Nanos::ZERO, &sqe(1)).expect("free");
         assert_eq!(again, first);
         assert_eq!(slots.by_tag(tag), None);
         assert_eq!(slots.by_tag(0xFFFF), None);
@@ -352,11 +352,11 @@ mod tests {
     #[test]
     fn growth_keeps_busy_slots_and_every_slot_is_claimed_once() {
         let mut slots = Slots::new(1);
-        let held = slots.claim(Nanos::ZERO, sqe(9)).expect("free");
-        assert!(slots.claim(Nanos::ZERO, sqe(8)).is_none());
+        let held = slots.claim(Nanos::ZERO, &sqe(9)).expect("free");
+        assert!(slots.claim(Nanos::ZERO, &sqe(8)).is_none());
         slots.grow(8);
         let mut seen = vec![held];
-        while let Some(id) = slots.claim(Nanos::ZERO, sqe(1)) {
+        while let Some(id) = slots.claim(Nanos::ZERO, &sqe(1)) {
             assert!(!seen.contains(&id));
             seen.push(id);
         }
@@ -371,8 +371,8 @@ mod tests {
     #[test]
     fn duplicate_command_id_is_found_among_ids_that_share_a_low_byte() {
         let mut slots = Slots::new(4);
-        slots.claim(Nanos::ZERO, sqe(0x1005)).expect("free");
-        let other = slots.claim(Nanos::ZERO, sqe(0x2005)).expect("free");
+        slots.claim(Nanos::ZERO, &sqe(0x1005)).expect("free");
+        let other = slots.claim(Nanos::ZERO, &sqe(0x2005)).expect("free");
         assert!(slots.is_cid_busy(CommandId(0x1005)));
         assert!(!slots.is_cid_busy(CommandId(0x3005)));
         slots.release(other);
@@ -421,7 +421,7 @@ mod tests {
             for step in steps {
                 let claimed = match step {
                     Step::Claim(cid) if slots.is_cid_busy(CommandId(cid)) => continue,
-                    Step::Claim(cid) => Some((Some(cid), slots.claim(Nanos::ZERO, sqe(cid)))),
+                    Step::Claim(cid) => Some((Some(cid), slots.claim(Nanos::ZERO, &sqe(cid)))),
                     Step::Reserve => Some((None, slots.reserve(Nanos::ZERO))),
                     Step::Grow(count) => {
                         slots.grow(count);

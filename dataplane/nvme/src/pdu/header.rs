@@ -346,6 +346,10 @@ impl CommonHeader {
 /// PDO of an outgoing PDU with data: the first multiple of `(pda + 1) * 4` bytes behind header
 /// and HDGST. `pda` is the receiver's HPDA or CPDA, 0 to 31. [TCP-1.0 §3.6.2.2]
 pub const fn data_offset(pdu_type: PduType, digests: Digests, pda: u8) -> u8 {
-    let alignment = ((pda & 31) + 1) * 4;
-    (pdu_type.hlen() + digests.header_bytes()).next_multiple_of(alignment)
+    let bytes = pdu_type.hlen() + digests.header_bytes();
+    // Nearly every receiver asks for dwords, of which every header consists anyway.
+    match pda & 31 {
+        0 => bytes,
+        pda => bytes.next_multiple_of((pda + 1) * 4),
+    }
 }

@@ -7,10 +7,11 @@ use bowline_nvme::{NamespaceId, Nanos, QueueId, Sqe, Status};
 
 use super::Target;
 use super::connection::{Connection, Pending, State, is_connect};
-use super::controller::Phase;
+use super::controller::{Controller, Phase};
 use super::error_log::lba_of;
 use super::fused::{self, Half};
 use super::gate::Gate;
+use super::health::Tally;
 use super::io::{self, IoPlan, Refusal};
 use super::output::{ConnId, IoCommand, IoOp, SlotId};
 use super::property::Change;
@@ -349,7 +350,6 @@ impl Target {
         let Some(command) = connection.slots.at_stage(slot, Stage::Executing) else {
             return;
         };
-        let (mut io, sqe, internal) = (command.command, command.sqe, command.internal);
         let status = command.ended_early(status);
         let awaited = std::mem::take(&mut command.awaited);
         let has_more = command.has_more_parts() && status.is_success();
@@ -360,86 +360,105 @@ impl Target {
         } else {
             status
         };
-        if command.is_cut() {
-            // Counted once, when all of it is done.
-            io.bytes = command.transfer_len;
-        }
-        command.enter(
-            now,
-            if internal {
-                Stage::Reserved
-            } else {
-                Stage::Held
-            },
-        );
+        let done = Done {
+            io: command.whole(),
+            nsid: command.sqe.nsid(),
+            status,
+            internal: command.internal,
+            goes_on,
+        };
+        let stage = if done.internal {
+            Stage::Reserved
+        } else {
+            Stage::Held
+        };
+        command.enter(now, stage);
         connection.executing = connection.executing.saturating_sub(1);
-        let (state, queue) = (connection.state, connection.queue);
-        let Some(queue) = queue else { return };
-        let controller = self.controllers.get(queue.controller);
-        let subsystem = controller.and_then(|controller| controller.subsystem);
-        self.count(now, queue.controller, &sqe, io, status, internal || goes_on);
-        if internal {
-            self.flushed(now, queue.controller, status);
-            self.reap(now, id);
-        } else if goes_on && matches!(state, State::Ready | State::Drain) {
-            self.part_done(now, id, slot);
-        } else if matches!(state, State::Ready | State::Drain) {
-            self.answer(now, id, slot, io, status);
-        } else if let Some(connection) = self.connections.get_mut(id) {
-            match state {
-                State::Linger => connection.abandon(slot),
-                _ => connection.slots.release(slot),
-            }
-            self.reap(now, id);
+        let is_idle = connection.executing == 0;
+        let Some(queue) = connection.queue else {
+            return;
+        };
+        let victim = awaited.then(|| {
+            let controller = self.controllers.get(queue.controller);
+            let subsystem = controller.and_then(|controller| controller.subsystem);
+            (subsystem, command.sqe)
+        });
+        self.count(now, queue.controller, &done, is_idle);
+        self.go_on(now, id, slot, &done);
+        if let Some((subsystem, sqe)) = victim {
+            self.victim_ended(now, subsystem, &sqe, done.io.namespace);
         }
-        if awaited {
-            self.victim_ended(now, subsystem, &sqe, io.namespace);
-        }
-        let waits = self
-            .controllers
-            .get(queue.controller)
-            .is_some_and(|controller| controller.health.executing == 0 && !controller.runs_io());
-        if waits {
-            self.advance(now, queue.controller);
+        if is_idle {
+            self.advance_drained(now, queue.controller);
         }
         self.touch(id);
     }
 
-    fn answer(&mut self, now: Nanos, id: ConnId, slot: SlotId, io: IoCommand, status: Status) {
-        if status.is_success() && matches!(io.op, IoOp::Read { .. }) {
-            self.respond_with_data(now, id, slot, 0);
-        } else {
-            self.respond(now, id, slot, status, 0);
+    /// What follows the end of a command, or of a part of it, at its device.
+    fn go_on(&mut self, now: Nanos, id: ConnId, slot: SlotId, done: &Done) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        match connection.state {
+            _ if done.internal => {
+                if let Some(queue) = connection.queue {
+                    self.flushed(now, queue.controller, done.status);
+                }
+                self.reap(now, id);
+            }
+            State::Ready | State::Drain if done.goes_on => self.part_done(now, id, slot),
+            State::Ready | State::Drain => {
+                if done.status.is_success() && matches!(done.io.op, IoOp::Read { .. }) {
+                    self.respond_with_data(now, id, slot, 0);
+                } else {
+                    self.respond(now, id, slot, done.status, 0);
+                }
+            }
+            State::Linger => {
+                connection.abandon(slot);
+                self.reap(now, id);
+            }
+            _ => {
+                connection.slots.release(slot);
+                self.reap(now, id);
+            }
         }
     }
 
-    fn count(
-        &mut self,
-        now: Nanos,
-        key: Key,
-        sqe: &Sqe,
-        io: IoCommand,
-        status: Status,
-        internal: bool,
-    ) {
+    /// A reset or a shutdown waits for the controller's last command to leave its device.
+    fn advance_drained(&mut self, now: Nanos, key: Key) {
+        let drained =
+            |controller: &Controller| !controller.health.is_busy() && !controller.runs_io();
+        if self.controllers.get(key).is_some_and(drained) {
+            self.advance(now, key);
+        }
+    }
+
+    /// Counts what a device has done. `is_idle`: its queue has nothing else there.
+    fn count(&mut self, now: Nanos, key: Key, done: &Done, is_idle: bool) {
         let Some(controller) = self.controllers.get_mut(key) else {
             return;
         };
-        controller.health.finished(now);
         let subsystem = controller
             .subsystem
             .and_then(|at| self.subsystems.get_mut(at)?.as_mut());
+        if is_idle {
+            controller.health.finished(now);
+        }
         let Some(subsystem) = subsystem else { return };
-        subsystem.health.run.finished(now);
-        if internal {
+        if is_idle {
+            subsystem.health.run.finished(now);
+        }
+        if done.internal || done.goes_on {
             return;
         }
-        controller.health.io.count(&io.op, io.bytes, status);
-        subsystem.health.run.io.count(&io.op, io.bytes, status);
-        let namespace = subsystem.namespaces.get_mut(sqe.nsid().0);
+        let tally = Tally::of(&done.io.op, done.io.bytes, done.status);
+        controller.health.io.count(tally);
+        subsystem.health.run.io.count(tally);
+        let namespace = subsystem.namespaces.get_mut(done.nsid.0);
         // The NSID may have been given to another device meanwhile.
-        if let Some(namespace) = namespace.filter(|it| it.handle == io.namespace) {
-            namespace.counters.count(&io.op, io.bytes, status);
+        if let Some(namespace) = namespace.filter(|it| it.handle == done.io.namespace) {
+            namespace.counters.count(tally);
         }
     }
 
@@ -452,6 +471,11 @@ impl Target {
         status: Status,
         result: u64,
     ) {
+        let told = if status.is_success() {
+            status
+        } else {
+            self.log_error(id, slot, status)
+        };
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
@@ -459,51 +483,77 @@ impl Target {
             return;
         };
         let aborting = std::mem::take(&mut command.aborting);
-        let (mut status, ended) = (status, status);
-        if let (false, Some(queue)) = (status.is_success(), connection.queue)
-            && let Some(controller) = self.controllers.get_mut(queue.controller)
-            && controller.phase != Phase::Ended
-            && !is_property_get(&command.sqe)
-        {
-            let sqe = &command.sqe;
-            status = status.more();
-            let number = controller
-                .subsystem
-                .and_then(|at| self.subsystems.get_mut(at)?.as_mut())
-                .map_or(controller.errors.count + 1, |it| it.health.next_error());
-            let location = controller.parameter_at(sqe, status);
-            controller.errors.add(ErrorLogEntry {
-                parameter_error_location: match command.error_at {
-                    ErrorLogEntry::NO_LOCATION if queue.qid == 0 => location,
-                    noted => noted,
-                },
-                lba: if queue.qid == 0 { 0 } else { lba_of(sqe) },
-                nsid: if sqe.opcode() == opcode::admin::FABRICS {
-                    NamespaceId::NONE
-                } else {
-                    sqe.nsid()
-                },
-                trtype: bowline_nvme::log::Transport::Tcp.wire(),
-                ..ErrorLogEntry::new(number, QueueId(queue.qid), sqe.cid(), status)
-            });
-        }
-        connection.respond(now, slot, status, result);
+        connection.respond(now, slot, told, result);
         if aborting {
-            self.abort_ended(now, id, slot, ended);
+            self.abort_ended(now, id, slot, status);
         }
+    }
+
+    /// Leaves an entry in the error log, and says how the command's end is told then.
+    #[cold]
+    fn log_error(&mut self, id: ConnId, slot: SlotId, status: Status) -> Status {
+        let Some(connection) = self.connections.get(id) else {
+            return status;
+        };
+        let (Some(command), Some(queue)) = (connection.slots.get(slot), connection.queue) else {
+            return status;
+        };
+        let sqe = &command.sqe;
+        let Some(controller) = self
+            .controllers
+            .get_mut(queue.controller)
+            .filter(|it| it.phase != Phase::Ended && !is_property_get(sqe))
+        else {
+            return status;
+        };
+        let status = status.more();
+        let number = controller
+            .subsystem
+            .and_then(|at| self.subsystems.get_mut(at)?.as_mut())
+            .map_or(controller.errors.count + 1, |it| it.health.next_error());
+        let location = controller.parameter_at(sqe, status);
+        controller.errors.add(ErrorLogEntry {
+            parameter_error_location: match command.error_at {
+                ErrorLogEntry::NO_LOCATION if queue.qid == 0 => location,
+                noted => noted,
+            },
+            lba: if queue.qid == 0 { 0 } else { lba_of(sqe) },
+            nsid: if sqe.opcode() == opcode::admin::FABRICS {
+                NamespaceId::NONE
+            } else {
+                sqe.nsid()
+            },
+            trtype: bowline_nvme::log::Transport::Tcp.wire(),
+            ..ErrorLogEntry::new(number, QueueId(queue.qid), sqe.cid(), status)
+        });
+        status
     }
 
     fn respond_with_data(&mut self, now: Nanos, id: ConnId, slot: SlotId, result: u64) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        let command = connection.slots.get_mut(slot);
-        let aborting = command.is_some_and(|it| std::mem::take(&mut it.aborting));
+        let Some(command) = connection.slots.get_mut(slot) else {
+            return;
+        };
+        let aborting = std::mem::take(&mut command.aborting);
         connection.respond_with_data(now, slot, result);
         if aborting {
             self.abort_ended(now, id, slot, Status::SUCCESS);
         }
     }
+}
+
+/// A command, or a part of it, that has left its device.
+struct Done {
+    /// All of the command, which is counted once.
+    io: IoCommand,
+    nsid: NamespaceId,
+    status: Status,
+    /// It was the controller's own.
+    internal: bool,
+    /// The next part follows.
+    goes_on: bool,
 }
 
 impl Connection {

@@ -417,8 +417,9 @@ impl Connection {
         loop {
             let answer = self.answers.pop_front();
             let pending = answer.or_else(|| self.outputs.pop_front())?;
-            if let Some(output) = self.output(now, pending) {
-                return Some(output);
+            let output = self.output(now, pending);
+            if output.is_some() {
+                return output;
             }
         }
     }
@@ -436,10 +437,22 @@ impl Connection {
         None
     }
 
+    /// What is to be done now, unless the command has gone or changed meanwhile.
+    #[inline]
     fn output(&mut self, now: Nanos, pending: Pending) -> Option<Output> {
-        if matches!(pending, Pending::Data(_) | Pending::Response(_)) {
-            self.last_command = now;
+        match pending {
+            Pending::Execute(slot) => {
+                let command = self.execute(now, slot)?;
+                Some(Output::Execute { slot, command })
+            }
+            Pending::Data(slot) => self.data(now, slot),
+            Pending::Response(slot) => self.response(now, slot),
+            pending => self.other_output(now, pending),
         }
+    }
+
+    /// What most commands do without.
+    fn other_output(&mut self, now: Nanos, pending: Pending) -> Option<Output> {
         match pending {
             Pending::IcResp => Some(self.send(TxBody::IcResp(IcResp {
                 pfv: 0,
@@ -470,12 +483,6 @@ impl Connection {
                 let (len, is_wanted) = (command.transfer_len, command.status.is_success());
                 is_wanted.then_some(Output::Fill { slot, len })
             }
-            Pending::Execute(slot) => {
-                let command = self.execute(now, slot)?;
-                Some(Output::Execute { slot, command })
-            }
-            Pending::Data(slot) => self.data(now, slot),
-            Pending::Response(slot) => self.response(slot),
             Pending::Release(slot) => {
                 self.slots.release(slot);
                 Some(Output::Release { slot })
@@ -494,6 +501,8 @@ impl Connection {
                 subnqn: request.subnqn.clone(),
             }),
             Pending::Close { graceful } => Some(Output::Close { graceful }),
+            // They have a function each.
+            Pending::Execute(_) | Pending::Data(_) | Pending::Response(_) => None,
         }
     }
 
@@ -560,6 +569,7 @@ impl Connection {
     }
 
     fn data(&mut self, now: Nanos, id: SlotId) -> Option<Output> {
+        self.last_command = now;
         let slot = self.slots.at_stage(id, Stage::Respond)?;
         let (len, last) = (slot.part_len(), !slot.has_more_parts());
         let goes_on = slot.is_between_parts();
@@ -585,7 +595,8 @@ impl Connection {
         })
     }
 
-    fn response(&mut self, id: SlotId) -> Option<Output> {
+    fn response(&mut self, now: Nanos, id: SlotId) -> Option<Output> {
+        self.last_command = now;
         let slot = self.slots.at_stage(id, Stage::Respond)?;
         let (result, status, cid) = (slot.result, slot.status, slot.sqe.cid());
         let sqhd = match self.queue {

@@ -353,7 +353,7 @@ impl Target {
         let Some(controller) = self.controllers.get_mut(key) else {
             return;
         };
-        if controller.health.executing > 0 {
+        if controller.health.is_busy() {
             return;
         }
         let shutdown = controller.shutdown;

@@ -25,28 +25,55 @@ pub struct IoCounters {
 }
 
 impl IoCounters {
-    pub(super) fn count(&mut self, op: &IoOp, bytes: u32, status: Status) {
+    pub(super) fn count(&mut self, one: Tally) {
+        match one {
+            Tally::Read(bytes) => {
+                self.reads += 1;
+                self.read_bytes += bytes;
+            }
+            Tally::Write(bytes) => {
+                self.writes += 1;
+                self.written_bytes += bytes;
+            }
+            Tally::Other => self.others += 1,
+            Tally::Error => self.errors += 1,
+            Tally::MediaError => {
+                self.errors += 1;
+                self.media_errors += 1;
+            }
+        }
+    }
+}
+
+/// What one command counts as, with its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tally {
+    Read(u64),
+    Write(u64),
+    Other,
+    Error,
+    MediaError,
+}
+
+impl Tally {
+    pub(super) fn of(op: &IoOp, bytes: u32, status: Status) -> Self {
         if !status.is_success() {
-            self.errors += 1;
-            self.media_errors += u64::from(is_media_error(status));
-            return;
+            return if is_media_error(status) {
+                Self::MediaError
+            } else {
+                Self::Error
+            };
         }
         match op {
             IoOp::Read { .. }
             | IoOp::Compare { .. }
             | IoOp::CompareAndWrite { .. }
-            | IoOp::Verify { .. } => {
-                self.reads += 1;
-                self.read_bytes += u64::from(bytes);
-            }
-            IoOp::Write { .. } => {
-                self.writes += 1;
-                self.written_bytes += u64::from(bytes);
-            }
+            | IoOp::Verify { .. } => Self::Read(u64::from(bytes)),
+            IoOp::Write { .. } => Self::Write(u64::from(bytes)),
             IoOp::Flush
             | IoOp::WriteZeroes { .. }
             | IoOp::Copy { .. }
-            | IoOp::Deallocate { .. } => self.others += 1,
+            | IoOp::Deallocate { .. } => Self::Other,
         }
     }
 }
@@ -130,30 +157,38 @@ fn is_media_error(status: Status) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct Health {
     pub(super) io: IoCounters,
-    /// Commands at their devices, on all queues.
-    pub(super) executing: u32,
+    /// Queues with a command at its device: not commands, so that this is touched only when a
+    /// queue's first goes there and when its last is done.
+    busy_queues: u32,
     busy: Nanos,
     busy_since: Nanos,
 }
 
 impl Health {
+    /// The first command of a queue goes to its device.
     pub(super) fn started(&mut self, now: Nanos) {
-        if self.executing == 0 {
+        if self.busy_queues == 0 {
             self.busy_since = now;
         }
-        self.executing += 1;
+        self.busy_queues += 1;
     }
 
+    /// The last command of a queue has left its device.
     pub(super) fn finished(&mut self, now: Nanos) {
-        self.executing = self.executing.saturating_sub(1);
-        if self.executing == 0 {
+        self.busy_queues = self.busy_queues.saturating_sub(1);
+        if self.busy_queues == 0 {
             self.busy = self.busy + (now - self.busy_since);
         }
     }
 
+    /// Whether a command is at its device.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy_queues > 0
+    }
+
     /// Time with a command at a device.
     pub(super) fn busy(&self, now: Nanos) -> Nanos {
-        let current = if self.executing > 0 {
+        let current = if self.is_busy() {
             now - self.busy_since
         } else {
             Nanos::ZERO
@@ -173,7 +208,7 @@ mod tests {
     };
 
     #[test]
-    fn busy_time_is_the_union_of_overlapping_commands() {
+    fn busy_time_is_the_union_of_overlapping_queues() {
         let mut health = Health::default();
         health.started(Nanos::from_secs(0));
         health.started(Nanos::from_secs(30));
@@ -186,17 +221,14 @@ mod tests {
     #[test]
     fn failed_compare_is_an_error_but_not_of_the_medium() {
         let mut counters = IoCounters::default();
-        counters.count(
-            &IoOp::Compare {
-                lba: 0,
-                blocks: 1,
-                fua: false,
-            },
-            512,
-            Status::COMPARE_FAILURE,
-        );
-        counters.count(&READ, 512, Status::UNRECOVERED_READ);
-        counters.count(&READ, 512, Status::SUCCESS);
+        let compare = IoOp::Compare {
+            lba: 0,
+            blocks: 1,
+            fua: false,
+        };
+        counters.count(Tally::of(&compare, 512, Status::COMPARE_FAILURE));
+        counters.count(Tally::of(&READ, 512, Status::UNRECOVERED_READ));
+        counters.count(Tally::of(&READ, 512, Status::SUCCESS));
         assert_eq!((counters.errors, counters.media_errors), (2, 1));
         assert_eq!((counters.reads, counters.read_bytes), (1, 512));
     }

@@ -137,14 +137,17 @@ impl Target {
     /// The next thing to do for a connection. Poll until `None`, now or later.
     pub fn poll_output(&mut self, now: Nanos, id: ConnId) -> Option<Output> {
         let connection = self.connections.get_mut(id)?;
+        let was_idle = connection.executing == 0;
         let mut output = connection.poll(now);
         if output.is_none() && connection.state == State::Drain {
             connection.finish_drain();
             output = connection.poll(now);
         }
-        if let Some(Output::Execute { command, .. }) = &output {
-            let command = *command;
-            self.handed_out(now, id, &command);
+        if was_idle
+            && connection.executing > 0
+            && let Some(queue) = connection.queue
+        {
+            self.started(now, queue.controller);
         }
         output
     }
@@ -159,26 +162,26 @@ impl Target {
     /// The command of the slot, if its data has just landed and its Execute is the latest output:
     /// for owners that can run it while they have the data at hand. It counts as polled.
     pub fn poll_landed(&mut self, now: Nanos, id: ConnId, slot: SlotId) -> Option<IoCommand> {
-        let command = self.connections.get_mut(id)?.poll_landed(now, slot)?;
-        self.handed_out(now, id, &command);
+        let connection = self.connections.get_mut(id)?;
+        let was_idle = connection.executing == 0;
+        let command = connection.poll_landed(now, slot)?;
+        if let Some(queue) = connection.queue.filter(|_| was_idle) {
+            self.started(now, queue.controller);
+        }
         Some(command)
     }
 
-    fn handed_out(&mut self, now: Nanos, id: ConnId, command: &IoCommand) {
-        let queue = self.connections.get(id).and_then(|it| it.queue);
-        let Some(controller) = queue.and_then(|it| self.controllers.get_mut(it.controller)) else {
+    /// A queue has its first command at a device.
+    fn started(&mut self, now: Nanos, key: Key) {
+        let Some(controller) = self.controllers.get_mut(key) else {
             return;
         };
+        controller.health.started(now);
         let subsystem = controller
             .subsystem
             .and_then(|at| self.subsystems.get_mut(at)?.as_mut());
-        let mut run = subsystem.map(|subsystem| &mut subsystem.health.run);
-        // Each half of a pair ends by itself.
-        for _ in 0..1 + usize::from(command.second().is_some()) {
-            controller.health.started(now);
-            if let Some(run) = &mut run {
-                run.started(now);
-            }
+        if let Some(subsystem) = subsystem {
+            subsystem.health.run.started(now);
         }
     }
 

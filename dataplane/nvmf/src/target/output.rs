@@ -261,8 +261,10 @@ impl TxPdu {
             TxBody::Data(pdu) => {
                 let start = out.len();
                 self.encode_header(out, &pdu.encode(self.digests, self.hpda));
-                let pdo = data_offset(PduType::C2HData, self.digests, self.hpda);
-                out.resize(start + usize::from(pdo), 0);
+                if self.hpda > 0 {
+                    let pdo = data_offset(PduType::C2HData, self.digests, self.hpda);
+                    out.resize(start + usize::from(pdo), 0);
+                }
             }
         }
     }

@@ -156,6 +156,15 @@ impl Slot {
             && self.sqe.opcode() == io::READ
     }
 
+    /// What the device was given, about all parts.
+    pub(super) fn whole(&self) -> IoCommand {
+        let mut whole = self.command;
+        if self.is_cut() {
+            whole.bytes = self.transfer_len;
+        }
+        whole
+    }
+
     pub(super) fn is_cut(&self) -> bool {
         self.part_start > 0 || self.has_more_parts()
     }

@@ -254,15 +254,25 @@ impl Target {
     fn controllers_of(&self, keys: &[Key]) -> Vec<ControllerSnapshot> {
         keys.iter()
             .filter_map(|&key| self.controllers.get(key))
-            .map(|it| controller(it, self.last_command(it)))
+            .map(|it| controller(it, self.executing(it), self.last_command(it)))
             .collect()
     }
 
-    fn last_command(&self, controller: &Controller) -> Nanos {
+    /// All its connections that are there, those that only drain included.
+    fn queues_of(&self, controller: &Controller) -> impl Iterator<Item = &Connection> {
         let queues = controller.queues.iter().map(|&(_, queue)| queue);
         queues
             .chain([controller.admin])
             .filter_map(|key| self.connections.get(key))
+    }
+
+    fn executing(&self, controller: &Controller) -> u32 {
+        let each = self.queues_of(controller);
+        each.map(|connection| u32::from(connection.executing)).sum()
+    }
+
+    fn last_command(&self, controller: &Controller) -> Nanos {
+        self.queues_of(controller)
             .map(|connection| connection.last_command)
             .fold(controller.created, Nanos::max)
     }
@@ -314,7 +324,7 @@ fn ana(ana: &Ana) -> AnaSnapshot {
     }
 }
 
-fn controller(controller: &Controller, last_command: Nanos) -> ControllerSnapshot {
+fn controller(controller: &Controller, executing: u32, last_command: Nanos) -> ControllerSnapshot {
     let mut io_queues: Vec<u16> = controller.queues.iter().map(|&(qid, _)| qid).collect();
     io_queues.sort_unstable();
     ControllerSnapshot {
@@ -324,7 +334,7 @@ fn controller(controller: &Controller, last_command: Nanos) -> ControllerSnapsho
         ready: controller.is_enabled(),
         kato: controller.kato,
         io_queues,
-        executing: controller.health.executing,
+        executing,
         counters: controller.health.io,
         error_log_entries: controller.errors.count,
         created: controller.created,

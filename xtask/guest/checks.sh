@@ -375,6 +375,39 @@ keeps_a_file_system() {
 }
 sums() { sha256sum a/[0-9]* a/b/large; }
 
+# The runner of fio's jobs names the file system that it would destroy, and does not touch a mounted one.
+spares_its_file_system() {
+    local disk
+    disk=$(disk 1)
+    mkfs.ext4 -q -F "$disk" 32M
+    fails bowline-perf fio --device "$disk" --only verify 2>/run/refused
+    cat /run/refused
+    grep 'on it: ext4' /run/refused
+    mount "$disk" /mnt
+    fails bowline-perf fio --device "$disk" --only verify --destroy 2>/run/refused
+    umount /mnt
+    cat /run/refused
+    grep 'mounted at /mnt' /run/refused
+    e2fsck -f -n "$disk"
+}
+
+# Every job of the runner, the long ones too: no errors, something done in each section, and all that
+# was written to verify was read.
+runs_every_fio_job() {
+    local job jobs=()
+    bowline-perf fio --list | sed -n 's/^\([a-z][a-z-]*\).*/\1/p' >/run/jobs
+    [ "$(wc -l </run/jobs)" -ge 15 ]
+    while read -r job; do jobs+=(--only "$job"); done </run/jobs
+    bowline-perf fio --device "$(disk 1)" --destroy --runtime 500ms --size 16MiB -o json \
+        "${jobs[@]}" >/run/fio.json
+    jq -c '.jobs[] | [.name, .errors, (.operations[] | .operation, .commands)]' /run/fio.json
+    jq -r '.jobs[].name | split("/")[0]' /run/fio.json | sort -u >/run/ran
+    equal "$(cat /run/ran)" "$(sort -u /run/jobs)"
+    jq -e 'all(.jobs[]; .errors == 0 and (.operations | length) > 0)' /run/fio.json
+    jq -e '.jobs[] | select(.name == "verify") | .operations | .[0].commands == .[1].commands' \
+        /run/fio.json
+}
+
 # A short life of an association, a little of everything, while somebody watches.
 is_watched() {
     discovers "$@"

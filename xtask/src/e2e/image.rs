@@ -53,6 +53,7 @@ const PROGRAMS: &[&str] = &[
     "truncate",
     "umount",
     "wc",
+    "wipefs",
 ];
 
 /// Opened at run time, so that `ldd` does not see it.
@@ -73,15 +74,17 @@ const HOST_ID: &str = "6b7c0a4e-3d55-4a53-9d0e-5f2f1a0c9e11";
 pub(crate) const SECOND_HOST_NQN: &str =
     "nqn.2014-08.org.nvmexpress:uuid:9a3f77c2-5c0e-4d0f-8f5b-2f0c3f6f6d02";
 
-/// Writes the initramfs for `kernel`.
-pub(crate) fn write(path: &Path, kernel: &Kernel) -> Result<()> {
+/// Writes the initramfs for `kernel`, with `program` of ours among its programs.
+pub(crate) fn write(path: &Path, kernel: &Kernel, program: &Path) -> Result<()> {
     let output = fs::File::create(path).context("cannot write the guest's image")?;
     let mut archive = Archive::new(BufWriter::new(output));
     skeleton(&mut archive)?;
-    for file in files()? {
-        let content = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        archive.file(&place_of(&file), &content)?;
+    for file in files(program)? {
+        archive.file(&place_of(&file), &read(&file)?)?;
     }
+    let name = program.file_name().context("the program has no name")?;
+    let name = format!("usr/bin/{}", name.to_string_lossy());
+    archive.file(&name, &read(program)?)?;
     for (name, content) in SCRIPTS {
         archive.file(name, content.as_bytes())?;
     }
@@ -113,17 +116,26 @@ fn skeleton<W: io::Write>(archive: &mut Archive<W>) -> io::Result<()> {
     archive.file("etc/nvme/hostid", format!("{HOST_ID}\n").as_bytes())
 }
 
-/// Programs, the libraries they link and the loader.
-fn files() -> Result<BTreeSet<PathBuf>> {
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// Programs, the libraries that they and `ours` link, and the loader.
+fn files(ours: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut files: BTreeSet<PathBuf> = EXTRA_FILES.iter().map(PathBuf::from).collect();
     for name in PROGRAMS {
         let program = process::find_program(name)
             .with_context(|| format!("{name} is not on this machine"))?;
-        let listing = process::capture(Command::new("ldd").arg(&program))?;
-        files.extend(listing.lines().filter_map(library));
+        files.extend(libraries(&program)?);
         files.insert(program);
     }
+    files.extend(libraries(ours)?);
     Ok(files)
+}
+
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let listing = process::capture(Command::new("ldd").arg(program))?;
+    Ok(listing.lines().filter_map(library).collect())
 }
 
 /// The path in a line of `ldd`: `libc.so.6 => /lib/libc.so.6 (0x7f…)`, or the loader's own line.

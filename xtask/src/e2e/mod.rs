@@ -86,10 +86,10 @@ pub(crate) fn kernel(
         return false;
     }
     match build(workspace) {
-        Ok(executable) => {
+        Ok(executables) => {
             for release in RELEASES {
                 if only.is_none_or(|only| only == release) {
-                    one_kernel(&executable, release, keep, tally);
+                    one_kernel(&executables, release, keep, tally);
                 }
             }
         }
@@ -98,7 +98,7 @@ pub(crate) fn kernel(
     true
 }
 
-fn one_kernel(executable: &Path, release: Release, keep: bool, tally: &mut Tally) {
+fn one_kernel(executables: &Executables, release: Release, keep: bool, tally: &mut Tally) {
     let name = run_name(release);
     let started = Instant::now();
     let kernel = match kernel::provide(release) {
@@ -110,16 +110,29 @@ fn one_kernel(executable: &Path, release: Release, keep: bool, tally: &mut Tally
         Err(error) => return tally.failed(&name, &format!("{error:#}")),
     };
     let deadline = started + KERNEL_RUN_MAX;
-    if let Err(error) = scenario::run(&name, executable, &kernel, folder.path(), deadline, tally) {
+    if let Err(error) = scenario::run(&name, executables, &kernel, folder.path(), deadline, tally) {
         tally.failed(&name, &format!("{error:#}"));
     }
     println!("{name}: took {}", seconds(started.elapsed()));
 }
 
-fn build(workspace: &Workspace) -> Result<PathBuf> {
-    let arguments = ["build", "--release", "--locked", "--package", "bowline"];
+/// What is tested, and with what.
+pub(crate) struct Executables {
+    /// Runs on this machine.
+    pub(crate) bowline: PathBuf,
+    /// `bowline-perf`, which runs in the guest.
+    pub(crate) perf: PathBuf,
+}
+
+fn build(workspace: &Workspace) -> Result<Executables> {
+    let packages = ["--package", "bowline", "--package", "bowline-loadgen"];
+    let arguments = [["build", "--release", "--locked"].as_slice(), &packages].concat();
     process::run(&mut workspace.cargo(&arguments))?;
-    Ok(workspace.target().join("release/bowline"))
+    let release = workspace.target().join("release");
+    Ok(Executables {
+        bowline: release.join("bowline"),
+        perf: release.join("bowline-perf"),
+    })
 }
 
 /// Where one run keeps its logs, images and backing files; removed at the end unless kept.

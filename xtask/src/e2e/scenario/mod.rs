@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::Executables;
 use super::capture;
 use super::dataplane::{self, DataPlane, Setup};
 use super::guest::Guest;
@@ -36,15 +37,15 @@ const RECONNECT_LOOKS: u32 = 400;
 /// Boots the guest and runs every check. An error means that the rest could not be run at all.
 pub(crate) fn run(
     name: &str,
-    executable: &Path,
+    executables: &Executables,
     kernel: &Kernel,
     folder: &Path,
     deadline: Instant,
     tally: &mut Tally,
 ) -> Result<()> {
-    let setup = setup(executable, folder)?;
+    let setup = setup(&executables.bowline, folder)?;
     let initramfs = folder.join("initramfs");
-    image::write(&initramfs, kernel)?;
+    image::write(&initramfs, kernel, &executables.perf)?;
     let started = Instant::now();
     let guest = Guest::boot(kernel, &initramfs, folder, deadline);
     let guest = guest.inspect_err(|_| {
@@ -74,6 +75,7 @@ pub(crate) fn run(
     scenario.connecting();
     scenario.asking();
     scenario.data();
+    scenario.fio_jobs();
     scenario.namespaces();
     scenario.disturbances();
     scenario.digests();
@@ -194,6 +196,23 @@ impl Scenario<'_> {
             ("copy puts ranges one behind the other", "copies"),
             ("flush and FUA", "flushes"),
             ("ext4 keeps files and passes fsck", "keeps_a_file_system"),
+        ] {
+            self.guest_check(claim, Phase::Quiet, command);
+        }
+    }
+
+    /// The files of `perf/fio` as users have them, only shorter. What they measure is not judged: an
+    /// emulated host says nothing of speed.
+    fn fio_jobs(&mut self) {
+        for (claim, command) in [
+            (
+                "fio jobs do not write to what is in use",
+                "spares_its_file_system",
+            ),
+            (
+                "every fio job gives its rows without an error",
+                "runs_every_fio_job",
+            ),
         ] {
             self.guest_check(claim, Phase::Quiet, command);
         }

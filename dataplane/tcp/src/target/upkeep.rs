@@ -13,9 +13,9 @@ use super::TargetService;
 /// How long after traffic memory is given back that only traffic needs.
 pub(super) const TIDY_AFTER: Nanos = Nanos::from_secs(2);
 
-/// How often timers that have moved are put off, at most: far more often than they fire, far less
-/// often than turns are taken.
-const PUT_OFF_INTERVAL: Nanos = Nanos::from_millis(100);
+/// How often timers that have moved are put off, at most: seldom against the turns of busy hosts,
+/// and yet after nearly each of many Keep Alives that arrive together.
+const PUT_OFF_INTERVAL: Nanos = Nanos::from_millis(1);
 
 /// Sends whose checks are put off at a time.
 const PUT_OFF_MAX: usize = 32;

@@ -128,7 +128,7 @@ impl Reactor {
             if ring.has_events() {
                 // A completion waits to be posted. If only one socket was busy lately it is most
                 // likely its poll: receiving at once spares the time of entering the kernel
-                // first. Entering follows after this turn.
+                // first, 5 % of a command alone. Entering follows after this turn. (ADR 0013)
                 if ring.has_only_deferred()
                     && !self.guessed
                     && let Some(hot) = self.hot_socket

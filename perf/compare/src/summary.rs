@@ -135,6 +135,11 @@ pub(crate) fn encode(histogram: &Histogram<u64>) -> Result<String> {
     Ok(STANDARD.encode(bytes))
 }
 
+/// The median of a histogram as text; 0 of an empty one.
+pub(crate) fn median_of(text: &str) -> Result<f64> {
+    Ok(decode(text)?.value_at_quantile(0.5) as f64)
+}
+
 fn decode(text: &str) -> Result<Histogram<u64>> {
     let bytes = STANDARD.decode(text).context("histogram is not base64")?;
     let mut reader = bytes.as_slice();

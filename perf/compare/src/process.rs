@@ -242,11 +242,14 @@ impl Memory {
     }
 }
 
-/// The last line that speaks of an error, or the last line, and not more than a line holds.
+/// The first line that speaks of an error, as those that follow are of its consequences, or the
+/// last line; and not more than a line holds.
 fn last_complaint(text: &str) -> String {
-    let lines = || text.lines().rev().map(str::trim);
-    let complaint = lines().find(|line| line.to_lowercase().contains("error"));
-    let last = complaint.or_else(|| lines().find(|line| !line.is_empty()));
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let complaint = lines
+        .clone()
+        .find(|line| line.to_lowercase().contains("error"));
+    let last = complaint.or_else(|| lines.next_back());
     let words = last.unwrap_or("it said nothing");
     words.chars().take(COMPLAINT_CHARS_MAX).collect()
 }
@@ -324,8 +327,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn complaint_is_the_last_error_or_the_last_line() {
-        let text = "NOTICE: hello\nERROR: no sockets\n{ \"code\": 1 }\n\n";
+    fn complaint_is_the_first_error_or_the_last_line() {
+        let text = "NOTICE: hello\nERROR: no sockets\nerror response:\n{ \"code\": 1 }\n\n";
         assert_eq!(last_complaint(text), "ERROR: no sockets");
         assert_eq!(last_complaint("one\ntwo\n\n"), "two");
         assert_eq!(last_complaint(&"é".repeat(1000)).chars().count(), 300);

@@ -89,6 +89,26 @@ impl Poll {
     }
 }
 
+/// Where the data of writes comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payload {
+    /// One buffer for all: what is written is always the same, and read from the closest cache.
+    Shared,
+    /// A buffer for each command, filled anew for every write.
+    Own,
+}
+
+impl Payload {
+    /// As the report says it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Own => "own",
+        }
+    }
+}
+
 /// The load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Load {
@@ -152,6 +172,16 @@ impl Load {
     /// Whether there are commands that write.
     pub(crate) fn writes(&self) -> bool {
         self.verify || self.workload != Workload::Read
+    }
+
+    /// Where the data of writes comes from, if there are any. Only what is verified has to differ.
+    #[must_use]
+    pub fn write_payload(&self) -> Option<Payload> {
+        match (self.writes(), self.verify) {
+            (false, _) => None,
+            (true, true) => Some(Payload::Own),
+            (true, false) => Some(Payload::Shared),
+        }
     }
 
     /// Commands outstanding at once.

@@ -23,7 +23,8 @@ pub(crate) struct LoadService {
 }
 
 /// A place for one outstanding command, and its data. Reads and writes have buffers of their own:
-/// the kernel may hold a write's until after its completion.
+/// the kernel may hold a write's until after its completion. Writes that nobody verifies share one
+/// with other slots.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) path: PathId,

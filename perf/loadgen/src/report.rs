@@ -6,7 +6,7 @@ use bowline_nvme::Nanos;
 use bowline_reactor::Counters;
 use serde::Serialize;
 
-use crate::job::{Job, Pace};
+use crate::job::{Job, Pace, Payload};
 use crate::latency::{Latencies, Summary};
 use crate::load::Load;
 use crate::units::show_size;
@@ -70,6 +70,9 @@ pub struct Report {
     pub pattern: String,
     /// Bytes of one command.
     pub block_bytes: u32,
+    /// Where the data of writes came from, if there were any: "shared" if all wrote the same
+    /// buffer, "own" if each command had one.
+    pub write_payload: Option<&'static str>,
     /// Commands outstanding on each queue, at most.
     pub queue_depth: u16,
     /// Associations.
@@ -167,6 +170,7 @@ impl Report {
             read_percent: load.workload.read_percent(),
             pattern: load.pattern.to_string(),
             block_bytes: load.block_bytes,
+            write_payload: load.write_payload().map(Payload::name),
             queue_depth: load.queue_depth,
             connections: load.connections,
             queues: load.queues,
@@ -308,7 +312,15 @@ impl Report {
         let core = self
             .core
             .map_or(String::new(), |core| format!(" on core {core}"));
-        writeln!(out, "  client: poll {}{core}, {}", self.poll, self.backend)?;
+        let payload = match self.write_payload {
+            Some("shared") => ", all writes from one buffer",
+            _ => "",
+        };
+        writeln!(
+            out,
+            "  client: poll {}{core}, {}{payload}",
+            self.poll, self.backend
+        )?;
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::arrivals::Arrivals;
 use crate::error::PerfError;
-use crate::job::{Job, Load as LoadPlan, Pace, Poll, Workload};
+use crate::job::{Job, Load as LoadPlan, Pace, Payload, Poll, Workload};
 use crate::load::{Load, LoadService, Phase, Plan, Slot};
 use crate::pattern::Addresses;
 use crate::progress::{INTERVAL, Progress};
@@ -112,11 +112,16 @@ pub(crate) fn pin(core: usize) -> Result<(), PerfError> {
 fn reactor_config(job: &Job) -> Config {
     let load = &job.load;
     let block_bytes = usize::try_from(load.block_bytes).unwrap_or(usize::MAX);
-    let per_command = usize::from(load.reads()) + usize::from(load.writes());
-    let count = usize::try_from(load.outstanding()).unwrap_or(usize::MAX);
+    let outstanding = usize::try_from(load.outstanding()).unwrap_or(usize::MAX);
+    let reads = outstanding * usize::from(load.reads());
+    let writes = match load.write_payload() {
+        Some(Payload::Own) => outstanding,
+        Some(Payload::Shared) => 1,
+        None => 0,
+    };
     let classes = vec![ClassConfig {
         bytes: block_bytes.next_multiple_of(4096),
-        count: count * per_command,
+        count: reads + writes,
     }];
     Config {
         io: job.io,
@@ -295,33 +300,42 @@ fn slots(pool: &BufPool, job: &Job, paths: &[PathId]) -> Result<Vec<Slot>, PerfE
     let load = &job.load;
     let len = usize::try_from(load.block_bytes).unwrap_or(usize::MAX);
     let mut random = Random::new(mix(load.seed));
-    // Touched before the first command, so that no page fault is measured; and no zeroes, which
-    // a device may treat in a special way.
-    let mut buffer = |wanted: bool| {
-        if !wanted {
-            return Some(Segments::new());
-        }
-        let mut buf = pool.alloc(len)?;
-        for word in buf.as_mut()?.chunks_mut(8) {
-            word.copy_from_slice(&random.next().to_le_bytes()[..word.len()]);
-        }
-        Some(Segments::from(buf))
+    let mut buffer = || {
+        fresh(pool, len, &mut random)
+            .ok_or_else(|| PerfError::failed("too little memory for the commands' data"))
     };
-    let (reads, writes) = (load.reads(), load.writes());
+    let shared = match load.write_payload() {
+        Some(Payload::Shared) => buffer()?,
+        Some(Payload::Own) | None => Segments::new(),
+    };
     let mut slots = Vec::new();
     for _ in 0..load.queue_depth {
         for path in paths {
             for queue in 1..=load.queues {
-                let (Some(read), Some(write)) = (buffer(reads), buffer(writes)) else {
-                    return Err(PerfError::failed(
-                        "too little memory for the commands' data",
-                    ));
+                let read = if load.reads() {
+                    buffer()?
+                } else {
+                    Segments::new()
+                };
+                let write = match load.write_payload() {
+                    Some(Payload::Own) => buffer()?,
+                    Some(Payload::Shared) | None => shared.clone(),
                 };
                 slots.push(Slot::new(*path, queue, read, write));
             }
         }
     }
     Ok(slots)
+}
+
+/// A buffer, touched before the first command, so that no page fault is measured; and no zeroes,
+/// which a device may treat in a special way.
+fn fresh(pool: &BufPool, len: usize, random: &mut Random) -> Option<Segments> {
+    let mut buf = pool.alloc(len)?;
+    for word in buf.as_mut()?.chunks_mut(8) {
+        word.copy_from_slice(&random.next().to_le_bytes()[..word.len()]);
+    }
+    Some(Segments::from(buf))
 }
 
 fn plan(job: &Job, setting: &Setting) -> Plan {

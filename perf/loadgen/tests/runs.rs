@@ -56,6 +56,8 @@ fn closed_loop_counts_what_completed_on_either_engine() {
             assert_eq!(report.reads > 0, workload.read_percent() > 0);
             assert_eq!(report.writes > 0, workload.read_percent() < 100);
             assert!(report.client_cpu_seconds > 0.0 && report.client_system_calls > 0);
+            let payload = (workload != Workload::Read).then_some("shared");
+            assert_eq!(report.write_payload, payload);
         }
     }
 }
@@ -99,6 +101,7 @@ fn verify(fault: Fault) -> Verified {
     };
     let report = run(IoBackend::Auto, fault, load);
     assert_eq!(report.failure().is_some(), fault != Fault::None);
+    assert_eq!(report.write_payload, Some("own"));
     report.verify.expect("asked for")
 }
 

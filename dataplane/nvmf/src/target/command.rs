@@ -16,6 +16,7 @@ use super::io::{self, IoPlan, Refusal};
 use super::output::{ConnId, IoCommand, IoOp, SlotId};
 use super::property::Change;
 use super::slot::{Slot, Stage};
+use super::subsystem::Subsystem;
 use super::table::Key;
 
 /// How an accepted command goes on.
@@ -352,63 +353,57 @@ impl Target {
         };
         let status = command.ended_early(status);
         let awaited = std::mem::take(&mut command.awaited);
-        let has_more = command.has_more_parts() && status.is_success();
-        // What is aborted ends with the part that was at the device.
-        let goes_on = has_more && !awaited;
-        let status = if has_more && awaited {
-            Status::ABORTED_PREEMPT
-        } else {
-            status
-        };
-        let done = Done {
-            io: command.whole(),
-            nsid: command.sqe.nsid(),
-            status,
-            internal: command.internal,
-            goes_on,
-        };
-        let stage = if done.internal {
-            Stage::Reserved
-        } else {
-            Stage::Held
-        };
-        command.enter(now, stage);
+        let done = Done::of(command, status, awaited);
+        command.enter(now, done.stage());
+        let is_plain = done.is_plain() && !awaited && !command.aborting;
+        let victim = awaited.then_some(command.sqe);
         connection.executing = connection.executing.saturating_sub(1);
         let is_idle = connection.executing == 0;
         let Some(queue) = connection.queue else {
             return;
         };
-        let victim = awaited.then(|| {
+        let (mut at, mut is_drained) = (None, false);
+        if let Some(controller) = self.controllers.get_mut(queue.controller) {
+            at = controller.subsystem;
+            let subsystem = at.and_then(|at| self.subsystems.get_mut(at)?.as_mut());
+            done.count(now, is_idle, controller, subsystem);
+            is_drained = is_idle && controller.is_drained();
+        }
+        if is_plain && matches!(connection.state, State::Ready | State::Drain) {
+            connection.answer(now, slot, &done);
+            connection.touch(id, &mut self.dirty);
+        } else {
+            self.end_otherwise(now, id, slot, &done);
+            if let Some(sqe) = victim {
+                self.victim_ended(now, at, &sqe, done.io.namespace);
+            }
             let controller = self.controllers.get(queue.controller);
-            let subsystem = controller.and_then(|controller| controller.subsystem);
-            (subsystem, command.sqe)
-        });
-        self.count(now, queue.controller, &done, is_idle);
-        self.go_on(now, id, slot, &done);
-        if let Some((subsystem, sqe)) = victim {
-            self.victim_ended(now, subsystem, &sqe, done.io.namespace);
+            is_drained = controller.is_some_and(Controller::is_drained);
+            self.touch(id);
         }
-        if is_idle {
-            self.advance_drained(now, queue.controller);
+        if is_drained {
+            self.advance(now, queue.controller);
+            self.touch(id);
         }
-        self.touch(id);
     }
 
-    /// What follows the end of a command, or of a part of it, at its device.
-    fn go_on(&mut self, now: Nanos, id: ConnId, slot: SlotId, done: &Done) {
+    /// What follows the end of a command, or of a part of it, if it is not just its answer.
+    #[cold]
+    fn end_otherwise(&mut self, now: Nanos, id: ConnId, slot: SlotId, done: &Done) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        match connection.state {
+        let (state, queue) = (connection.state, connection.queue);
+        match state {
             _ if done.internal => {
-                if let Some(queue) = connection.queue {
+                if let Some(queue) = queue {
                     self.flushed(now, queue.controller, done.status);
                 }
                 self.reap(now, id);
             }
             State::Ready | State::Drain if done.goes_on => self.part_done(now, id, slot),
             State::Ready | State::Drain => {
-                if done.status.is_success() && matches!(done.io.op, IoOp::Read { .. }) {
+                if done.is_read() && done.status.is_success() {
                     self.respond_with_data(now, id, slot, 0);
                 } else {
                     self.respond(now, id, slot, done.status, 0);
@@ -422,43 +417,6 @@ impl Target {
                 connection.slots.release(slot);
                 self.reap(now, id);
             }
-        }
-    }
-
-    /// A reset or a shutdown waits for the controller's last command to leave its device.
-    fn advance_drained(&mut self, now: Nanos, key: Key) {
-        let drained =
-            |controller: &Controller| !controller.health.is_busy() && !controller.runs_io();
-        if self.controllers.get(key).is_some_and(drained) {
-            self.advance(now, key);
-        }
-    }
-
-    /// Counts what a device has done. `is_idle`: its queue has nothing else there.
-    fn count(&mut self, now: Nanos, key: Key, done: &Done, is_idle: bool) {
-        let Some(controller) = self.controllers.get_mut(key) else {
-            return;
-        };
-        let subsystem = controller
-            .subsystem
-            .and_then(|at| self.subsystems.get_mut(at)?.as_mut());
-        if is_idle {
-            controller.health.finished(now);
-        }
-        let Some(subsystem) = subsystem else { return };
-        if is_idle {
-            subsystem.health.run.finished(now);
-        }
-        if done.internal || done.goes_on {
-            return;
-        }
-        let tally = Tally::of(&done.io.op, done.io.bytes, done.status);
-        controller.health.io.count(tally);
-        subsystem.health.run.io.count(tally);
-        let namespace = subsystem.namespaces.get_mut(done.nsid.0);
-        // The NSID may have been given to another device meanwhile.
-        if let Some(namespace) = namespace.filter(|it| it.handle == done.io.namespace) {
-            namespace.counters.count(tally);
         }
     }
 
@@ -556,7 +514,81 @@ struct Done {
     goes_on: bool,
 }
 
+impl Done {
+    /// `is_awaited`: its end is what a Preempt and Abort waits for.
+    fn of(command: &Slot, status: Status, is_awaited: bool) -> Self {
+        let has_more = command.has_more_parts() && status.is_success();
+        Self {
+            io: command.whole(),
+            nsid: command.sqe.nsid(),
+            // What is aborted ends with the part that was at the device.
+            status: if has_more && is_awaited {
+                Status::ABORTED_PREEMPT
+            } else {
+                status
+            },
+            internal: command.internal,
+            goes_on: has_more && !is_awaited,
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        if self.internal {
+            Stage::Reserved
+        } else {
+            Stage::Held
+        }
+    }
+
+    /// Whether it has succeeded, and only its answer is left to be sent.
+    fn is_plain(&self) -> bool {
+        self.status.is_success() && !self.internal && !self.goes_on
+    }
+
+    fn is_read(&self) -> bool {
+        matches!(self.io.op, IoOp::Read { .. })
+    }
+
+    /// `is_idle`: its queue has nothing else at a device.
+    fn count(
+        &self,
+        now: Nanos,
+        is_idle: bool,
+        controller: &mut Controller,
+        subsystem: Option<&mut Subsystem>,
+    ) {
+        if is_idle {
+            controller.health.finished(now);
+        }
+        let Some(subsystem) = subsystem else { return };
+        if is_idle {
+            subsystem.health.run.finished(now);
+        }
+        if self.internal || self.goes_on {
+            return;
+        }
+        let tally = Tally::of(&self.io.op, self.io.bytes, self.status);
+        controller.health.io.count(tally);
+        subsystem.health.run.io.count(tally);
+        let namespace = subsystem.namespaces.get_mut(self.nsid.0);
+        // The NSID may have been given to another device meanwhile.
+        if let Some(namespace) = namespace.filter(|it| it.handle == self.io.namespace) {
+            namespace.counters.count(tally);
+        }
+    }
+}
+
 impl Connection {
+    /// Answers a command that has succeeded.
+    fn answer(&mut self, now: Nanos, slot: SlotId, done: &Done) {
+        if done.is_read() {
+            self.respond_with_data(now, slot, 0);
+        } else {
+            self.respond(now, slot, done.status, 0);
+        }
+    }
+
+    #[cold]
     fn refuse(&mut self, slot: SlotId, (status, at): Refusal) -> Plan {
         if let Some(command) = self.slots.get_mut(slot) {
             command.error_at = at;

@@ -238,6 +238,7 @@ impl Connection {
         }
     }
 
+    #[inline]
     pub(super) fn push(&mut self, pending: Pending) {
         match pending {
             Pending::R2t(_) | Pending::Data(_) | Pending::Response(_) => {
@@ -262,8 +263,11 @@ impl Connection {
     }
 
     /// Puts the connection on the list of those to be polled, once, if it has something to do.
+    #[inline]
     pub(super) fn touch(&mut self, id: Key, dirty: &mut VecDeque<Key>) {
-        self.finish_drain();
+        if self.state == State::Drain {
+            self.finish_drain();
+        }
         if !self.dirty && self.has_output() {
             self.dirty = true;
             dirty.push_back(id);
@@ -338,11 +342,14 @@ impl Connection {
         });
     }
 
-    /// A draining connection closes once everything it owes has been polled.
-    pub(super) fn finish_drain(&mut self) {
-        if self.state == State::Drain && self.executing == 0 && !self.has_output() {
+    /// A draining connection closes once everything it owes has been polled. Returns whether it
+    /// closes now.
+    fn finish_drain(&mut self) -> bool {
+        let is_over = self.state == State::Drain && self.executing == 0 && !self.has_output();
+        if is_over {
             self.close(true);
         }
+        is_over
     }
 
     /// The socket is gone.
@@ -412,14 +419,45 @@ impl Connection {
         next
     }
 
-    /// The next output, skipping those whose command has gone meanwhile.
+    /// The next output, skipping those whose command has gone or changed meanwhile.
     pub(super) fn poll(&mut self, now: Nanos) -> Option<Output> {
         loop {
             let answer = self.answers.pop_front();
-            let pending = answer.or_else(|| self.outputs.pop_front())?;
-            let output = self.output(now, pending);
-            if output.is_some() {
-                return output;
+            let Some(pending) = answer.or_else(|| self.outputs.pop_front()) else {
+                if !self.finish_drain() {
+                    return None;
+                }
+                continue;
+            };
+            match pending {
+                Pending::Execute(slot) => {
+                    if let Some(command) = self.execute(now, slot) {
+                        return Some(Output::Execute { slot, command });
+                    }
+                }
+                Pending::Data(slot) => {
+                    if let Some(data) = self.data(now, slot) {
+                        return Some(Output::Send {
+                            pdu: self.pdu(TxBody::Data(data)),
+                            payload: Some((slot, 0, data.datal)),
+                            release: data.success.then_some(slot),
+                        });
+                    }
+                }
+                Pending::Response(slot) => {
+                    if let Some(cqe) = self.response(now, slot) {
+                        return Some(Output::Send {
+                            pdu: self.pdu(TxBody::Response(CapsuleResp { cqe })),
+                            payload: None,
+                            release: Some(slot),
+                        });
+                    }
+                }
+                pending => {
+                    if let Some(output) = self.other_output(now, pending) {
+                        return Some(output);
+                    }
+                }
             }
         }
     }
@@ -430,25 +468,11 @@ impl Connection {
             let is_it = |it: &Pending| matches!(it, Pending::Withdraw(_));
             let at = self.outputs.iter().position(is_it)?;
             let pending = self.outputs.remove(at)?;
-            if let Some(output) = self.output(now, pending) {
+            if let Some(output) = self.other_output(now, pending) {
                 return Some(output);
             }
         }
         None
-    }
-
-    /// What is to be done now, unless the command has gone or changed meanwhile.
-    #[inline]
-    fn output(&mut self, now: Nanos, pending: Pending) -> Option<Output> {
-        match pending {
-            Pending::Execute(slot) => {
-                let command = self.execute(now, slot)?;
-                Some(Output::Execute { slot, command })
-            }
-            Pending::Data(slot) => self.data(now, slot),
-            Pending::Response(slot) => self.response(now, slot),
-            pending => self.other_output(now, pending),
-        }
     }
 
     /// What most commands do without.
@@ -568,34 +592,29 @@ impl Connection {
         Some(self.send(TxBody::R2t(r2t)))
     }
 
-    fn data(&mut self, now: Nanos, id: SlotId) -> Option<Output> {
+    fn data(&mut self, now: Nanos, id: SlotId) -> Option<C2HData> {
         self.last_command = now;
         let slot = self.slots.at_stage(id, Stage::Respond)?;
-        let (len, last) = (slot.part_len(), !slot.has_more_parts());
+        let last = !slot.has_more_parts();
         let goes_on = slot.is_between_parts();
-        let success = slot.fused_response && last;
         let data = C2HData {
             cccid: slot.sqe.cid(),
             datao: slot.part_start,
-            datal: len,
+            datal: slot.part_len(),
             last,
-            success,
+            success: slot.fused_response && last,
         };
-        self.counters.payload_tx_bytes += u64::from(len);
-        if success {
+        self.counters.payload_tx_bytes += u64::from(data.datal);
+        if data.success {
             self.slots.release(id);
         }
         if goes_on {
             self.read_on(now, id);
         }
-        Some(Output::Send {
-            pdu: self.pdu(TxBody::Data(data)),
-            payload: Some((id, 0, len)),
-            release: success.then_some(id),
-        })
+        Some(data)
     }
 
-    fn response(&mut self, now: Nanos, id: SlotId) -> Option<Output> {
+    fn response(&mut self, now: Nanos, id: SlotId) -> Option<Cqe> {
         self.last_command = now;
         let slot = self.slots.at_stage(id, Stage::Respond)?;
         let (result, status, cid) = (slot.result, slot.status, slot.sqe.cid());
@@ -610,17 +629,12 @@ impl Connection {
             _ => 0,
         };
         self.slots.release(id);
-        let cqe = Cqe {
+        Some(Cqe {
             result,
             sqhd,
             sqid: QueueId(0),
             cid,
             status,
-        };
-        Some(Output::Send {
-            pdu: self.pdu(TxBody::Response(CapsuleResp { cqe })),
-            payload: None,
-            release: Some(id),
         })
     }
 

@@ -195,6 +195,11 @@ impl Controller {
         self.phase == Phase::Ready && self.shutdown == Shutdown::None
     }
 
+    /// Whether a reset or a shutdown may go on that waits for the last command to leave its device.
+    pub(super) fn is_drained(&self) -> bool {
+        !self.health.is_busy() && !self.runs_io()
+    }
+
     /// The keep-alive timer runs while the controller is ready and not shutting down.
     /// [BASE-2.0 §3.9.1]
     fn keep_alive(&self, discovery: Nanos) -> Option<Nanos> {

@@ -138,11 +138,7 @@ impl Target {
     pub fn poll_output(&mut self, now: Nanos, id: ConnId) -> Option<Output> {
         let connection = self.connections.get_mut(id)?;
         let was_idle = connection.executing == 0;
-        let mut output = connection.poll(now);
-        if output.is_none() && connection.state == State::Drain {
-            connection.finish_drain();
-            output = connection.poll(now);
-        }
+        let output = connection.poll(now);
         if was_idle
             && connection.executing > 0
             && let Some(queue) = connection.queue

@@ -83,19 +83,16 @@ impl Target {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        match connection.frame.poll_event() {
-            None => {}
-            Some(Event::PayloadEnd) => {
-                // Data nobody vouched for although there was a digest is no data.
-                let trusted = !connection.frame.has_data_digest();
-                self.payload_end(now, id, trusted);
-            }
-            Some(Event::DigestOk) => self.payload_end(now, id, true),
-            Some(Event::DigestMismatch) => self.payload_end(now, id, false),
-            Some(Event::Header(Header::CapsuleCmd(capsule))) => self.capsule(now, id, &capsule.sqe),
-            Some(Event::Header(header)) => self.handle_header(now, id, &header),
-            Some(Event::Violation(violation)) => self.violation(now, id, violation),
-        }
+        let is_trusted = match connection.frame.poll_event() {
+            None => return,
+            Some(Event::Header(header)) => return self.handle_header(now, id, &header),
+            Some(Event::Violation(violation)) => return self.violation(now, id, violation),
+            // Data nobody vouched for although there was a digest is no data.
+            Some(Event::PayloadEnd) => !connection.frame.has_data_digest(),
+            Some(Event::DigestOk) => true,
+            Some(Event::DigestMismatch) => false,
+        };
+        self.payload_end(now, id, is_trusted);
     }
 
     /// After something was received: a PDU that has begun must go on, or the connection ends.
@@ -111,11 +108,14 @@ impl Target {
         connection.touch(id, &mut self.dirty);
     }
 
-    /// A header of another PDU than a command capsule.
+    /// A header that did not arrive whole, or of another PDU than a command capsule.
     fn handle_header(&mut self, now: Nanos, id: ConnId, header: &Header) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
+        if let Header::CapsuleCmd(capsule) = header {
+            return self.capsule(now, id, &capsule.sqe);
+        }
         connection.begin_pdu();
         match (connection.state, header) {
             // The host's last word: nothing is answered. [TCP-1.0 §3.5.1]
@@ -151,6 +151,7 @@ impl Target {
     }
 
     /// The stream is broken or its sender is: say why, then end. [TCP-1.0 §3.5.1]
+    #[cold]
     pub(super) fn violation(&mut self, now: Nanos, id: ConnId, violation: Violation) {
         let linger_until = now.after(self.config.deadlines.linger);
         let Some(connection) = self.connections.get_mut(id) else {
@@ -198,6 +199,7 @@ impl Target {
     }
 
     /// Sets a planned command going.
+    #[inline]
     pub(super) fn start(&mut self, now: Nanos, id: ConnId, slot: SlotId, plan: Plan, payload: u32) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
@@ -329,6 +331,7 @@ impl Connection {
 
     /// Sets a planned command going, or says how it is answered. In-capsule data of one that wants
     /// none is dropped.
+    #[inline]
     fn start(
         &mut self,
         now: Nanos,

@@ -136,6 +136,7 @@ impl Access {
 
 impl ReservationState {
     /// Whether the reservation lets a host do this. Without a reservation it costs one branch.
+    #[inline]
     pub(super) fn allows(&self, host: &HostId, access: Access) -> bool {
         let Some(held) = &self.reservation else {
             return true;

@@ -91,9 +91,10 @@ impl IdlePolicy {
         }
     }
 
-    /// Whether bursts have lately come within `span` of each other.
-    pub(crate) const fn expects_within(&self, span: Nanos) -> bool {
-        self.gap <= span.0
+    /// Whether bursts have lately come within `span` of each other. Who never spins is to make few
+    /// system calls, and hopes for it always.
+    pub(crate) fn expects_within(&self, span: Nanos) -> bool {
+        self.mode == PollMode::Never || self.gap <= span.0
     }
 
     /// What to do now that there is nothing to do. `expects` means that a device works for us: its
@@ -226,8 +227,9 @@ mod tests {
     #[test]
     fn events_are_expected_once_bursts_come_close_together() {
         let span = Nanos::from_micros(200);
-        assert!(!new(PollMode::Never).expects_within(span));
-        let mut policy = after_gaps(PollMode::Never, Nanos::from_micros(50), 40);
+        assert!(new(PollMode::Never).expects_within(span));
+        assert!(!new(PollMode::Adaptive).expects_within(span));
+        let mut policy = after_gaps(PollMode::Adaptive, Nanos::from_micros(50), 40);
         assert!(policy.expects_within(span));
         (0..8).for_each(|_| policy.burst_after(Nanos::from_secs(1), true));
         assert!(!policy.expects_within(span));

@@ -19,8 +19,9 @@ const fn bound(scenario: &'static str, like: &'static str, times: f64) -> Bound 
 }
 
 const BOUNDS: &[Bound] = &[
-    // Who does nothing costs nothing.
-    bound("read_4k_qd1_beside_1000_idle", "read_4k_qd1", 1.03),
+    // Who does nothing costs nothing, but that the timers it came with are put off once, a few in
+    // each millisecond: here that is soon after it came, and few commands share it.
+    bound("read_4k_qd1_beside_1000_idle", "read_4k_qd1", 1.05),
     bound("read_4k_qd32_beside_1000_idle", "read_4k_qd32", 1.03),
     bound("write_4k_qd32_beside_1000_idle", "write_4k_qd32", 1.03),
     bound("connect_beside_1000_idle", "connect", 1.03),

@@ -236,6 +236,8 @@ struct Inner {
     // Smallest first.
     classes: Box<[Class]>,
     slots: Box<[Slot]>,
+    // Of all classes: asked for with every command.
+    free_bytes: Cell<usize>,
     alloc_failures: Cell<u64>,
     region: Box<dyn Region>,
 }
@@ -322,6 +324,7 @@ impl BufPool {
             inner: Rc::new(Inner {
                 classes: classes.into(),
                 slots: slots.into(),
+                free_bytes: Cell::new(total),
                 alloc_failures: Cell::new(0),
                 region,
             }),
@@ -350,6 +353,8 @@ impl BufPool {
             };
             class.free_head.set(slot.next_free.get());
             class.free.set(class.free.get() - 1);
+            let free_bytes = &self.inner.free_bytes;
+            free_bytes.set(free_bytes.get() - class.bytes);
             slot.views.set(1);
             let pool = Rc::clone(&self.inner);
             return Some(IoBuf {
@@ -383,8 +388,7 @@ impl BufPool {
     /// The bytes of all free buffers.
     #[must_use]
     pub fn free_bytes(&self) -> usize {
-        let classes = self.inner.classes.iter();
-        classes.map(|class| class.bytes * class.free.get()).sum()
+        self.inner.free_bytes.get()
     }
 
     /// How many buffers of `sizes` bytes are free.
@@ -614,6 +618,8 @@ impl Drop for IoBuf {
             let class = &self.pool.classes[slot.class as usize];
             slot.next_free.set(class.free_head.replace(self.slot));
             class.free.set(class.free.get() + 1);
+            let free_bytes = &self.pool.free_bytes;
+            free_bytes.set(free_bytes.get() + class.bytes);
         }
     }
 }

@@ -102,7 +102,6 @@ pub(crate) struct Load {
     phase: Phase,
     /// Intended starts, in an open loop.
     arrivals: Option<Arrivals>,
-    paths: Vec<PathId>,
     slots: Vec<Slot>,
     /// Slots without a command, longest idle first: takes turns between queues.
     idle: VecDeque<u32>,
@@ -121,13 +120,12 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(plan: Plan, paths: Vec<PathId>, slots: Vec<Slot>) -> Self {
+    pub(crate) fn new(plan: Plan, slots: Vec<Slot>) -> Self {
         let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         Self {
             plan,
             phase: Phase::Rest,
             arrivals: None,
-            paths,
             again: Vec::with_capacity(slots.len()),
             slots,
             idle: (0..count).collect(),
@@ -205,8 +203,10 @@ impl Load {
 
     /// Takes everything that completed.
     fn collect(&mut self, host: &mut HostService, now: Nanos) {
-        for index in 0..self.paths.len() {
-            let path = host.path_mut(self.paths[index]);
+        let mut number = 0;
+        while let Some(path) = host.active(number) {
+            number += 1;
+            let path = host.path_mut(path);
             while let Some(done) = path.poll() {
                 self.on_done(done, now);
             }

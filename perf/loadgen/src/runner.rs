@@ -53,7 +53,7 @@ pub fn run(job: &Job, progress: &mut Progress) -> Result<Report, PerfError> {
     let setting = examine(&local, job, &paths)?;
     let slots = slots(local.reactor().pool(), job, &paths)?;
     let plan = plan(job, &setting);
-    local.parts().0.load = Some(Load::new(plan, paths.clone(), slots));
+    local.parts().0.load = Some(Load::new(plan, slots));
     let measured = execute(&mut local, job, progress);
     let lost = first_loss(&local, &paths);
     disconnect(&mut local, &paths);

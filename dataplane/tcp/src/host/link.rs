@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) sending: bool,
     /// To be closed as soon as nothing is left to send.
     pub(super) closing: bool,
+    /// It is listed: there may be something to send, or it is to be closed.
+    pub(super) listed: bool,
     slots: Vec<Slot>,
 }
 

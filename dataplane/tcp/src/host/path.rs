@@ -56,6 +56,8 @@ pub struct HostPath {
     controller: HostController,
     addr: SocketAddr,
     links: Vec<Link>,
+    /// Queues that may have something to send, each once.
+    listed: Vec<u16>,
     completions: VecDeque<HostCompletion>,
     events: VecDeque<PathEvent>,
     /// Commands of the owner's without a completion.
@@ -82,10 +84,11 @@ impl HostPath {
         let controller = HostController::new(config);
         let links = (0..controller.queue_count_max())
             .map(|_| Link::default())
-            .collect();
+            .collect::<Vec<_>>();
         Self {
             controller,
             addr,
+            listed: Vec::with_capacity(links.len()),
             links,
             completions: VecDeque::with_capacity(depth),
             events: VecDeque::with_capacity(EVENTS_MAX),
@@ -136,6 +139,11 @@ impl HostPath {
     pub fn disconnect(&mut self, cx: &mut Reactor, now: Nanos) {
         self.controller.disconnect(now);
         self.pump(cx, now);
+    }
+
+    /// Whether there are completions that nobody took.
+    pub(super) fn has_completions(&self) -> bool {
+        !self.completions.is_empty()
     }
 
     /// The oldest completion not taken yet.
@@ -251,6 +259,7 @@ impl HostPath {
                 if let Some(link) = self.links.get_mut(usize::from(queue)) {
                     link.bind(slot, data, is_own);
                 }
+                self.list(queue);
                 self.in_flight += 1;
                 Ok(())
             }
@@ -296,6 +305,7 @@ impl HostPath {
             self.links[usize::from(queue)].socket = None;
             self.controller.closed(now, queue);
         }
+        self.list(queue);
         self.pump(cx, now);
     }
 
@@ -327,6 +337,8 @@ impl HostPath {
             }
         }
         cx.put_staging(staging);
+        // There may be requests for data to be answered.
+        self.list(queue);
         self.pump(cx, now);
     }
 
@@ -339,6 +351,8 @@ impl HostPath {
         result: &io::Result<()>,
     ) {
         self.links[usize::from(queue)].sending = false;
+        // What came meanwhile, or did not fit.
+        self.list(queue);
         if result.is_err() {
             self.drop_socket(cx, queue);
             self.controller.closed(now, queue);
@@ -352,10 +366,19 @@ impl HostPath {
             self.controller.handle_timeout(now);
             self.pump(cx, now);
         }
-        for index in 0..self.links.len() {
-            if let Ok(queue) = u16::try_from(index) {
-                self.flush(cx, queue);
-            }
+        while let Some(queue) = self.listed.pop() {
+            self.links[usize::from(queue)].listed = false;
+            self.flush(cx, queue);
+        }
+    }
+
+    /// Has a look taken at what this queue has to send.
+    fn list(&mut self, queue: u16) {
+        if let Some(link) = self.links.get_mut(usize::from(queue))
+            && !link.listed
+        {
+            link.listed = true;
+            self.listed.push(queue);
         }
     }
 
@@ -457,6 +480,8 @@ impl HostPath {
 
     /// Acts on everything the state machine has to say.
     fn pump(&mut self, cx: &mut Reactor, now: Nanos) {
+        // The state machine has commands of its own, all for the admin queue.
+        self.list(0);
         while let Some(event) = self.controller.poll_event(now) {
             match event {
                 HostEvent::Open { queue } => self.open(cx, now, queue),

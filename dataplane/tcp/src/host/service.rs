@@ -25,6 +25,12 @@ pub struct HostService {
     places: Vec<Place>,
     /// Where a socket was found last, by its index.
     routes: Vec<(usize, u16)>,
+    /// Associations that somebody had to do with since the last turn, each once: only these can
+    /// have something to send, or completions that nobody took.
+    active: Vec<usize>,
+    /// No timer of an association that is not active is earlier. It may be too early itself: that
+    /// costs one look at all of them.
+    due: Option<Nanos>,
     stopping: bool,
 }
 
@@ -33,6 +39,8 @@ struct Place {
     /// Counts reuses, so that an old id names nothing.
     generation: u32,
     path: Option<HostPath>,
+    /// It is among the active.
+    active: bool,
 }
 
 impl HostService {
@@ -60,10 +68,9 @@ impl HostService {
         let place = &mut self.places[index];
         place.generation = place.generation.wrapping_add(1);
         place.path = Some(path);
-        PathId {
-            index,
-            generation: place.generation,
-        }
+        let generation = place.generation;
+        self.activate(index);
+        PathId { index, generation }
     }
 
     /// Removes an association. One that is still up is cut off, and its commands are gone with
@@ -74,6 +81,8 @@ impl HostService {
     pub fn remove(&mut self, cx: &mut Reactor, id: PathId) {
         self.path_mut(id).abort(cx);
         self.places[id.index].path = None;
+        self.places[id.index].active = false;
+        self.active.retain(|index| *index != id.index);
     }
 
     /// An association.
@@ -96,6 +105,7 @@ impl HostService {
     /// # Panics
     /// When the association was removed.
     pub fn path_mut(&mut self, id: PathId) -> &mut HostPath {
+        self.activate(id.index);
         let place = self
             .places
             .get_mut(id.index)
@@ -103,6 +113,48 @@ impl HostService {
         place
             .and_then(|place| place.path.as_mut())
             .expect("the association was not removed")
+    }
+
+    /// The associations that something happened to since the last turn, by number from 0 on: the
+    /// others have no new completions.
+    #[must_use]
+    pub fn active(&self, number: usize) -> Option<PathId> {
+        let index = *self.active.get(number)?;
+        let generation = self.places.get(index)?.generation;
+        Some(PathId { index, generation })
+    }
+
+    fn activate(&mut self, index: usize) {
+        if let Some(place) = self.places.get_mut(index)
+            && !place.active
+            && place.path.is_some()
+        {
+            place.active = true;
+            self.active.push(index);
+        }
+    }
+
+    /// Lets the active associations send, and those that are due act.
+    fn run_active(&mut self, cx: &mut Reactor, now: Nanos) {
+        if self.due.is_some_and(|at| at <= now) {
+            for index in 0..self.places.len() {
+                self.activate(index);
+            }
+            self.due = None;
+        }
+        let (places, due) = (&mut self.places, &mut self.due);
+        self.active.retain(|index| {
+            let Some(place) = places.get_mut(*index) else {
+                return false;
+            };
+            let Some(path) = &mut place.path else {
+                return false;
+            };
+            path.turn(cx, now);
+            *due = earlier(*due, path.poll_timeout());
+            place.active = path.has_completions();
+            place.active
+        });
     }
 
     /// The association and queue whose connection this is.
@@ -123,17 +175,12 @@ impl HostService {
             self.routes[socket.index()] = found;
             found
         };
+        self.activate(index);
         Some((self.places.get_mut(index)?.path.as_mut()?, queue))
     }
 
     fn paths(&self) -> impl Iterator<Item = &HostPath> {
         self.places.iter().filter_map(|place| place.path.as_ref())
-    }
-
-    fn paths_mut(&mut self) -> impl Iterator<Item = &mut HostPath> {
-        self.places
-            .iter_mut()
-            .filter_map(|place| place.path.as_mut())
     }
 
     fn all_ended(&self) -> bool {
@@ -200,13 +247,15 @@ impl Service for HostService {
     }
 
     fn turn(&mut self, cx: &mut Reactor, now: Nanos) {
-        for path in self.paths_mut() {
-            path.turn(cx, now);
-        }
+        self.run_active(cx, now);
     }
 
     fn poll_timeout(&self) -> Option<Nanos> {
-        self.paths().filter_map(HostPath::poll_timeout).min()
+        let active = self.active.iter().filter_map(|index| {
+            let path = self.places.get(*index)?.path.as_ref()?;
+            path.poll_timeout()
+        });
+        earlier(self.due, active.min())
     }
 
     fn expects_completion(&self) -> bool {
@@ -215,12 +264,22 @@ impl Service for HostService {
 
     fn stopping(&mut self, cx: &mut Reactor, now: Nanos) {
         self.stopping = true;
-        for path in self.paths_mut() {
-            path.disconnect(cx, now);
+        for index in 0..self.places.len() {
+            self.activate(index);
+            if let Some(path) = &mut self.places[index].path {
+                path.disconnect(cx, now);
+            }
         }
     }
 
     fn is_stopped(&self) -> bool {
         self.stopping && self.all_ended()
+    }
+}
+
+fn earlier(one: Option<Nanos>, other: Option<Nanos>) -> Option<Nanos> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }

@@ -225,6 +225,43 @@ fn commands_of_the_owner_and_blocking_calls_mix() {
 }
 
 #[test]
+fn only_associations_that_something_happened_to_are_active() {
+    let served = Served::on_any_port();
+    let (mut host, quiet) = connect(&served, config());
+    let busy = host.connect(served.addr, config());
+    host.wait_ready(busy, deadline()).expect("connected");
+    let settled = host.run_until(deadline(), |service, _| service.active(0).is_none());
+    assert!(settled, "what nobody has to do with becomes inactive");
+
+    let mut buf = host.pool().alloc(4096).expect("a buffer");
+    buf.truncate(4096);
+    let read = HostCommand {
+        op: HostOp::Read,
+        nsid: NSID,
+        lba: 0,
+        blocks: 8,
+        data: Segments::from(buf),
+        token: 1,
+    };
+    host.submit(busy, read).expect("taken");
+    let mut seen = Vec::new();
+    host.run_until(deadline(), |service, _| {
+        let ids = (0..).map_while(|number| service.active(number));
+        seen.extend(ids);
+        service.path(busy).in_flight() == 0
+    });
+    assert!(seen.contains(&busy) && !seen.contains(&quiet), "{seen:?}");
+
+    host.turn();
+    let untaken = host.run_until(deadline(), |service, _| service.active(0) == Some(busy));
+    assert!(untaken, "a completion that nobody took is not forgotten");
+    host.poll(busy).expect("completed");
+    let settled = host.run_until(deadline(), |service, _| service.active(0).is_none());
+    assert!(settled);
+    served.stop();
+}
+
+#[test]
 fn data_in_several_segments_arrives_in_order() {
     let served = Served::on_any_port();
     for digests in [

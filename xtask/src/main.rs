@@ -71,7 +71,8 @@ enum Command {
 enum Perf {
     /// Bowline against other targets and bare sockets, on a quiet machine; results in perf/results.
     Compare(perf::CompareArguments),
-    /// Instructions per command, held against the figures on file; no clock is involved.
+    /// Instructions, system calls and allocations per command, held against the figures on
+    /// file; no clock is involved.
     Guard {
         /// Write what is found to the file instead.
         #[arg(long)]

@@ -1,29 +1,20 @@
-//! What the data path asks of the kernel, from the reactor's own counters: system calls per I/O
-//! in fixed bursts without spinning, and the cost of doing nothing.
-//!
-//! Figures are printed for every combination; limits hold for the one the design names, memory
-//! with `io_uring`.
+//! What the data path asks of the kernel when there is little to do, from the reactor's own
+//! counters: a command after a pause, and the cost of doing nothing. What bursts ask of it is
+//! counted on the real process: perf/guard/README.md.
 
 mod common;
 
 use std::time::{Duration, Instant};
 
-use bowline_engine_kernel::{Backing, KernelDevice, OpenOptions};
 use bowline_nvme::Nanos;
-use bowline_nvmf::target::{Hosts, TargetConfig};
-use bowline_reactor::{Config, IoBackend, PollMode, monotonic_now};
+use bowline_reactor::{IoBackend, monotonic_now};
 use bowline_tcp::host::HostOp;
 use rustix::time::{ClockId, clock_gettime};
 
-use common::device::TestDevice;
 use common::harness::{self, Test};
 use common::initiator::{Disk, Options};
 use common::is_permitted;
-use common::rig::{DISK_BYTES, NQN, Rig};
-
-/// Most system calls per I/O of 4 KiB, in memory with `io_uring`.
-const LIMIT_QD1: f64 = 2.1;
-const LIMIT_QD32: f64 = 0.15;
+use common::rig::Rig;
 
 /// Most of a core that 16 idle connections may take, in per cent. Code without optimisation takes
 /// several times as long for the same.
@@ -32,24 +23,9 @@ const IDLE_CPU_MAX: f64 = if cfg!(debug_assertions) { 0.5 } else { 0.1 };
 /// Keep Alive Timeout of Linux hosts.
 const LINUX_KATO: Duration = Duration::from_secs(5);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Medium {
-    Memory,
-    File,
-}
-
 fn main() {
     let mut tests: Vec<Test> = Vec::new();
     for io in [IoBackend::Uring, IoBackend::Epoll] {
-        for medium in [Medium::Memory, Medium::File] {
-            let name = format!("{io:?}::{medium:?}_bursts_stay_within_their_system_calls");
-            let test = move || {
-                if is_permitted(io) {
-                    bursts(io, medium);
-                }
-            };
-            tests.push((name.to_lowercase(), Box::new(test)));
-        }
         let name = format!("{io:?}::command_after_a_pause_takes_one_turn").to_lowercase();
         let test = move || {
             if is_permitted(io) {
@@ -66,73 +42,6 @@ fn main() {
         tests.push((name, Box::new(test)));
     }
     harness::run(tests);
-}
-
-fn bursts(io: IoBackend, medium: Medium) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let reactor = Config {
-        io,
-        poll: PollMode::Never,
-        ..Config::default()
-    };
-    let rig = Rig::empty(reactor, TargetConfig::default());
-    rig.add_subsystem(NQN, Hosts::Any);
-    match medium {
-        Medium::Memory => rig.add_memory(NQN, DISK_BYTES),
-        Medium::File => {
-            let path = folder.path().join("disk");
-            let file = std::fs::File::create(&path).expect("a new file");
-            file.set_len(DISK_BYTES).expect("room for a small file");
-            rig.add_namespace_on(NQN, move |cx| {
-                let backing = Backing::open(&OpenOptions::new(path)).expect("a plain file");
-                TestDevice::new(KernelDevice::new(backing, cx.disk()).expect("a device"))
-            })
-        }
-    };
-    let mut disk = Disk::with(
-        rig.address,
-        Options {
-            io,
-            ..Options::default()
-        },
-    );
-    for (op, verb) in [
-        (HostOp::Read, "read"),
-        (HostOp::Write { fua: false }, "write"),
-    ] {
-        for (depth, rounds, limit) in [(1, 2000, LIMIT_QD1), (32, 200, LIMIT_QD32)] {
-            let found = syscalls_per_io(&rig, &mut disk, op, depth, rounds);
-            println!("{io:?} {medium:?} 4 KiB {verb} QD{depth}: {found:.3} system calls per I/O");
-            if (io, medium) == (IoBackend::Uring, Medium::Memory) {
-                assert!(
-                    found <= limit,
-                    "{verb} QD{depth}: {found:.3}, allowed are {limit}"
-                );
-            }
-        }
-    }
-}
-
-fn syscalls_per_io(rig: &Rig, disk: &mut Disk, op: HostOp, depth: usize, rounds: u32) -> f64 {
-    const WINDOWS: u32 = 5;
-    let mut burst = disk.prepare(op, depth, 4096);
-    for _ in 0..10 {
-        disk.burst(&mut burst);
-    }
-    // A host that does not get its processor answers too late to be waited for along with a send,
-    // which costs a call: what else the machine does only ever adds, so the least counts. Asking
-    // is a message: its own cost is far below the limits' precision.
-    let mut window = || {
-        let before = rig.counters().syscalls();
-        for _ in 0..rounds / WINDOWS {
-            disk.burst(&mut burst);
-        }
-        let calls = rig.counters().syscalls() - before;
-        let ios = f64::from(rounds / WINDOWS) * f64::from(u32::try_from(depth).expect("small"));
-        f64::from(u32::try_from(calls).expect("few")) / ios
-    };
-    let windows = (0..WINDOWS).map(|_| window());
-    windows.fold(f64::MAX, f64::min)
 }
 
 /// Commands too far apart to spin for: woken by each, the reactor answers and sleeps, instead of

@@ -50,6 +50,8 @@ pub(crate) struct Scenario {
     /// Hosts that take part, each with this depth.
     busy: u32,
     namespaces: u32,
+    /// Namespaces that commands go to in turn, from the first on.
+    over: u16,
 }
 
 const NONE: Scenario = Scenario {
@@ -61,6 +63,7 @@ const NONE: Scenario = Scenario {
     idle: 0,
     busy: 1,
     namespaces: 1,
+    over: 1,
 };
 
 const DIGESTS: Digests = Digests {
@@ -105,6 +108,7 @@ scenarios! {
     read_4k_qd1_on_each_of_500 { depth: 1, busy: 500 }
     read_4k_qd1_of_10000_namespaces { depth: 1, namespaces: 10_000 }
     read_4k_qd32_of_10000_namespaces { namespaces: 10_000 }
+    read_4k_qd32_over_32_of_10000_namespaces { namespaces: 10_000, over: 32 }
     write_4k_qd32_of_10000_namespaces { op: Op::Write, namespaces: 10_000 }
     keep_alive_of_10000_namespaces { op: Op::KeepAlive, bytes: 0, depth: 1, namespaces: 10_000 }
     connect { op: Op::Connect, bytes: 0, depth: 1 }
@@ -225,11 +229,12 @@ impl Scenario {
         let blocks = self.bytes / BLOCK_BYTES;
         let mut commands = Vec::new();
         for number in 0..self.depth {
-            let slba = u64::from(number) * u64::from(blocks);
+            let slba = u64::from(number / self.over) * u64::from(blocks);
+            let namespace = NamespaceId(u32::from(1 + number % self.over));
             let nlb = u16::try_from(blocks.saturating_sub(1))?;
             let sqe = |opcode| {
                 Sqe::new(opcode)
-                    .with_nsid(NamespaceId(1))
+                    .with_nsid(namespace)
                     .with_slba(slba)
                     .with_nlb(nlb)
             };
@@ -247,7 +252,7 @@ impl Scenario {
                     (sqe(opcode::COMPARE).with_sgl1(sgl), data())
                 }
                 Op::Flush => {
-                    let flush = Sqe::new(opcode::FLUSH).with_nsid(NamespaceId(1));
+                    let flush = Sqe::new(opcode::FLUSH).with_nsid(namespace);
                     (flush.with_sgl1(Sgl::transport(0)), Vec::new())
                 }
                 Op::KeepAlive => {

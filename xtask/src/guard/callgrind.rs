@@ -50,6 +50,35 @@ impl Instructions {
     }
 }
 
+/// Names of the C library's allocator that programs call.
+const ALLOCATORS: &[&str] = &[
+    "malloc",
+    "calloc",
+    "realloc",
+    "posix_memalign",
+    "aligned_alloc",
+    "memalign",
+];
+
+/// Calls that take memory from the heap or make a piece of it larger.
+pub(super) fn allocations(text: &str) -> Option<u64> {
+    let mut names: HashMap<&str, &str> = HashMap::new();
+    let (mut callee, mut sum) = ("", 0_u64);
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("fn=") {
+            resolve(&mut names, name);
+        } else if let Some(name) = line.strip_prefix("cfn=") {
+            callee = resolve(&mut names, name);
+        } else if let Some(calls) = line.strip_prefix("calls=")
+            && ALLOCATORS.contains(&callee)
+        {
+            let count: u64 = calls.split_whitespace().next()?.parse().ok()?;
+            sum = sum.checked_add(count)?;
+        }
+    }
+    Some(sum)
+}
+
 /// A name is written out once, with a number; later the number stands for it.
 fn resolve<'a>(names: &mut HashMap<&'a str, &'a str>, text: &'a str) -> &'a str {
     match text.split_once(' ') {
@@ -88,5 +117,15 @@ mod tests {
             checksums: 9,
         };
         assert_eq!(Instructions::read(text), expected);
+    }
+
+    #[test]
+    fn allocations_are_calls_of_the_allocator() {
+        let text = "fn=(1) main\n1 10\ncfn=(2) malloc\ncalls=3 0\n1 90\n\
+            cfn=(3) free\ncalls=3 0\n1 30\n\
+            fn=(2)\n1 90\ncfn=(4) malloc_consolidate\ncalls=1 0\n1 5\n\
+            fn=(5) other\ncfn=(2)\ncalls=2 0\n1 60\n";
+        assert_eq!(allocations(text), Some(5));
+        assert_eq!(allocations("cfn=(1) malloc\ncalls=x 0\n"), None);
     }
 }

@@ -80,6 +80,16 @@ impl Figures {
     }
 }
 
+fn has_risen(then: f64, now: f64) -> bool {
+    now > then * (1.0 + TOLERANCE) + NOTHING
+}
+
+/// Whether nothing has risen.
+pub(super) fn are_kept(filed: &Parts, found: &Parts) -> bool {
+    let mut parts = found.iter();
+    parts.all(|(part, now)| filed.get(part).is_some_and(|then| !has_risen(*then, *now)))
+}
+
 /// What became of a group since its figures were written.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
@@ -104,7 +114,7 @@ impl Changes {
                     continue;
                 };
                 let line = format!("{scenario}: {part} {then:.3} -> {now:.3}");
-                if now > then * (1.0 + TOLERANCE) + NOTHING {
+                if has_risen(then, now) {
                     changes.worse.push(line);
                 } else if now < then * (1.0 - TOLERANCE) - NOTHING {
                     changes.better.push(line);

@@ -30,6 +30,11 @@ const BOUNDS: &[Bound] = &[
     // A namespace is found by its place, an identity in a tree.
     bound("read_4k_qd1_of_10000_namespaces", "read_4k_qd1", 1.03),
     bound("read_4k_qd32_of_10000_namespaces", "read_4k_qd32", 1.03),
+    bound(
+        "read_4k_qd32_over_32_of_10000_namespaces",
+        "read_4k_qd32",
+        1.2,
+    ),
     bound("write_4k_qd32_of_10000_namespaces", "write_4k_qd32", 1.03),
     bound("keep_alive_of_10000_namespaces", "keep_alive", 1.03),
     bound("connect_to_10000_namespaces", "connect", 1.03),

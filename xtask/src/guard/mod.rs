@@ -2,15 +2,17 @@
 //! held against those on file. perf/guard/README.md says what is counted and how to renew it.
 
 mod callgrind;
+mod data_plane;
 mod figures;
 mod growth;
+mod script;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
+use std::thread;
 use std::time::Instant;
-use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
 
@@ -18,20 +20,14 @@ use crate::tally::{Tally, seconds};
 use crate::workspace::Workspace;
 use crate::{debian, process};
 
-use callgrind::Instructions;
+use data_plane::Medium;
 use figures::{Changes, Figures, Group, MadeWith, Parts};
+use script::Programs;
 
 /// Where figures are kept, relative to the root.
 const FILE: &str = "perf/results/guard.toml";
 /// The profile that is counted, which is the one that everything is tested with.
 const PROFILE: &str = "release";
-/// Functions whose instructions are counted.
-const COUNTED: &str = "*counted_*";
-/// The C library's choice of copying routines is pinned to what every x86-64 processor has:
-/// otherwise it goes by the processor, and by the size of its caches. Callgrind itself shows
-/// programs the same features everywhere but for AVX.
-const PINNED_ROUTINES: &str = "glibc.cpu.hwcaps=-AVX2,-AVX,-AVX_Fast_Unaligned_Load,-ERMS,-FSRM:\
-    glibc.cpu.x86_non_temporal_threshold=1073741824";
 
 /// Every machine has it; growth is shown with it.
 const EPOLL: &str = "epoll";
@@ -42,32 +38,25 @@ pub(crate) fn run(workspace: &Workspace, tally: &mut Tally, renew: bool) {
     if let Err(why) = valgrind() {
         return tally.unavailable("perf guard", &format!("{why:#}"));
     }
-    let mut guard = None;
-    let built = tally.check("perf guard: build", || {
-        guard = Some(Guard::build(workspace)?);
+    let mut built = None;
+    tally.check("perf guard: build", || {
+        built = Some(Programs::build(workspace)?);
         Ok(())
     });
-    let (true, Some(guard)) = (built, guard) else {
+    let Some(programs) = built else {
         return;
     };
-    let mut found = BTreeMap::new();
-    for engine in [EPOLL, URING] {
-        let name = format!("perf guard: instructions with {engine}");
-        if let Err(why) = guard.try_engine(engine)
-            && engine == URING
-        {
-            tally.unavailable(&name, &format!("{why:#}"));
-            continue;
+    let path = workspace.root().join(FILE);
+    // To be written anew, or not there yet: nothing is held against it.
+    let filed = if renew {
+        None
+    } else {
+        match filed(&path) {
+            Ok(filed) => filed,
+            Err(error) => return tally.failed("perf guard: figures", &format!("{error:#}")),
         }
-        let started = Instant::now();
-        match guard.instructions(engine) {
-            Ok(group) => {
-                found.insert(instructions_with(engine), group);
-                println!("{name}: counted in {}", seconds(started.elapsed()));
-            }
-            Err(why) => tally.failed(&name, &format!("{why:#}")),
-        }
-    }
+    };
+    let found = count(&programs, filed.as_ref(), tally);
     if let Some(group) = found.get(&instructions_with(EPOLL)) {
         tally.check("perf guard: growth", || {
             let broken = growth::broken(group);
@@ -77,17 +66,72 @@ pub(crate) fn run(workspace: &Workspace, tally: &mut Tally, renew: bool) {
             bail!("\n  {}", broken.join("\n  "))
         });
     }
-    let path = workspace.root().join(FILE);
+    if let Some(group) = found.get(&syscalls_with(URING, Medium::Memory)) {
+        tally.check("perf guard: system calls", || {
+            let beyond = data_plane::beyond_limits(group);
+            if beyond.is_empty() {
+                return Ok(());
+            }
+            bail!("\n  {}", beyond.join("\n  "))
+        });
+    }
     if renew {
         tally.check("perf guard: renew", || write(&path, found));
     } else {
-        compare(&path, &found, tally);
+        compare(filed.as_ref(), &found, tally);
     }
+}
+
+/// Everything that can be counted here, by group.
+fn count(
+    programs: &Programs,
+    filed: Option<&Figures>,
+    tally: &mut Tally,
+) -> BTreeMap<String, Group> {
+    let mut found = BTreeMap::new();
+    for engine in [EPOLL, URING] {
+        if let Err(why) = programs.try_engine(engine) {
+            let name = format!("perf guard: {engine}");
+            if engine == URING {
+                tally.unavailable(&name, &format!("{why:#}"));
+            } else {
+                tally.failed(&name, &format!("{why:#}"));
+            }
+            continue;
+        }
+        let mut take = |kind: String, count: &dyn Fn() -> Result<Group>| {
+            let started = Instant::now();
+            match count() {
+                Ok(group) => {
+                    println!("{kind}: counted in {}", seconds(started.elapsed()));
+                    found.insert(kind, group);
+                }
+                Err(why) => tally.failed(&format!("perf guard: {kind}"), &format!("{why:#}")),
+            }
+        };
+        take(instructions_with(engine), &|| programs.instructions(engine));
+        for medium in Medium::ALL {
+            let kind = syscalls_with(engine, medium);
+            let known = filed.and_then(|filed| filed.figures.get(&kind));
+            take(kind, &|| programs.syscalls(engine, medium, known));
+            if engine == EPOLL {
+                let kind = format!("allocations_{engine}_{}", medium.name());
+                let known = filed.and_then(|filed| filed.figures.get(&kind));
+                take(kind, &|| programs.allocations(medium, known));
+            }
+        }
+    }
+    found
 }
 
 /// The name of a group of figures.
 fn instructions_with(engine: &str) -> String {
     format!("instructions_{engine}")
+}
+
+/// The name of a group of figures.
+fn syscalls_with(engine: &str, medium: Medium) -> String {
+    format!("syscalls_{engine}_{}", medium.name())
 }
 
 /// Callgrind, installed if need be.
@@ -105,112 +149,36 @@ fn valgrind() -> Result<()> {
     }
 }
 
-struct Scenario {
-    name: String,
-    /// There to be compared with a smaller one.
-    is_growth: bool,
-}
-
-/// The scripted program, built.
-struct Guard {
-    program: PathBuf,
-    scenarios: Vec<Scenario>,
-}
-
-impl Guard {
-    fn build(workspace: &Workspace) -> Result<Self> {
-        process::run(&mut workspace.cargo(&[
-            "build",
-            "--quiet",
-            "--locked",
-            "--profile",
-            PROFILE,
-            "--package",
-            "bowline-guard",
-        ]))?;
-        let program = workspace.target().join(PROFILE).join("bowline-guard");
-        let listing = process::capture(Command::new(&program).arg("list"))?;
-        let scenarios = listing.lines().map(|line| {
-            let (name, kind) = line.split_once(' ').context("a list of another form")?;
-            Ok(Scenario {
-                name: name.to_owned(),
-                is_growth: kind == "growth",
-            })
-        });
-        let scenarios = scenarios.collect::<Result<_>>()?;
-        Ok(Self { program, scenarios })
-    }
-
-    /// Whether this machine lets a reactor use the engine.
-    fn try_engine(&self, engine: &str) -> Result<()> {
-        let mut command = Command::new(&self.program);
-        command.args(["run", "flush_qd1", "--engine", engine]);
-        process::capture(&mut command).map(drop)
-    }
-
-    /// Instructions per command of all scenarios, of those that show growth with one engine only.
-    fn instructions(&self, engine: &str) -> Result<Group> {
-        let scratch = tempfile::tempdir().context("no folder for temporary files")?;
-        let wanted = |it: &&Scenario| engine == EPOLL || !it.is_growth;
-        let next = Mutex::new(self.scenarios.iter().filter(wanted));
-        let found = Mutex::new(Group::new());
-        let work = || -> Result<()> {
-            loop {
-                // A panic elsewhere ends the whole scope.
-                let Some(Scenario { name, .. }) = next.lock().ok().and_then(|mut next| next.next())
-                else {
-                    return Ok(());
-                };
-                let parts = self.count(name, engine, scratch.path())?;
-                if let Ok(mut found) = found.lock() {
-                    found.insert(name.clone(), parts);
-                }
+/// Does `work` for every item, as many at a time as there are cores, and collects what it gives.
+fn spread<T: Sync>(
+    items: &[T],
+    name: impl Fn(&T) -> &str + Sync,
+    work: impl Fn(&T) -> Result<Parts> + Sync,
+) -> Result<Group> {
+    let next = Mutex::new(items.iter());
+    let found = Mutex::new(Group::new());
+    let worker = || -> Result<()> {
+        loop {
+            // A panic elsewhere ends the whole scope.
+            let Some(item) = next.lock().ok().and_then(|mut next| next.next()) else {
+                return Ok(());
+            };
+            let parts = work(item).with_context(|| name(item).to_owned())?;
+            if let Ok(mut found) = found.lock() {
+                found.insert(name(item).to_owned(), parts);
             }
-        };
-        thread::scope(|scope| {
-            let cores = thread::available_parallelism().map_or(1, usize::from);
-            let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-            let ended = workers.into_iter().map(|worker| match worker.join() {
-                Ok(ended) => ended,
-                Err(_) => bail!("counting panicked"),
-            });
-            ended.collect::<Result<()>>()
-        })?;
-        found.into_inner().ok().context("counting panicked")
-    }
-
-    fn count(&self, name: &str, engine: &str, scratch: &Path) -> Result<Parts> {
-        let file = scratch.join(name);
-        let mut command = Command::new("valgrind");
-        command
-            .env("GLIBC_TUNABLES", PINNED_ROUTINES)
-            .args(["--tool=callgrind", "--quiet"])
-            .arg(format!("--toggle-collect={COUNTED}"))
-            .arg(format!("--callgrind-out-file={}", file.display()))
-            .arg(&self.program)
-            .args(["run", name, "--engine", engine]);
-        let said = process::capture(&mut command)?;
-        let commands: f64 = said
-            .strip_prefix("commands ")
-            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-            .with_context(|| format!("{name} did not say how many commands it ran: {said}"))?;
-        let text = fs::read_to_string(&file)
-            .with_context(|| format!("callgrind left no {}", file.display()))?;
-        let sums = Instructions::read(&text);
-        if sums.target == 0 {
-            bail!("{name}: nothing was counted; is {COUNTED} still what the program calls?");
         }
-        let parts = [
-            ("target", sums.target),
-            ("copies", sums.copies),
-            ("checksums", sums.checksums),
-        ];
-        let per_command = parts.into_iter().map(|(part, sum)| {
-            let sum = u32::try_from(sum).context("more instructions than a run has")?;
-            Ok((part.to_owned(), f64::from(sum) / commands))
+    };
+    thread::scope(|scope| {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(worker)).collect();
+        let ended = workers.into_iter().map(|worker| match worker.join() {
+            Ok(ended) => ended,
+            Err(_) => bail!("counting panicked"),
         });
-        per_command.collect()
-    }
+        ended.collect::<Result<()>>()
+    })?;
+    found.into_inner().ok().context("counting panicked")
 }
 
 fn made_with() -> Result<MadeWith> {
@@ -238,20 +206,17 @@ fn write(path: &Path, found: BTreeMap<String, Group>) -> Result<()> {
     figures.write(path)
 }
 
-fn compare(path: &Path, found: &BTreeMap<String, Group>, tally: &mut Tally) {
-    let filed = match (Figures::read(path), made_with()) {
-        (Ok(filed), Ok(here)) if filed.made_with == here => filed,
-        (Ok(filed), Ok(here)) => {
-            let why = format!(
-                "figures are of {:?}, this is {here:?}: renew them with `cargo xtask perf guard \
-                 --renew` before anything else changes",
-                filed.made_with
-            );
-            return tally.unavailable("perf guard: figures", &why);
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            return tally.failed("perf guard: figures", &format!("{error:#}"));
-        }
+/// The figures on file, if they are of what is counted here.
+fn filed(path: &Path) -> Result<Option<Figures>> {
+    let (filed, here) = (Figures::read(path)?, made_with()?);
+    Ok((filed.made_with == here).then_some(filed))
+}
+
+fn compare(filed: Option<&Figures>, found: &BTreeMap<String, Group>, tally: &mut Tally) {
+    let Some(filed) = filed else {
+        let why = "the file is of another compiler or architecture: renew it with `cargo xtask \
+                   perf guard --renew` before anything else changes";
+        return tally.unavailable("perf guard: figures", &why);
     };
     for (kind, group) in found {
         let none = Group::new();

@@ -9,8 +9,9 @@ use anyhow::Result;
 use crate::meter::Slice;
 use crate::result::Figure;
 
-/// Below this share of accepted slices a cell has no figures.
-pub(crate) const ACCEPTANCE_MIN: f64 = 0.5;
+/// With more slices rejected than accepted a cell has no figures; with so many more, measuring on
+/// would only keep a busy machine busier.
+const REJECTED_LEAD_MAX: usize = 24;
 
 /// Who is measured in a place of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +52,6 @@ pub(crate) struct Record {
     /// In order, the rejected ones too.
     pub(crate) slices: Vec<Slice>,
     pub(crate) accepted: usize,
-    /// Half of the slices had to be thrown away.
-    pub(crate) gave_up: bool,
 }
 
 /// Measures `rounds` blocks, of two pairs each, for each of `opponents`. `measure` takes one
@@ -66,8 +65,6 @@ pub(crate) fn run(
         pairs: (0..opponents).map(|_| Pairs::default()).collect(),
         ..Record::default()
     };
-    // With more rejected than this, even if all others are accepted, it is not half.
-    let rejected_max = opponents * rounds * block(0).len();
     for round in 0..rounds {
         for opponent in 0..opponents {
             let sides = block(round);
@@ -95,10 +92,9 @@ impl Record {
     /// Repeats a slice until the machine was ours; none when that was asked too often.
     fn accepted_slice(
         &mut self,
-        rejected_max: usize,
         mut measure: impl FnMut() -> Result<Slice>,
     ) -> Result<Option<Slice>> {
-        while self.slices.len() - self.accepted <= rejected_max {
+        while self.rejected() <= self.accepted + REJECTED_LEAD_MAX {
             let slice = measure()?;
             self.slices.push(slice.clone());
             if slice.accepted {
@@ -109,10 +105,13 @@ impl Record {
         Ok(None)
     }
 
-    /// Whether enough of the slices could be used.
+    fn rejected(&self) -> usize {
+        self.slices.len() - self.accepted
+    }
+
+    /// Whether enough of the slices could be used: half of them.
     pub(crate) fn is_publishable(&self) -> bool {
-        let share = self.accepted as f64 / self.slices.len().max(1) as f64;
-        !self.gave_up && share >= ACCEPTANCE_MIN
+        self.rejected() <= self.accepted
     }
 }
 
@@ -182,13 +181,24 @@ mod tests {
     #[test]
     fn busy_machine_ends_the_cell_without_figures() {
         let mut count = 0;
-        let record = run(1, 8, |opponent, side| {
+        let record = run(1, 1000, |opponent, side| {
             count += 1;
             Ok(named(opponent, side, count % 3 == 0))
         })
         .unwrap();
-        assert!(record.gave_up && !record.is_publishable());
-        // 32 slices were wanted; it stopped when half could no longer be reached.
-        assert_eq!(record.slices.len() - record.accepted, 33);
+        assert!(!record.is_publishable());
+        assert_eq!(record.rejected(), record.accepted + REJECTED_LEAD_MAX + 1);
+    }
+
+    #[test]
+    fn half_of_the_slices_suffice() {
+        let mut count = 0;
+        let record = run(1, 8, |opponent, side| {
+            count += 1;
+            Ok(named(opponent, side, count % 2 == 0))
+        })
+        .unwrap();
+        assert_eq!((record.accepted, record.rejected()), (32, 32));
+        assert!(record.is_publishable());
     }
 }

@@ -71,10 +71,7 @@ pub(crate) fn run(
             for pair in sides.chunks_exact(2) {
                 let mut found = [None, None];
                 for &side in pair {
-                    let Some(slice) =
-                        record.accepted_slice(rejected_max, || measure(opponent, side))?
-                    else {
-                        record.gave_up = true;
+                    let Some(slice) = record.accepted_slice(|| measure(opponent, side))? else {
                         return Ok(record);
                     };
                     found[usize::from(side == Side::Opponent)] = Some(slice);

@@ -22,7 +22,7 @@ impl IdleTicks {
         Self::parse(&text, cores)
     }
 
-    fn parse(text: &str, cores: &[usize]) -> Result<Self> {
+    pub(crate) fn parse(text: &str, cores: &[usize]) -> Result<Self> {
         let mut ticks = 0;
         for core in cores {
             let label = format!("cpu{core}");

@@ -7,11 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, Demand, Latency};
 use crate::gate::{FOREIGN_MAX, IdleTicks, foreign_share};
-use crate::process::{Launch, Process, kernel_threads_cpu_time, own_cpu_time, reaped_cpu_time};
+use crate::process::{KernelThreads, Launch, Process, own_cpu_time, reaped_cpu_time};
 use crate::target::Target;
 
 /// How often the target's clock is read during a slice.
 const SAMPLE_PERIOD: Duration = Duration::from_millis(50);
+/// One of the target, one of the client.
+const CORES: usize = 2;
 /// What a client may need besides its slice: start, connect, disconnect.
 const CLIENT_SLACK: Duration = Duration::from_secs(15);
 
@@ -63,16 +65,12 @@ impl Meter {
     }
 
     fn loaded(&self, target: &Target, client: &Client, demand: &Demand) -> Result<Slice> {
-        let cores = [self.target_core, self.client_core];
         let program = client.program()?;
-        let own = || -> Result<Duration> {
-            let mut own = own_cpu_time()? + reaped_cpu_time()? + target.process.cpu_time()?;
-            if target.contender.uses_drive() {
-                own += kernel_threads_cpu_time()?;
-            }
-            Ok(own)
+        let kernel = if target.contender.uses_drive() {
+            KernelThreads::find()?
+        } else {
+            KernelThreads::default()
         };
-        let (idle_before, own_before) = (IdleTicks::now(&cores)?, own()?);
         let reaped_before = reaped_cpu_time()?;
         let begun = Instant::now();
         let mut process = Process::start(Launch {
@@ -83,26 +81,31 @@ impl Meter {
             cgroup: None,
         })?;
         let limit = demand.warm_up + demand.duration + CLIENT_SLACK;
-        let mut samples = Vec::new();
-        loop {
-            samples.push((begun.elapsed(), target.process.cpu_time()?));
-            if process.wait_end(SAMPLE_PERIOD)? {
-                break;
-            }
+        // Also of the client that has ended, as long as it is not reaped.
+        let sample = |process: &Process| -> Result<Sample> {
+            let target = target.process.cpu_time()?;
+            Ok(Sample {
+                at: begun.elapsed(),
+                target,
+                own: target + process.cpu_time()? + own_cpu_time()? + kernel.cpu_time(),
+                idle: IdleTicks::now(&[self.target_core, self.client_core])?,
+            })
+        };
+        let mut samples = vec![sample(&process)?];
+        while !process.wait_end(SAMPLE_PERIOD)? {
+            samples.push(sample(&process)?);
             if begun.elapsed() > limit {
                 bail!("no answer after {limit:?}: {}", process.last_words());
             }
         }
-        let elapsed = begun.elapsed();
-        samples.push((elapsed, target.process.cpu_time()?));
+        samples.push(sample(&process)?);
         let status = process.reap()?;
-        let idle_after = IdleTicks::now(&cores)?;
-        let own = own()?.saturating_sub(own_before);
         if !status.success() {
             bail!("{status}: {}", process.last_words());
         }
         let report = client.parse(&process.stdout()?)?;
-        let foreign = foreign_share(idle_before, idle_after, elapsed, cores.len(), own);
+        let (first, last) = middle(&samples, demand.duration).context("no time passed")?;
+        let foreign = first.foreign_share(last);
         Ok(Slice {
             contender: target.contender.name(),
             foreign_share: foreign,
@@ -110,63 +113,93 @@ impl Meter {
             iops: report.iops,
             bytes_per_second: report.bytes_per_second,
             latency_ns: report.latency_ns,
-            target_cores: middle_rate(&samples, demand.duration),
-            client_cpu_seconds: (reaped_cpu_time()?.saturating_sub(reaped_before)).as_secs_f64(),
+            target_cores: first.target_cores(last),
+            client_cpu_seconds: reaped_cpu_time()?
+                .saturating_sub(reaped_before)
+                .as_secs_f64(),
             commands: report.commands,
             histogram: report.histogram,
         })
     }
 }
 
-/// CPU seconds per second in the middle of the slice, which ended with the last sample: its
-/// first and last tenth, and all before it, are start and end of the client.
-fn middle_rate(samples: &[(Duration, Duration)], duration: Duration) -> f64 {
-    let Some(&(end, _)) = samples.last() else {
-        return 0.0;
-    };
+/// Clocks at one moment of a slice.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    at: Duration,
+    /// CPU time of the target.
+    target: Duration,
+    /// CPU time of the target, the client, ourselves and the kernel for us.
+    own: Duration,
+    idle: IdleTicks,
+}
+
+impl Sample {
+    fn target_cores(&self, later: &Self) -> f64 {
+        let used = later.target.saturating_sub(self.target);
+        used.as_secs_f64() / later.at.saturating_sub(self.at).as_secs_f64()
+    }
+
+    fn foreign_share(&self, later: &Self) -> f64 {
+        let elapsed = later.at.saturating_sub(self.at);
+        let own = later.own.saturating_sub(self.own);
+        foreign_share(self.idle, later.idle, elapsed, CORES, own)
+    }
+}
+
+/// First and last sample of the middle of the slice, which ended with the last of all: its first
+/// and last tenth, and all before it, are start and end of the client. All of a slice that is too
+/// short to have a middle; none of one without length.
+fn middle(samples: &[Sample], duration: Duration) -> Option<(&Sample, &Sample)> {
+    let end = samples.last()?.at;
     let tenth = duration / 10;
     let (from, to) = (
         end.saturating_sub(duration - tenth),
         end.saturating_sub(tenth),
     );
-    let first = samples.iter().find(|(at, _)| *at >= from);
-    let last = samples.iter().rev().find(|(at, _)| *at <= to);
-    let pair = match (first, last) {
-        (Some(first), Some(last)) if last.0 > first.0 => Some((first, last)),
-        // A slice too short to have a middle.
-        _ => samples.first().zip(samples.last()),
-    };
-    let Some((first, last)) = pair else {
-        return 0.0;
-    };
-    let elapsed = last.0.saturating_sub(first.0).as_secs_f64();
-    let used = last.1.saturating_sub(first.1).as_secs_f64();
-    if elapsed > 0.0 { used / elapsed } else { 0.0 }
+    let first = samples.iter().find(|sample| sample.at >= from)?;
+    let last = samples.iter().rev().find(|sample| sample.at <= to);
+    let whole = samples.first().zip(samples.last());
+    let pair = last
+        .filter(|last| last.at > first.at)
+        .map(|last| (first, last));
+    pair.or(whole).filter(|(first, last)| last.at > first.at)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const STAT: &str = "cpu0 0 0 0 0 0 0 0 0 0 0\n";
+
+    fn sample(at_ms: u64, target_ms: u64) -> Sample {
+        Sample {
+            at: Duration::from_millis(at_ms),
+            target: Duration::from_millis(target_ms),
+            own: Duration::from_millis(target_ms),
+            idle: IdleTicks::parse(STAT, &[0]).unwrap(),
+        }
+    }
+
     #[test]
     fn rate_is_that_of_the_middle() {
-        let at = |ms| Duration::from_millis(ms);
-        // 200 ms of start without CPU, 1 s at half a core, 0.
+        // 200 ms of start without CPU, 1 s at half a core, end.
         let samples: Vec<_> = (0..=24)
-            .map(|step| (at(step * 50), at((step * 50).clamp(200, 1150) / 2)))
+            .map(|step| sample(step * 50, (step * 50).clamp(200, 1150) / 2))
             .collect();
-        let rate = middle_rate(&samples, Duration::from_secs(1));
+        let (first, last) = middle(&samples, Duration::from_secs(1)).unwrap();
+        let rate = first.target_cores(last);
         assert!((rate - 0.5).abs() < 1e-9, "{rate}");
+        // Two cores that were never idle: three quarters were not the target's.
+        assert!((first.foreign_share(last) - 0.75).abs() < 1e-9);
     }
 
     #[test]
     fn short_slice_is_taken_whole() {
-        let samples = [
-            (Duration::ZERO, Duration::ZERO),
-            (Duration::from_millis(20), Duration::from_millis(5)),
-        ];
-        let rate = middle_rate(&samples, Duration::from_millis(10));
-        assert!((rate - 0.25).abs() < 1e-9);
-        assert!(middle_rate(&[], Duration::from_millis(10)).abs() < 1e-9);
+        let samples = [sample(0, 0), sample(20, 5)];
+        let (first, last) = middle(&samples, Duration::from_millis(10)).unwrap();
+        assert!((first.target_cores(last) - 0.25).abs() < 1e-9);
+        assert!(middle(&samples[..1], Duration::from_millis(10)).is_none());
+        assert!(middle(&[], Duration::from_millis(10)).is_none());
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
-use nix::time::clock_getcpuclockid;
+use nix::time::{ClockId, clock_getcpuclockid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
@@ -277,26 +277,35 @@ fn read_all(file: &File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// CPU time of the kernel's own threads, which do part of the work of who uses a drive.
-pub(crate) fn kernel_threads_cpu_time() -> Result<Duration> {
-    let mut sum = Duration::ZERO;
-    for entry in fs::read_dir("/proc")
-        .context("cannot read /proc")?
-        .flatten()
-    {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        if is_kernel_thread(&stat)
-            && let Ok(clock) = clock_getcpuclockid(nix::unistd::Pid::from_raw(pid))
-            && let Ok(time) = clock.now()
+/// The kernel's own threads, which do part of the work of who uses a drive.
+#[derive(Debug, Default)]
+pub(crate) struct KernelThreads(Vec<ClockId>);
+
+impl KernelThreads {
+    /// Those that there are now.
+    pub(crate) fn find() -> Result<Self> {
+        let mut clocks = Vec::new();
+        for entry in fs::read_dir("/proc")
+            .context("cannot read /proc")?
+            .flatten()
         {
-            sum += Duration::from(time);
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            if is_kernel_thread(&stat) {
+                clocks.extend(clock_getcpuclockid(nix::unistd::Pid::from_raw(pid)));
+            }
         }
+        Ok(Self(clocks))
     }
-    Ok(sum)
+
+    /// Their CPU time together; one that has ended counts no more.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let times = self.0.iter().filter_map(|clock| clock.now().ok());
+        times.map(Duration::from).sum()
+    }
 }
 
 /// The parent of them all is process 2.

@@ -155,9 +155,14 @@ impl Load {
         self.plan.ledger.as_ref().map(|ledger| &ledger.verified)
     }
 
-    /// Counts from `from` to `to`, and stops starting commands then.
+    /// Counts from `from` to `to`, and stops starting commands then. What failed before is not
+    /// forgotten: a target that loses what it is filled with is no better for it.
     pub(crate) fn count(&mut self, from: Nanos, to: Nanos) {
-        self.tally = Tally::default();
+        self.tally = Tally {
+            errors: self.tally.errors,
+            first_error: self.tally.first_error,
+            ..Tally::default()
+        };
         self.from = from;
         self.to = to;
     }

@@ -123,6 +123,23 @@ fn device_without_a_fault_is_found_to_have_none() {
     assert_eq!(kinds(&verify(Fault::None)), [false; 5]);
 }
 
+/// What failed before the counted time was forgotten when that began, and a run whose filling had
+/// failed ended as a success: nothing is expected of a block whose write failed.
+#[test]
+fn write_that_fails_before_the_counted_time_fails_the_run() {
+    let load = Load {
+        workload: Workload::Read,
+        verify: true,
+        pattern: Pattern::Sequential,
+        span_bytes: Some(64 * u64::from(BLOCK_BYTES)),
+        queue_depth: 4,
+        ..short()
+    };
+    let report = run(IoBackend::Auto, Fault::FailWrite(20), load);
+    assert_eq!(report.errors, 1);
+    assert!(report.first_error.is_some() && report.failure().is_some());
+}
+
 #[test]
 fn write_that_was_not_done_is_lost() {
     assert_eq!(

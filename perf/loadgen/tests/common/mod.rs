@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::mpsc;
 
 use bowline_block::{
-    Completion, Completions, Device, DeviceEvent, Geometry, Io, MemDevice, Op, Segments,
+    Completion, Completions, Device, DeviceEvent, Geometry, Io, IoError, MemDevice, Op, Segments,
 };
 use bowline_loadgen::job::{Job, Load};
 use bowline_nvme::nqn::Nqn;
@@ -40,6 +40,8 @@ pub(crate) enum Fault {
     FlipWrite(u64),
     /// The first read of what this write wrote gives what was there before.
     HideWrite(u64),
+    /// This write fails, and is not done.
+    FailWrite(u64),
     /// Nothing completes from `after` the first request on, `span` long.
     Stall {
         after: Nanos,
@@ -75,12 +77,13 @@ impl FaultyDevice {
         }
     }
 
-    fn write(&mut self, at: usize, mut bytes: Vec<u8>) {
+    fn write(&mut self, at: usize, mut bytes: Vec<u8>) -> Result<(), IoError> {
         let number = self.writes;
         self.writes += 1;
         let mut at = at;
         match self.fault {
-            Fault::LoseWrite(bad) if bad == number => return,
+            Fault::LoseWrite(bad) if bad == number => return Ok(()),
+            Fault::FailWrite(bad) if bad == number => return Err(IoError::MediaWrite),
             Fault::MisplaceWrite(bad) if bad == number => at -= bytes.len(),
             Fault::TearWrite(bad) if bad == number => bytes.truncate(bytes.len() / 2),
             Fault::FlipWrite(bad) if bad == number => bytes[100] ^= 1,
@@ -90,6 +93,7 @@ impl FaultyDevice {
             _ => {}
         }
         self.medium[at..at + bytes.len()].copy_from_slice(&bytes);
+        Ok(())
     }
 
     fn read(&mut self, at: usize, data: &mut Segments) {
@@ -121,15 +125,16 @@ impl Device for FaultyDevice {
 
     fn try_submit(&mut self, mut io: Io) -> Result<(), Io> {
         let at = usize::try_from(io.lba * u64::from(BLOCK_BYTES)).expect("small");
+        let mut result = Ok(());
         match io.op {
             Op::Read => self.read(at, &mut io.data),
             Op::Write => {
                 let bytes: Vec<u8> = io.data.pieces(0..usize::MAX).flatten().copied().collect();
-                self.write(at, bytes);
+                result = self.write(at, bytes);
             }
             _ => {}
         }
-        self.done.push_back(io.complete(Ok(())));
+        self.done.push_back(io.complete(result));
         Ok(())
     }
 

@@ -35,6 +35,8 @@ pub(crate) struct Demand {
     pub(crate) block_bytes: u32,
     pub(crate) queue_depth: u32,
     pub(crate) digests: bool,
+    /// One block after the other, else wherever.
+    pub(crate) sequential: bool,
     /// Open loop at this many commands a second, else closed loop.
     pub(crate) rate: Option<u32>,
     pub(crate) warm_up: Duration,
@@ -50,6 +52,7 @@ impl Demand {
             block_bytes: cell.block_bytes,
             queue_depth: cell.queue_depth,
             digests: cell.digests,
+            sequential: false,
             rate: None,
             warm_up: Duration::ZERO,
             duration: Duration::ZERO,
@@ -130,12 +133,17 @@ fn milliseconds(duration: Duration) -> String {
 }
 
 fn bowline_arguments(demand: &Demand) -> Vec<String> {
+    let pattern = if demand.sequential {
+        "sequential"
+    } else {
+        "random"
+    };
     let mut words = vec![
         "run".to_owned(),
         format!("--address={}", demand.address),
         format!("--subsystem={SUBSYSTEM}"),
         format!("--workload={}", demand.workload.word()),
-        "--pattern=random".to_owned(),
+        format!("--pattern={pattern}"),
         format!("--block-size={}KiB", demand.block_bytes / KIB),
         format!("--queue-depth={}", demand.queue_depth),
         format!("--warm-up={}", milliseconds(demand.warm_up)),
@@ -154,9 +162,11 @@ fn bowline_arguments(demand: &Demand) -> Vec<String> {
 }
 
 fn spdk_arguments(demand: &Demand) -> Vec<String> {
-    let workload = match demand.workload {
-        Workload::Read => "randread",
-        Workload::Write => "randwrite",
+    let workload = match (demand.workload, demand.sequential) {
+        (Workload::Read, true) => "read",
+        (Workload::Read, false) => "randread",
+        (Workload::Write, true) => "write",
+        (Workload::Write, false) => "randwrite",
     };
     let transport = format!(
         "trtype:TCP adrfam:IPv4 traddr:{} trsvcid:{} subnqn:{SUBSYSTEM}",

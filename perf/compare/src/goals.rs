@@ -3,10 +3,22 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
-use crate::result::{CellResult, Document, Figure};
+use crate::cell::Subject;
+use crate::result::{CellResult, Document, Figure, FigureResult};
+use crate::statistics::Verdict;
+
+/// What a subject may be compared with.
+const ROLES: [&str; 6] = [
+    "itself",
+    "spdk-best",
+    "spdk-default",
+    "bare",
+    "bowline-file",
+    "bowline-block",
+];
 
 /// A file of goals.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -65,6 +77,14 @@ impl Goals {
     fn parse(text: &str) -> Result<Self> {
         let goals: Self = toml::from_str(text)?;
         for goal in &goals.goal {
+            // A goal for what does not exist would be one that nothing can miss.
+            Subject::parse(&goal.subject)
+                .map_err(|there| anyhow!("no subject {}; {there}", goal.subject))?;
+            if let Some(role) = goal.against.as_deref()
+                && !ROLES.contains(&role)
+            {
+                bail!("no role {role}; there are: {}", ROLES.join(", "));
+            }
             if goal.at_least.is_some() == goal.at_most.is_some() {
                 bail!("{}: one of at_least and at_most", goal.subject);
             }
@@ -78,16 +98,20 @@ impl Goals {
         Ok(goals)
     }
 
-    /// Holds a document against the goals and prints each; true when none that was measured is
-    /// missed or unknown.
+    /// Holds a document against the goals and prints each; true when one is met and none that was
+    /// measured is missed or unknown.
     pub(crate) fn check(&self, document: &Document, subject: &str) -> bool {
-        let mut reached = true;
+        let (mut met, mut failed) = (0, 0);
         for goal in &self.goal {
             let outcome = goal.judge(document, subject);
             println!("{}", goal.line(outcome));
-            reached &= matches!(outcome, Outcome::Met(_) | Outcome::NotMeasured);
+            match outcome {
+                Outcome::Met(_) => met += 1,
+                Outcome::Missed(_) | Outcome::Unknown => failed += 1,
+                Outcome::NotMeasured => {}
+            }
         }
-        reached
+        met > 0 && failed == 0
     }
 }
 
@@ -122,11 +146,11 @@ impl Goal {
             .iter()
             .filter(|cell| cell.name == self.subject)
         {
+            if cell.unpublished.is_some() || self.is_claimless(cell, subject) {
+                return Some(None);
+            }
             let Some(value) = self.in_cell(cell, subject) else {
                 // A contender that this client is not compared with, or that is not here.
-                if cell.unpublished.is_some() {
-                    return Some(None);
-                }
                 continue;
             };
             let worse = match (found.flatten(), self.at_least) {
@@ -147,12 +171,27 @@ impl Goal {
                 .find(|one| one.contender == subject)?;
             return summary.system_calls_per_io;
         };
+        Some(self.comparison(cell, subject, figure)?.estimate.ratio)
+    }
+
+    fn comparison<'a>(
+        &self,
+        cell: &'a CellResult,
+        subject: &str,
+        figure: Figure,
+    ) -> Option<&'a FigureResult> {
         let against = self.against.as_deref()?;
-        let comparison = cell
-            .comparisons
-            .iter()
-            .find(|one| one.role == against && one.subject == subject)?;
-        Some(comparison.figure(figure)?.estimate.ratio)
+        let mut comparisons = cell.comparisons.iter();
+        comparisons
+            .find(|one| one.role == against && one.subject == subject)?
+            .figure(figure)
+    }
+
+    /// The ratio was measured in a way that claims nothing: a goal is not met by a short look.
+    fn is_claimless(&self, cell: &CellResult, subject: &str) -> bool {
+        let figure = self.measure.figure();
+        let found = figure.and_then(|figure| self.comparison(cell, subject, figure));
+        found.is_some_and(|found| matches!(found.verdict, Verdict::TooFewPairs | Verdict::Ungated))
     }
 
     fn reached_by(&self, value: f64) -> bool {
@@ -215,4 +254,73 @@ impl Measure {
 /// A figure of the subject among those of all; none where nothing of the kind was measured.
 fn rest<T>(all: &[T], value: impl Fn(&T) -> Option<f64>) -> Option<Option<f64>> {
     (!all.is_empty()).then(|| all.iter().find_map(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const SUBJECT: &str = "bowline-mem";
+
+    /// A document with one cell, in which the subject is `ratio` as fast as bare sockets.
+    fn document(ratio: f64, verdict: &str) -> Document {
+        let figure = json!({"figure": "iops", "noise": 1.0, "verdict": verdict,
+            "estimate": {"ratio": ratio, "low": ratio, "high": ratio, "pairs": 16}});
+        let comparison = json!({"subject": SUBJECT, "other": "bare", "role": "bare",
+            "figures": [figure]});
+        let cell = json!({"name": "read-4k-qd32", "client": "bowline-perf",
+            "cell": {"workload": "read", "block_bytes": 4096, "queue_depth": 32, "digests": false,
+                "half_core": false},
+            "pairs": 16, "slice_seconds": 0.5, "warm_up_seconds": 0.05, "attempted": 64,
+            "accepted": 64, "unpublished": null, "contenders": [], "comparisons": [comparison],
+            "slices": []});
+        let environment = json!({"kernel": "", "cpu": "", "cores": 2, "target_core": 0,
+            "client_core": 1, "governor": null, "virtualised": true, "memory_bytes": 0,
+            "network": {"congestion_control": "cubic", "own_namespace": true}, "profile": "",
+            "revision": null});
+        serde_json::from_value(json!({"schema_version": 1, "measured_at": 0,
+            "environment": environment, "programs": [], "skipped": [], "cells": [cell],
+            "idle": [], "first_io": [], "memory": []}))
+        .unwrap()
+    }
+
+    fn goals(subject: &str, against: &str) -> Result<Goals> {
+        Goals::parse(&format!(
+            "[[goal]]\nsubject = \"{subject}\"\nmeasure = \"iops\"\n\
+             against = \"{against}\"\nat_least = 0.8\n"
+        ))
+    }
+
+    #[test]
+    fn goal_is_met_missed_or_not_measured() {
+        let goal = goals("read-4k-qd32", "bare").unwrap();
+        assert!(goal.check(&document(0.81, "worse"), SUBJECT));
+        assert!(!goal.check(&document(0.79, "worse"), SUBJECT));
+        // A check in which nothing was measured has not been passed.
+        let other = goals("write-4k-qd32", "bare").unwrap();
+        assert!(!other.check(&document(0.81, "worse"), SUBJECT));
+    }
+
+    #[test]
+    fn what_claims_nothing_meets_no_goal() {
+        let goal = goals("read-4k-qd32", "bare").unwrap();
+        for verdict in ["too-few-pairs", "ungated"] {
+            assert!(!goal.check(&document(2.0, verdict), SUBJECT), "{verdict}");
+        }
+    }
+
+    #[test]
+    fn goals_for_what_does_not_exist_are_refused() {
+        assert!(goals("read-4k-qd33", "bare").is_err());
+        assert!(goals("read-4k-qd32", "spdk-fastest").is_err());
+        assert!(goals("read-4k-qd32", "spdk-best").is_ok());
+    }
+
+    #[test]
+    fn goals_of_the_repository_are_understood() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("goals.toml");
+        assert!(!Goals::read(&path).unwrap().goal.is_empty());
+    }
 }

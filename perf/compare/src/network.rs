@@ -51,25 +51,21 @@ pub(crate) fn enter(asked: Option<&str>) -> Result<Network> {
 }
 
 fn own_namespace() -> Result<()> {
+    // Opened before leaving: afterwards it has no name that is sure.
+    let path = "/proc/thread-self/ns/net";
+    let before = fs::File::open(path).with_context(|| format!("cannot open {path}"))?;
     unshare(CloneFlags::CLONE_NEWNET).context("unshare")?;
     let status = Command::new("ip")
         .args(["link", "set", "dev", "lo", "up"])
         .stdin(Stdio::null())
         .status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        // There is no way back out of the namespace, and nothing works in it.
-        Ok(status) => give_up(&format!("ip link set dev lo up: {status}")),
-        Err(error) => give_up(&format!("ip link set dev lo up: {error}")),
-    }
-}
-
-/// Goes back to the network that the parent process uses.
-fn give_up(why: &str) -> Result<()> {
-    let parent = rustix::process::getppid().context("no parent process")?;
-    let path = format!("/proc/{}/ns/net", parent.as_raw_pid());
-    let network = fs::File::open(&path).with_context(|| format!("{why}; and {path}"))?;
-    nix::sched::setns(network, CloneFlags::CLONE_NEWNET)
+    let why = match status {
+        Ok(status) if status.success() => return Ok(()),
+        Ok(status) => format!("ip link set dev lo up: {status}"),
+        Err(error) => format!("ip link set dev lo up: {error}"),
+    };
+    // Nothing works in a namespace without a loopback.
+    nix::sched::setns(before, CloneFlags::CLONE_NEWNET)
         .with_context(|| format!("{why}; and there is no way back"))?;
     bail!("{why}")
 }

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::cell::{Cell, KIB, Workload};
 use crate::client::{Client, Demand, SPARSE_RATE};
-use crate::process::{Launch, Process};
+use crate::process::{Launch, Process, interrupted};
 use crate::result::{FirstIo, Idle, MemoryAtRest};
-use crate::run::Bench;
+use crate::run::{Bench, quiet};
 use crate::statistics::median;
 use crate::target::{Contender, SpdkVariant, Target};
 
@@ -104,8 +104,11 @@ impl Bench {
         };
         let (mut warm_ns, mut sparse_ns, mut beyond_ns) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.settings.alternations {
-            let one = self.meter.slice(&target, client, &warm)?.latency_ns.p50;
-            let other = self.meter.slice(&target, client, &sparse)?.latency_ns.p50;
+            let p50 = |demand| -> Result<f64> {
+                let slice = quiet(|| self.meter.slice(&target, client, demand))?;
+                Ok(slice.latency_ns.p50)
+            };
+            let (one, other) = (p50(&warm)?, p50(&sparse)?);
             warm_ns.push(one);
             sparse_ns.push(other);
             beyond_ns.push(other - one);
@@ -150,7 +153,7 @@ impl Bench {
 
     /// Older targets of others know no interrupt mode; everything else has to work.
     fn missing(&mut self, contender: Contender, error: &anyhow::Error) -> Result<()> {
-        if contender == Contender::Spdk(SpdkVariant::INTERRUPT) {
+        if contender == Contender::Spdk(SpdkVariant::INTERRUPT) && !interrupted() {
             self.skip(&contender.name(), &format!("{error:#}"));
             return Ok(());
         }

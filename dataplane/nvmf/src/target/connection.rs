@@ -127,8 +127,8 @@ pub(super) struct Connection {
     pub(super) slots: Slots,
     pub(super) queue: Option<Queue>,
     outputs: VecDeque<Pending>,
-    /// R2Ts, data and responses to be sent, before any of the outputs: what is done leaves, and
-    /// gives back what it holds, before more is begun.
+    /// ICResp, R2Ts, data and responses to be sent, before any of the outputs: what is done leaves,
+    /// and gives back what it holds, before more is begun.
     answers: VecDeque<Pending>,
     /// How many of the outputs take a command back.
     withdrawals: usize,
@@ -241,7 +241,7 @@ impl Connection {
     #[inline]
     pub(super) fn push(&mut self, pending: Pending) {
         match pending {
-            Pending::R2t(_) | Pending::Data(_) | Pending::Response(_) => {
+            Pending::IcResp | Pending::R2t(_) | Pending::Data(_) | Pending::Response(_) => {
                 self.answers.push_back(pending);
             }
             Pending::Withdraw(_) => {

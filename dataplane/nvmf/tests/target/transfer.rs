@@ -341,6 +341,70 @@ fn sgl_and_capsule_must_agree() {
     }
 }
 
+/// Some hosts set no descriptor at all where no data moves, which ended their connections. Where
+/// data moves only the command is refused.
+#[test]
+fn command_without_descriptor_is_executed_if_it_moves_no_data_and_refused_otherwise() {
+    let none = Sgl::default();
+    for digests in [Digests::NONE, DATA_DIGEST] {
+        let mut glue = Glue::new();
+        let (admin, queue) = glue.queues(digests);
+        for (id, opcode, expected) in [
+            (queue, opcode::FLUSH, Status::SUCCESS),
+            (queue, opcode::WRITE_ZEROES, Status::SUCCESS),
+            (queue, opcode::READ, Status::SGL_TYPE_INVALID),
+            (queue, opcode::WRITE, Status::DATA_SGL_LENGTH_INVALID),
+            (queue, opcode::COMPARE, Status::DATA_SGL_LENGTH_INVALID),
+            (
+                queue,
+                opcode::DATASET_MANAGEMENT,
+                Status::DATA_SGL_LENGTH_INVALID,
+            ),
+            (queue, opcode::COPY, Status::DATA_SGL_LENGTH_INVALID),
+            (admin, admin::KEEP_ALIVE, Status::SUCCESS),
+            (admin, admin::IDENTIFY, Status::DATA_SGL_LENGTH_INVALID),
+            (admin, admin::GET_LOG_PAGE, Status::DATA_SGL_LENGTH_INVALID),
+        ] {
+            glue.send(id, io(opcode, 0, 1).with_sgl1(none));
+            let status = glue.reply(id).cqe().status;
+            assert!(status.same_code(expected), "{opcode:#x}: {status}");
+        }
+        // With data it is a descriptor like any other that does not belong there.
+        let bytes = glue.capsule(queue, io(opcode::FLUSH, 0, 1).with_sgl1(none), &[1; 512]);
+        glue.receive(queue, &bytes);
+        let fes = Fes::UNSUPPORTED_PARAMETER;
+        assert_terminated(&mut glue, queue, fes, 47, "data without descriptor");
+    }
+    for wrong in [
+        Sgl { address: 8, ..none },
+        Sgl {
+            length: 512,
+            ..none
+        },
+    ] {
+        let mut glue = Glue::new();
+        let (_, queue) = glue.queues(Digests::NONE);
+        glue.send(queue, io(opcode::FLUSH, 0, 1).with_sgl1(wrong));
+        let fes = Fes::UNSUPPORTED_PARAMETER;
+        assert_terminated(&mut glue, queue, fes, 47, "an address or a length");
+    }
+}
+
+/// A Connect before the ICResp is out is too early, but what is refused then overtook it.
+#[test]
+fn icresp_is_the_first_that_a_host_reads() {
+    let mut glue = Glue::new();
+    let id = glue.open();
+    let mut bytes = bowline_nvme::pdu::IcReq::default().encode().to_vec();
+    bytes.extend(glue.capsule(id, io(opcode::READ, 0, 1), &[]));
+    glue.receive(id, &bytes);
+    let replies = glue.replies(id);
+    assert!(
+        matches!(replies[..], [Reply::IcResp { .. }, Reply::Response(_)]),
+        "{replies:?}"
+    );
+}
+
 #[test]
 fn whole_capsule_of_16_kib_is_written_without_r2t() {
     let mut glue = Glue::new();

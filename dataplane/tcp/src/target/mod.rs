@@ -398,6 +398,10 @@ impl<D: Device> TargetService<D> {
             let mut moved = !self.finished.is_empty();
             self.complete_finished(now);
             self.supply_waiting(cx, now);
+            // A device that need not be waited for has ended what has just got its buffer, and
+            // nothing would wake us for it.
+            moved |= !self.finished.is_empty();
+            self.complete_finished(now);
             while let Some(conn) = self.target.poll_dirty() {
                 moved = true;
                 self.pump(cx, now, conn);

@@ -425,6 +425,11 @@ impl Target {
         let Shutdown::Flushing { nsid } = controller.shutdown else {
             return;
         };
+        // Nobody is left to be told that the shutdown is complete, and nothing of an association
+        // that is over may begin at a device.
+        if controller.phase == Phase::Ended {
+            return;
+        }
         if !status.is_success() {
             controller.fatal = true;
         }

@@ -349,6 +349,7 @@ pub(crate) fn report(arguments: &ReportArguments) -> Result<bool> {
     for other in documents {
         document.merge(other?)?;
     }
+    document.judge();
     report::write(&document, &arguments.output.output, &arguments.output.name)?;
     report::print(&document, &arguments.output.name);
     Ok(true)

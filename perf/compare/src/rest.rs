@@ -75,14 +75,20 @@ impl Bench {
         let mut found = Vec::new();
         for contender in self.resting() {
             match self.first_io_of(contender, &client) {
-                Ok(first) => found.push(first),
+                Ok(Some(first)) => found.push(first),
+                Ok(None) => {
+                    let what = format!("first-io, {}", contender.name());
+                    self.skip(&what, "other processes were busy");
+                }
                 Err(error) => self.missing(contender, &error)?,
             }
         }
         Ok(found)
     }
 
-    fn first_io_of(&self, contender: Contender, client: &Client) -> Result<FirstIo> {
+    /// None where others were busy however often it was tried: a neighbour that takes the core
+    /// while the target sleeps is what would be measured.
+    fn first_io_of(&self, contender: Contender, client: &Client) -> Result<Option<FirstIo>> {
         let target = Target::start(&self.kit, contender, false)?;
         let cell = Cell {
             workload: Workload::Read,
@@ -104,23 +110,25 @@ impl Bench {
         };
         let (mut warm_ns, mut sparse_ns, mut beyond_ns) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.settings.alternations {
-            let p50 = |demand| -> Result<f64> {
+            let p50 = |demand| -> Result<Option<f64>> {
                 let slice = quiet(|| self.meter.slice(&target, client, demand))?;
-                Ok(slice.latency_ns.p50)
+                Ok(slice.accepted.then_some(slice.latency_ns.p50))
             };
-            let (one, other) = (p50(&warm)?, p50(&sparse)?);
+            let (Some(one), Some(other)) = (p50(&warm)?, p50(&sparse)?) else {
+                return Ok(None);
+            };
             warm_ns.push(one);
             sparse_ns.push(other);
             beyond_ns.push(other - one);
         }
         let middle = |values: &[f64]| median(values).context("nothing was measured");
-        Ok(FirstIo {
+        Ok(Some(FirstIo {
             contender: contender.name(),
             warm_ns: middle(&warm_ns)?,
             after_idle_ns: middle(&sparse_ns)?,
             pause_seconds: 1.0 / f64::from(SPARSE_RATE),
             beyond_warm_ns: middle(&beyond_ns)?,
-        })
+        }))
     }
 
     /// Memory before anybody has connected.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cell::Cell;
 use crate::environment::Environment;
 use crate::meter::Slice;
-use crate::statistics::{Better, Estimate, Verdict};
+use crate::statistics::{Better, Estimate, Verdict, judge};
 
 /// Version of the document; readers refuse others.
 pub(crate) const SCHEMA_VERSION: u32 = 1;
@@ -229,6 +229,16 @@ impl Document {
         replace(&mut self.memory, newer.memory, |one| one.contender.clone());
         self.sort();
         Ok(())
+    }
+
+    /// Judges every comparison again, by the rules of today.
+    pub(crate) fn judge(&mut self) {
+        let comparisons = self.cells.iter_mut().flat_map(|cell| &mut cell.comparisons);
+        for found in comparisons.flat_map(|comparison| &mut comparison.figures) {
+            if found.verdict != Verdict::Ungated {
+                found.verdict = judge(&found.estimate, found.noise, found.figure.better());
+            }
+        }
     }
 
     /// Cells in the order of the list of cells, whatever they were measured in.

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 /// Smaller differences are not claimed, however sure they look: what differs by less is alignment
 /// of code, order of start, weather.
 pub(crate) const CLAIM_MIN_RATIO: f64 = 1.03;
+/// Where the noise is larger nothing is called equal either: a coarse scale weighs all alike.
+const EQUAL_MAX_RATIO: f64 = 1.10;
 /// Fewer pairs are for looking, not for claiming: a bootstrap of a handful of pairs knows nothing
 /// of what it has not seen.
 pub(crate) const CLAIM_MIN_PAIRS: usize = 16;
@@ -137,7 +139,7 @@ pub(crate) enum Verdict {
     Better,
     /// The first is worse, likewise.
     Worse,
-    /// The whole interval lies within what is never claimed.
+    /// The whole interval lies within what is never claimed, and that is at most 10 %.
     Equal,
     /// The pairs do not decide it.
     Undecided,
@@ -175,7 +177,7 @@ pub(crate) fn judge(estimate: &Estimate, noise: f64, better: Better) -> Verdict 
             Verdict::Worse
         };
     }
-    if beyond(estimate.low) || beyond(estimate.high) {
+    if beyond(estimate.low) || beyond(estimate.high) || floor > EQUAL_MAX_RATIO {
         Verdict::Undecided
     } else {
         Verdict::Equal
@@ -243,6 +245,18 @@ mod tests {
             pairs: 16,
         };
         assert_eq!(judge(&wide, 1.0, Better::Higher), Verdict::Undecided);
+    }
+
+    #[test]
+    fn nothing_is_equal_on_a_coarse_scale() {
+        let narrow = Estimate {
+            ratio: 0.98,
+            low: 0.95,
+            high: 1.0,
+            pairs: 16,
+        };
+        assert_eq!(judge(&narrow, 1.06, Better::Lower), Verdict::Equal);
+        assert_eq!(judge(&narrow, 1.5, Better::Lower), Verdict::Undecided);
     }
 
     #[test]

@@ -231,6 +231,38 @@ fn next_association_waits_for_the_writes_of_the_last() {
 }
 
 #[test]
+fn next_association_waits_for_the_writes_of_a_queue_that_stays_to_say_why_it_ended() {
+    let mut glue = Glue::new();
+    let (admin, queue) = glue.queues(Digests::NONE);
+    glue.hold_io = true;
+    glue.send_with_data(queue, io(opcode::WRITE, 0, 1), &[1; 512]);
+    glue.receive(queue, &[0xFF; 24]);
+    glue.drop_socket(admin);
+    assert!(glue.is_open(queue), "it lingers");
+
+    let data = Glue::connect_data(SUBNQN, HOSTNQN, 0xFFFF);
+    let next = glue.initialized(Digests::NONE);
+    glue.send_with_data(next, Glue::connect_command(0, 31).encode(), &data.encode());
+    assert!(glue.replies(next).is_empty(), "held");
+    glue.finish_held();
+    glue.hold_io = false;
+    let cqe = glue.reply(next).cqe();
+    assert_eq!(cqe.status, Status::SUCCESS);
+    glue.set_cc(next, CC_ENABLE);
+    let cntlid = u16::try_from(cqe.result & 0xFFFF).expect("16 bits");
+    let next_queue = glue.io_queue(Digests::NONE, cntlid, 1);
+
+    // The old queue goes by itself and takes nothing of the new association with it.
+    glue.advance(Nanos::from_secs(11));
+    assert!(!glue.is_open(queue) && glue.is_open(next_queue));
+    assert_eq!(
+        glue.read_data(next_queue, io(opcode::READ, 0, 1), 512),
+        Ok(vec![1; 512])
+    );
+    assert_eq!(glue.target.subsystems()[0].controllers.len(), 1);
+}
+
+#[test]
 fn held_connect_is_told_to_come_again_rather_than_left_waiting() {
     let mut glue = Glue::new();
     let (admin, queue) = glue.queues(Digests::NONE);

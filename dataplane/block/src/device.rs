@@ -47,7 +47,7 @@ pub trait Device {
     fn try_submit(&mut self, io: Io) -> Result<(), Io>;
 
     /// Whether [`read_now`](Self::read_now) and [`write_now`](Self::write_now) may be used: no
-    /// request waits for anything, so that there is nothing to submit and poll.
+    /// request waits for anything, so that there is nothing to submit and poll. It stays so.
     fn is_immediate(&self) -> bool {
         false
     }

@@ -93,6 +93,26 @@ enum State {
     Broken,
 }
 
+/// A command capsule that is in the stream from its first byte to its last.
+#[derive(Clone, Copy, Debug)]
+pub struct WholeCapsule<'a> {
+    /// The command.
+    pub sqe: Sqe,
+    /// Its data; [`WholeCapsule::is_intact`] judges it.
+    pub data: &'a [u8],
+    digest: Option<[u8; 4]>,
+    /// Of all of it, in the stream.
+    pub bytes: usize,
+}
+
+impl WholeCapsule<'_> {
+    /// Whether DDGST, if there is one, matches the data.
+    pub fn is_intact(&self) -> bool {
+        self.digest
+            .is_none_or(|digest| crc32c(self.data).to_le_bytes() == digest)
+    }
+}
+
 /// What DDGST says of the data, if it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -157,6 +177,41 @@ impl FrameReader {
     /// is taken, unless the reader stands between two PDUs, all of the header is there and right,
     /// and no padding follows; [`FrameReader::handle`] finds out what it is instead.
     pub fn take_capsule(&mut self, input: &[u8]) -> Option<(usize, Sqe)> {
+        let (header, layout) = self.capsule_header(input)?;
+        *self.buffer.first_chunk_mut()? = *header;
+        self.header_len = layout.span.header_bytes;
+        self.state = State::behind(&layout);
+        let sqe = Sqe(*header.last_chunk()?);
+        Some((usize::from(layout.span.bytes()), sqe))
+    }
+
+    /// The command capsule with which `input` begins, under the same conditions and if all of its
+    /// data is there too. Nothing is taken: who is done with it goes on behind its bytes, and who
+    /// is not gives them to the reader.
+    pub fn whole_capsule<'a>(&mut self, input: &'a [u8]) -> Option<WholeCapsule<'a>> {
+        let (header, layout) = self.capsule_header(input)?;
+        let start = usize::from(layout.span.bytes());
+        let end = start.checked_add(layout.payload_bytes as usize)?;
+        let data = input.get(start..end)?;
+        let digest = if layout.data_digest {
+            Some(*input.get(end..)?.first_chunk()?)
+        } else {
+            None
+        };
+        Some(WholeCapsule {
+            sqe: Sqe(*header.last_chunk()?),
+            data,
+            digest,
+            bytes: end + digest.map_or(0, |digest| digest.len()),
+        })
+    }
+
+    /// The header of a command capsule, if `input` begins with one between two PDUs, all of it is
+    /// there and right, and no padding follows.
+    fn capsule_header<'a>(
+        &mut self,
+        input: &'a [u8],
+    ) -> Option<(&'a [u8; CapsuleCmd::SIZE], Layout)> {
         let header: &[u8; CapsuleCmd::SIZE] = input.first_chunk()?;
         if !self.is_between_pdus() {
             return None;
@@ -171,11 +226,7 @@ impl FrameReader {
                 return None;
             }
         }
-        *self.buffer.first_chunk_mut()? = *header;
-        self.header_len = layout.span.header_bytes;
-        self.state = State::behind(&layout);
-        let sqe = Sqe(*header.last_chunk()?);
-        Some((usize::from(layout.span.bytes()), sqe))
+        Some((header, layout))
     }
 
     /// Takes bytes from the stream up to the next event or the next byte of data, and says how

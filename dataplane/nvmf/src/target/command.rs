@@ -53,11 +53,9 @@ impl Target {
             return Plan::refuse(Status::INTERNAL);
         };
         let (state, queue) = (connection.state, connection.queue);
-        // PRPs do not exist on Fabrics. In Fabrics commands the byte is reserved, so it is not
-        // looked at. [BASE-2.0 §3.3.3.1]
+        // In Fabrics commands the byte is reserved, so it is not looked at.
         let is_fabrics = sqe.opcode() == opcode::admin::FABRICS;
-        let fuse_is_possible = fused::is_possible(queue.map(|queue| queue.qid), sqe);
-        if !is_fabrics && (!matches!(sqe.psdt(), 1 | 2) || !fuse_is_possible) {
+        if !is_fabrics && !has_valid_flags(queue.map(|queue| queue.qid), sqe) {
             return connection.refuse(slot, (Status::INVALID_FIELD.dnr(), PSDT_AT));
         }
         let Some(queue) = queue.filter(|_| state == State::Ready) else {
@@ -567,15 +565,32 @@ impl Done {
         if self.internal || self.goes_on {
             return;
         }
-        let tally = Tally::of(&self.io.op, self.io.bytes, self.status);
-        controller.health.io.count(tally);
-        subsystem.health.run.io.count(tally);
-        let namespace = subsystem.namespaces.get_mut(self.nsid.0);
-        // The NSID may have been given to another device meanwhile.
-        if let Some(namespace) = namespace.filter(|it| it.handle == self.io.namespace) {
-            namespace.counters.count(tally);
-        }
+        count(controller, subsystem, &self.io, self.nsid, self.status);
     }
+}
+
+/// Counts a command that has left its device.
+pub(super) fn count(
+    controller: &mut Controller,
+    subsystem: &mut Subsystem,
+    io: &IoCommand,
+    nsid: NamespaceId,
+    status: Status,
+) {
+    let tally = Tally::of(&io.op, io.bytes, status);
+    controller.health.io.count(tally);
+    subsystem.health.run.io.count(tally);
+    let namespace = subsystem.namespaces.get_mut(nsid.0);
+    // The NSID may have been given to another device meanwhile.
+    if let Some(namespace) = namespace.filter(|it| it.handle == io.namespace) {
+        namespace.counters.count(tally);
+    }
+}
+
+/// What the byte behind the opcode may say in a command that is not of Fabrics, on such a queue or
+/// before Connect. PRPs do not exist on Fabrics. [BASE-2.0 §3.3.3.1]
+pub(super) fn has_valid_flags(qid: Option<u16>, sqe: &Sqe) -> bool {
+    matches!(sqe.psdt(), 1 | 2) && fused::is_possible(qid, sqe)
 }
 
 impl Connection {

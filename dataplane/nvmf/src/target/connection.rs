@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 
-use bowline_nvme::opcode::{admin, fabrics, io};
+use bowline_nvme::opcode::{admin, fabrics};
 use bowline_nvme::pdu::{C2HData, CapsuleResp, Digests, Direction, IcResp, R2t, TermReq};
 use bowline_nvme::{Cqe, Nanos, QueueId, Sqe, Status};
 
@@ -23,7 +23,7 @@ use super::admission::HostKey;
 use super::config::Path;
 use super::connect::ConnectRequest;
 use super::fused::{Before, Half};
-use super::output::{IoCommand, NamespaceHandle, Output, Rx, SlotId, TxBody, TxPdu};
+use super::output::{IoCommand, Output, Rx, SlotId, TxBody, TxPdu};
 use super::slot::{Slot, Slots, Stage};
 use super::table::Key;
 use super::timer::Armed;
@@ -285,9 +285,8 @@ impl Connection {
     }
 
     /// Queues the data of a successful command, and its response unless SUCCESS can say it.
-    /// [TCP-1.0 §3.6.2.7]
     pub(super) fn respond_with_data(&mut self, now: Nanos, id: SlotId, result: u64) {
-        let may_fuse = result == 0 && self.queue.is_some_and(|queue| !queue.flow_control);
+        let may_fuse = result == 0 && self.may_fuse_response();
         if let Some(slot) = self.slots.get_mut(id) {
             slot.status = Status::SUCCESS;
             slot.result = result;
@@ -542,23 +541,6 @@ impl Connection {
         Some(command)
     }
 
-    /// The device of the Write whose data is landing from its capsule.
-    pub(super) fn landing_write(&self) -> Option<NamespaceHandle> {
-        let slot = self.slots.get(self.landing.slot?)?;
-        let is_io = self.queue.is_some_and(|queue| queue.qid != 0);
-        let is_plain = slot.stage == Stage::Receive
-            && slot.half == Half::None
-            && slot.sqe.opcode() == io::WRITE;
-        (is_io && is_plain).then_some(slot.command.namespace)
-    }
-
-    /// Hands the command out if it became ready just now.
-    pub(super) fn poll_landed(&mut self, now: Nanos, slot: SlotId) -> Option<IoCommand> {
-        let is_it = |it: &mut Pending| *it == Pending::Execute(slot);
-        self.outputs.pop_back_if(is_it)?;
-        self.execute(now, slot)
-    }
-
     fn send(&self, body: TxBody) -> Output {
         Output::Send {
             pdu: self.pdu(body),
@@ -619,14 +601,9 @@ impl Connection {
         let slot = self.slots.at_stage(id, Stage::Respond)?;
         let (result, status, cid) = (slot.result, slot.status, slot.sqe.cid());
         let sqhd = match self.queue {
-            Some(Queue {
-                flow_control: true,
-                sq_head,
-                ..
-            }) => sq_head,
             // Tells the host that its wish to disable SQ flow control was granted.
-            Some(_) if is_connect(&slot.sqe) => u16::MAX,
-            _ => 0,
+            Some(queue) if !queue.flow_control && is_connect(&slot.sqe) => u16::MAX,
+            _ => self.sqhd(),
         };
         self.slots.release(id);
         Some(Cqe {
@@ -636,6 +613,27 @@ impl Connection {
             cid,
             status,
         })
+    }
+
+    /// What a response says about the submission queue. [FABRICS-1.1 §2.4]
+    pub(super) fn sqhd(&self) -> u16 {
+        let queue = self.queue.filter(|queue| queue.flow_control);
+        queue.map_or(0, |queue| queue.sq_head)
+    }
+
+    /// Whether the header of a Read's data can say that it has succeeded, so that no response has
+    /// to. [TCP-1.0 §3.6.2.7]
+    pub(super) fn may_fuse_response(&self) -> bool {
+        self.queue.is_some_and(|queue| !queue.flow_control)
+    }
+
+    /// Whether a command that arrives now may be answered before anything else is: it is on an I/O
+    /// queue, is not behind half of a pair, and no answer waits to be sent.
+    pub(super) fn may_answer_at_once(&self) -> bool {
+        self.state == State::Ready
+            && self.before == Before::Alone
+            && self.answers.is_empty()
+            && self.queue.is_some_and(|queue| queue.qid != 0)
     }
 
     pub(super) fn slot_mut(&mut self, id: SlotId) -> Option<&mut Slot> {

@@ -27,7 +27,7 @@ impl<'a> Gate<'a> {
             return Err(not_ready);
         }
         let namespaces = self.namespaces(controller)?;
-        io::plan(sqe, namespaces, asker(controller), self.terms(controller))
+        plan(self.config, controller, namespaces, sqe)
     }
 
     /// Looks at a command again that was accepted for a device: meanwhile its namespace may have
@@ -57,7 +57,7 @@ impl<'a> Gate<'a> {
         let gone = (Status::INVALID_NAMESPACE.dnr(), NSID_AT);
         let controller = self.controllers.get(key).ok_or(gone)?;
         let namespaces = self.namespaces(controller)?;
-        let (asker, terms) = (asker(controller), self.terms(controller));
+        let (asker, terms) = (asker(controller), terms(self.config, controller));
         io::ranges(sqe, namespaces, asker, accepted_for, terms, data)
     }
 
@@ -68,12 +68,23 @@ impl<'a> Gate<'a> {
             .map(|subsystem| &subsystem.namespaces)
             .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))
     }
+}
 
-    fn terms(self, controller: &Controller) -> Terms {
-        Terms {
-            mdts_bytes: self.config.mdts_bytes,
-            host_flushes: controller.volatile_cache,
-        }
+/// Decides on a command of a controller that runs I/O.
+pub(super) fn plan(
+    config: &TargetConfig,
+    controller: &Controller,
+    namespaces: &Namespaces,
+    sqe: &Sqe,
+) -> Result<IoPlan, Refusal> {
+    let terms = terms(config, controller);
+    io::plan(sqe, namespaces, asker(controller), terms)
+}
+
+fn terms(config: &TargetConfig, controller: &Controller) -> Terms {
+    Terms {
+        mdts_bytes: config.mdts_bytes,
+        host_flushes: controller.volatile_cache,
     }
 }
 

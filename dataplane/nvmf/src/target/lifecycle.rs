@@ -5,7 +5,7 @@ use bowline_nvme::Nanos;
 use super::Target;
 use super::config::Path;
 use super::connection::{Connection, State};
-use super::output::{ConnId, IoCommand, NamespaceHandle, Output, Rx, SlotId};
+use super::output::{ConnId, Output, Rx};
 use super::table::Key;
 use super::timer::{Armed, TimerKey};
 
@@ -146,25 +146,6 @@ impl Target {
             self.started(now, queue.controller);
         }
         output
-    }
-
-    /// The device of the Write whose data is received now, if it comes in the capsule: it is run
-    /// as soon as all of it is there, and [`poll_landed`](Self::poll_landed) hands it out.
-    #[must_use]
-    pub fn landing_write(&self, id: ConnId) -> Option<NamespaceHandle> {
-        self.connections.get(id)?.landing_write()
-    }
-
-    /// The command of the slot, if its data has just landed and its Execute is the latest output:
-    /// for owners that can run it while they have the data at hand. It counts as polled.
-    pub fn poll_landed(&mut self, now: Nanos, id: ConnId, slot: SlotId) -> Option<IoCommand> {
-        let connection = self.connections.get_mut(id)?;
-        let was_idle = connection.executing == 0;
-        let command = connection.poll_landed(now, slot)?;
-        if let Some(queue) = connection.queue.filter(|_| was_idle) {
-            self.started(now, queue.controller);
-        }
-        Some(command)
     }
 
     /// A queue has its first command at a device.

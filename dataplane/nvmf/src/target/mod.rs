@@ -29,6 +29,7 @@ mod admin;
 mod admission;
 mod ana;
 mod async_event;
+mod at_once;
 mod command;
 mod config;
 mod connect;
@@ -62,6 +63,7 @@ use std::sync::Arc;
 
 use bowline_nvme::{Nanos, Status};
 
+pub use at_once::{Accepted, Answer, AtOnce};
 pub use bowline_nvme::log::AnaState;
 pub use config::{
     ANA_GROUPS_MAX, AnaConfig, CNTLID_MAX, ConfigError, Deadlines, Deallocate, Hosts, NSID_MAX,

@@ -256,23 +256,9 @@ impl TxPdu {
                 let (bytes, len) = pdu.encode(Direction::ControllerToHost);
                 out.extend_from_slice(&bytes[..len]);
             }
-            TxBody::Response(pdu) => self.encode_header(out, &pdu.encode(self.digests)),
-            TxBody::R2t(pdu) => self.encode_header(out, &pdu.encode(self.digests)),
-            TxBody::Data(pdu) => {
-                let start = out.len();
-                self.encode_header(out, &pdu.encode(self.digests, self.hpda));
-                if self.hpda > 0 {
-                    let pdo = data_offset(PduType::C2HData, self.digests, self.hpda);
-                    out.resize(start + usize::from(pdo), 0);
-                }
-            }
-        }
-    }
-
-    fn encode_header(&self, out: &mut Vec<u8>, header: &[u8; 24]) {
-        out.extend_from_slice(header);
-        if self.digests.header {
-            out.extend_from_slice(&crc32c(header).to_le_bytes());
+            TxBody::Response(pdu) => encode_response(out, pdu, self.digests),
+            TxBody::R2t(pdu) => encode_header(out, &pdu.encode(self.digests), self.digests),
+            TxBody::Data(pdu) => encode_data(out, pdu, self.digests, self.hpda),
         }
     }
 
@@ -280,5 +266,26 @@ impl TxPdu {
     #[must_use]
     pub fn data_digest(&self) -> bool {
         self.digests.data && matches!(self.body, TxBody::Data(_))
+    }
+}
+
+pub(super) fn encode_response(out: &mut Vec<u8>, pdu: &CapsuleResp, digests: Digests) {
+    encode_header(out, &pdu.encode(digests), digests);
+}
+
+/// With the padding before the data.
+pub(super) fn encode_data(out: &mut Vec<u8>, pdu: &C2HData, digests: Digests, hpda: u8) {
+    let start = out.len();
+    encode_header(out, &pdu.encode(digests, hpda), digests);
+    if hpda > 0 {
+        let pdo = data_offset(PduType::C2HData, digests, hpda);
+        out.resize(start + usize::from(pdo), 0);
+    }
+}
+
+fn encode_header(out: &mut Vec<u8>, header: &[u8; 24], digests: Digests) {
+    out.extend_from_slice(header);
+    if digests.header {
+        out.extend_from_slice(&crc32c(header).to_le_bytes());
     }
 }

@@ -48,6 +48,12 @@ impl Target {
             } else {
                 used += connection.frame.handle(rest);
                 self.handle_event(now, id);
+                // Behind what came in pieces there may be whole commands again, for which the
+                // owner may have a shorter way.
+                let connection = self.connections.get(id);
+                if connection.is_some_and(|it| it.frame.is_between_pdus()) {
+                    break;
+                }
             }
         }
         self.received(now, id);
@@ -261,7 +267,7 @@ impl Target {
 }
 
 /// SGL descriptors of a capsule against the data that came with it. [TCP-1.0 §3.3.2]
-fn check_sgl(
+pub(super) fn check_sgl(
     connection: &Connection,
     sqe: &Sqe,
     payload: u32,
@@ -298,12 +304,12 @@ fn capsule_bytes_max(connection: &Connection, sqe: &Sqe, icd_bytes: u32) -> u32 
 }
 
 impl Connection {
-    fn begin_pdu(&mut self) {
+    pub(super) fn begin_pdu(&mut self) {
         self.landing = Landing::default();
         self.counters.pdus += 1;
     }
 
-    fn begin_command(&mut self, now: Nanos) {
+    pub(super) fn begin_command(&mut self, now: Nanos) {
         self.last_command = now;
         self.counters.commands += 1;
         if let Some(queue) = &mut self.queue {

@@ -146,6 +146,10 @@ impl Slots {
         self.busy
     }
 
+    pub(super) fn has_free(&self) -> bool {
+        self.free != NONE
+    }
+
     pub(super) fn is_cid_busy(&self, cid: CommandId) -> bool {
         self.by_cid(cid).is_some()
     }

@@ -7,6 +7,7 @@ mod ana_access;
 mod ana_log;
 mod ana_paths;
 mod answers;
+mod at_once;
 mod bring_up;
 mod connect;
 mod discovery;

@@ -38,6 +38,8 @@ pub(super) struct Finished {
 /// One namespace's device and what waits for it.
 struct Unit<D> {
     device: D,
+    /// It need not be waited for.
+    is_immediate: bool,
     block_bytes: u32,
     backlog: VecDeque<Io>,
     order: Order,
@@ -50,10 +52,7 @@ struct Unit<D> {
 impl<D: Device> Unit<D> {
     /// Whether a plain Read or Write may run without waiting for anything, itself included.
     fn runs_now(&self) -> bool {
-        self.device.is_immediate()
-            && self.order.is_free()
-            && self.backlog.is_empty()
-            && !self.retiring
+        self.is_immediate && self.order.is_free() && self.backlog.is_empty() && !self.retiring
     }
 
     /// Runs a plain Read or Write on a device that need not be waited for.
@@ -144,6 +143,8 @@ pub(super) struct Executor<D> {
     completions: Completions,
     /// Devices that the last flush failed on.
     unflushed: Vec<(NamespaceHandle, IoError)>,
+    /// How many devices need not be waited for.
+    immediate: usize,
 }
 
 impl<D: Device> Executor<D> {
@@ -159,12 +160,14 @@ impl<D: Device> Executor<D> {
             free: Vec::with_capacity(COMPLETIONS_PER_POLL),
             completions: Completions::with_capacity(COMPLETIONS_PER_POLL),
             unflushed: Vec::new(),
+            immediate: 0,
         }
     }
 
     /// `None` when there is no place left for a further device.
     pub(super) fn add(&mut self, device: D) -> Option<NamespaceHandle> {
         let unit = Unit {
+            is_immediate: device.is_immediate(),
             block_bytes: device.geometry().block_bytes,
             device,
             // Ten thousand idle devices must cost nothing.
@@ -182,6 +185,7 @@ impl<D: Device> Executor<D> {
             self.uses.push(0);
             self.listed.push(false);
         }
+        self.immediate += usize::from(unit.is_immediate);
         self.units[index] = Some(unit);
         self.uses[index] = self.uses[index].wrapping_add(1);
         Some(self.handle(index))
@@ -213,7 +217,9 @@ impl<D: Device> Executor<D> {
     }
 
     fn vacate(&mut self, index: usize) {
-        self.units[index] = None;
+        let gone = self.units[index].take();
+        let was_immediate = gone.is_some_and(|unit| unit.is_immediate);
+        self.immediate -= usize::from(was_immediate);
         self.vacant.push(index);
     }
 
@@ -292,22 +298,48 @@ impl<D: Device> Executor<D> {
         self.run_ready(index);
     }
 
-    /// Whether [`write_now`](Self::write_now) will take a Write's data.
-    pub(super) fn writes_now(&self, handle: NamespaceHandle) -> bool {
-        self.place(handle)
-            .and_then(|index| self.units[index].as_ref())
-            .is_some_and(Unit::runs_now)
+    /// Whether any device need not be waited for.
+    pub(super) fn has_immediate(&self) -> bool {
+        self.immediate > 0
     }
 
-    /// Runs a Write whose data is not in a buffer of the pool. `None` if its device cannot.
-    pub(super) fn write_now(&mut self, command: &IoCommand, data: &[u8]) -> Option<Status> {
-        let index = self.place(command.namespace)?;
-        let unit = self.units[index].as_mut().filter(|unit| unit.runs_now())?;
-        let IoOp::Write { lba, blocks, .. } = command.op else {
+    /// Runs a Read if its device need not be waited for and nothing speaks against it, into what
+    /// `alloc` has for so many bytes. `None`: [`start`](Self::start) it, also if the device failed,
+    /// which is told there.
+    pub(super) fn read_now(
+        &mut self,
+        command: &IoCommand,
+        alloc: impl FnOnce(usize) -> Option<IoBuf>,
+    ) -> Option<IoBuf> {
+        let unit = self.unit_now(command)?;
+        let IoOp::Read {
+            lba, fua: false, ..
+        } = command.op
+        else {
             return None;
         };
-        let data = data.get(..blocks as usize * unit.block_bytes as usize)?;
-        Some(status_of(unit.device.write_now(lba, data)))
+        let mut buffer = alloc(command.bytes as usize)?;
+        unit.device.read_now(lba, buffer.as_mut()?).ok()?;
+        Some(buffer)
+    }
+
+    /// Runs a Write in the same way.
+    pub(super) fn write_now<'a>(
+        &mut self,
+        command: &IoCommand,
+        data: impl FnOnce() -> Option<&'a [u8]>,
+    ) -> Option<()> {
+        let unit = self.unit_now(command)?;
+        let IoOp::Write { lba, .. } = command.op else {
+            return None;
+        };
+        unit.device.write_now(lba, data()?).ok()
+    }
+
+    /// The command's device, if a plain command may run on it now.
+    fn unit_now(&mut self, command: &IoCommand) -> Option<&mut Unit<D>> {
+        let index = self.place(command.namespace)?;
+        self.units[index].as_mut().filter(|unit| unit.runs_now())
     }
 
     /// Starts a flush of every device; `in_flight` falls to 0 when the last has ended, and

@@ -138,6 +138,12 @@ impl Link {
         budget::room(pool, self.held)
     }
 
+    /// Counts memory that is in the gather, and that no slot has, until it has left.
+    pub(super) fn charge_gathered(&mut self, charge: Charge) {
+        self.held.add(charge);
+        self.gathered.add(charge);
+    }
+
     /// The slot is free. What it had may still be in the gather, or in the send under way, and is
     /// held until that has left.
     pub(super) fn release_with_gather(&mut self, slot: SlotId) {
@@ -171,8 +177,9 @@ impl Link {
         &mut self.deferred
     }
 
-    pub(super) fn has_deferred(&self) -> bool {
-        !self.deferred.is_empty()
+    /// Whether commands wait for a buffer, of which the next would have to go behind them.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.deferred.is_empty() || self.queued > 0
     }
 
     pub(super) fn has_room(&self) -> bool {

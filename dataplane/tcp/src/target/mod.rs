@@ -6,6 +6,7 @@
 //! subsystem of another reactor moves there, socket and machine together; after that nothing of
 //! it crosses reactors.
 
+mod at_once;
 mod budget;
 mod exec;
 mod grace;

@@ -6,11 +6,10 @@
 use std::io::IoSliceMut;
 
 use bowline_block::{BUFFER_ALIGN, Device};
-use bowline_nvme::{Nanos, Status};
+use bowline_nvme::Nanos;
 use bowline_nvmf::target::{ConnId, Rx, SlotId};
 use bowline_reactor::{Reactor, Recv, SocketId};
 
-use super::link::Link;
 use super::{TargetService, budget};
 use bowline_nvmf::frame::crc32c;
 
@@ -34,9 +33,6 @@ const DENSE_PDU_BYTES: u64 = 512;
 /// sure to find its place. What does not is carried, so this bounds what a connection carries. A
 /// queue of 128 Reads fits.
 const WINDOW_BYTES: usize = 16 << 10;
-
-/// Of the digest behind a PDU's data.
-const DIGEST_BYTES: usize = 4;
 
 /// How a round of receiving ended.
 enum Round {
@@ -223,23 +219,20 @@ impl<D: Device> TargetService<D> {
         while at < input.len() {
             let rest = &input[at..];
             match self.target.rx(conn) {
-                Rx::Bytes => at += self.target.handle_bytes(now, conn, rest),
+                Rx::Bytes => {
+                    at += self.run_at_once(cx, now, conn, rest);
+                    let rest = &input[at..];
+                    if !rest.is_empty() {
+                        at += self.target.handle_bytes(now, conn, rest);
+                    }
+                }
                 Rx::Payload {
                     slot,
                     offset,
                     len,
                     transfer_len,
-                    digest_from,
+                    ..
                 } => {
-                    let is_whole = offset == 0 && len == transfer_len;
-                    if is_whole
-                        && let Some(taken) =
-                            self.write_through(now, conn, slot, len, digest_from.is_some(), rest)
-                    {
-                        at += taken;
-                        held = false;
-                        continue;
-                    }
                     if !self.bind(cx, conn, slot, transfer_len) {
                         break;
                     }
@@ -270,41 +263,6 @@ impl<D: Device> TargetService<D> {
             held = false;
         }
         at
-    }
-
-    /// Hands the data of a Write, all of which is at the begin of `input`, to a device that takes
-    /// it at once: no buffer, and no copy, in between. Returns how many bytes it took; `None` if
-    /// the data has to go the usual way.
-    fn write_through(
-        &mut self,
-        now: Nanos,
-        conn: ConnId,
-        slot: SlotId,
-        len: u32,
-        has_digest: bool,
-        input: &[u8],
-    ) -> Option<usize> {
-        let data = input.get(..len as usize)?;
-        let end = data.len() + if has_digest { DIGEST_BYTES } else { 0 };
-        let digest = input.get(data.len()..end)?;
-        let namespace = self.target.landing_write(conn)?;
-        let has_room = self.links.get(conn).is_some_and(Link::has_room);
-        if !has_room || !self.executor.writes_now(namespace) {
-            return None;
-        }
-        let crc = has_digest.then(|| crc32c(data));
-        self.target.handle_payload(now, conn, len, crc);
-        if has_digest {
-            self.target.handle_bytes(now, conn, digest);
-        }
-        // Refused, or damaged: it is answered already.
-        let Some(command) = self.target.poll_landed(now, conn, slot) else {
-            return Some(end);
-        };
-        let status = self.executor.write_now(&command, data);
-        let status = status.unwrap_or(Status::INTERNAL);
-        self.target.complete(now, conn, slot, status);
-        Some(end)
     }
 
     /// Reports landed payload, with its CRC where it completes a PDU.

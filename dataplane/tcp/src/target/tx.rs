@@ -189,7 +189,7 @@ impl<D: Device> TargetService<D> {
         if bytes > 0
             && !waiting.holds_buffer()
             && let Some(link) = self.links.get_mut(waiting.conn)
-            && (link.has_deferred() || link.queued > 0)
+            && link.has_waiting()
         {
             link.defer(waiting);
             return;

@@ -110,8 +110,12 @@ struct Bench {
 
 impl Bench {
     fn new(depth: usize) -> Self {
+        Self::of(Slow::new(depth))
+    }
+
+    fn of(device: Slow) -> Self {
         let mut executor = Executor::new();
-        let handle = executor.add(Slow::new(depth)).expect("a place");
+        let handle = executor.add(device).expect("a place");
         Self {
             executor,
             handle,
@@ -387,8 +391,10 @@ fn pair_waits_for_older_changes_of_its_blocks_and_younger_ones_wait_for_it() {
 
 #[test]
 fn what_can_run_at_once_does_unless_a_pair_has_blocks_to_itself() {
-    let mut bench = Bench::new(8);
-    bench.device().immediate = true;
+    let mut bench = Bench::of(Slow {
+        immediate: true,
+        ..Slow::new(8)
+    });
     let handle = bench.handle;
     let write = |lba, blocks| IoCommand {
         namespace: handle,
@@ -397,22 +403,38 @@ fn what_can_run_at_once_does_unless_a_pair_has_blocks_to_itself() {
             blocks,
             fua: true,
         },
-        bytes: 0,
+        bytes: blocks * 512,
     };
+    let read = |lba, fua| IoCommand {
+        namespace: handle,
+        op: IoOp::Read {
+            lba,
+            blocks: 1,
+            fua,
+        },
+        bytes: 512,
+    };
+    let pool = BufPool::new(PoolConfig::with_budget(1 << 20)).expect("memory");
+    let alloc = |bytes| pool.alloc(bytes);
+    let data = [9; BLOCK];
     bench.write(1, 7, 5);
     assert_eq!(bench.statuses(), [(1, Status::SUCCESS)]);
     assert!(bench.waiting().is_empty() && bench.executor.in_flight() == 0);
-    let outside = bench.executor.write_now(&write(1 << 40, 1), &[0; BLOCK]);
-    assert_eq!(outside, Some(Status::LBA_OUT_OF_RANGE.dnr()));
-    assert_eq!(
-        bench.executor.write_now(&write(7, 2), &[0; BLOCK]),
-        None,
-        "less data than blocks"
-    );
-    assert!(bench.executor.writes_now(handle));
+    let executor = &mut bench.executor;
+    assert!(executor.has_immediate());
+    assert_eq!(executor.write_now(&write(1 << 40, 1), || Some(&data)), None);
+    assert_eq!(executor.write_now(&write(8, 1), || None), None, "damaged");
+    assert_eq!(executor.write_now(&write(8, 1), || Some(&data)), Some(()));
+    let got = executor
+        .read_now(&read(8, false), alloc)
+        .expect("it is read");
+    assert_eq!(got.as_slice(), data);
+    assert!(executor.read_now(&read(8, true), alloc).is_none(), "FUA");
+    assert!(executor.read_now(&read(8, false), |_| None).is_none());
     bench.pair(2, 7, 5, 6);
-    assert!(!bench.executor.writes_now(handle));
-    assert_eq!(bench.executor.write_now(&write(7, 1), &[9; BLOCK]), None);
+    let executor = &mut bench.executor;
+    assert_eq!(executor.write_now(&write(7, 1), || Some(&data)), None);
+    assert!(executor.read_now(&read(7, false), alloc).is_none());
     bench.write(4, 7, 8);
     assert_eq!(bench.statuses(), [], "it waits for the pair");
     bench.release_all();
@@ -421,7 +443,11 @@ fn what_can_run_at_once_does_unless_a_pair_has_blocks_to_itself() {
     statuses.sort_by_key(|it| it.0);
     assert_eq!(statuses, all);
     assert_eq!(bench.medium(7), 8);
-    assert!(bench.executor.writes_now(handle));
+    let executor = &mut bench.executor;
+    assert_eq!(executor.write_now(&write(7, 1), || Some(&data)), Some(()));
+    executor.retire(handle);
+    assert!(!executor.has_immediate());
+    assert_eq!(executor.write_now(&write(7, 1), || Some(&data)), None);
 }
 
 #[test]

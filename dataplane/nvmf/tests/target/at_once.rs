@@ -1,0 +1,320 @@
+//! Commands that are run as they come end as those that are not.
+
+use bowline_nvme::opcode::io as opcode;
+use bowline_nvme::pdu::Digests;
+use bowline_nvme::{CommandId, Fuse, NamespaceId, Nanos, Sgl, Sqe, Status};
+use bowline_nvmf::target::{AnaConfig, AnaState, ConnId, NsGeometry, TargetConfig};
+use proptest::prelude::*;
+
+use crate::glue::{
+    BLOCK, BLOCKS, CC_ENABLE, Glue, HOSTNQN, Reply, SUBNQN, geometry, h2c_data, io, pattern,
+};
+
+/// A glue whose plain commands are run as they come or not, its admin queue, and an I/O queue.
+fn queues(
+    at_once: bool,
+    digests: Digests,
+    sqsize: u16,
+    has_flow_control: bool,
+) -> (Glue, ConnId, ConnId) {
+    let mut glue = Glue::with_ana(TargetConfig::default(), AnaConfig::default());
+    glue.at_once = at_once;
+    let (admin, cntlid) = glue.enabled(digests, 0);
+    let id = glue.initialized(digests);
+    let data = Glue::connect_data(SUBNQN, HOSTNQN, cntlid);
+    let command = Glue::connect_command(1, sqsize);
+    let command = command.with_sq_flow_control_disabled(!has_flow_control);
+    assert_eq!(glue.connect(id, command, &data).status, Status::SUCCESS);
+    (glue, admin, id)
+}
+
+#[test]
+fn plain_command_is_answered_before_anything_is_polled() {
+    let (mut glue, _, id) = queues(true, Digests::NONE, 31, false);
+    let data = pattern(3, 2 * BLOCK as usize);
+    let write = io(opcode::WRITE, 5, 2).with_sgl1(Sgl::in_capsule(2 * BLOCK));
+    let mut bytes = glue.capsule(id, write.with_cid(CommandId(1)), &data);
+    bytes.extend(glue.capsule(id, io(opcode::READ, 5, 2).with_cid(CommandId(2)), &[]));
+    glue.receive_only(id, &bytes);
+    assert_eq!(glue.target.poll_dirty(), None);
+    let replies = glue.replies(id);
+    assert_eq!(replies[0].cqe().cid, CommandId(1));
+    let read = Reply::Data {
+        cid: CommandId(2),
+        offset: 0,
+        bytes: data,
+        last: true,
+        success: true,
+    };
+    assert_eq!(replies[1..], [read]);
+}
+
+#[test]
+fn command_that_its_host_may_not_send_yet_is_not_run_at_once() {
+    let (mut glue, _, id) = queues(true, Digests::NONE, 1, false);
+    let cid = glue.send(id, io(opcode::WRITE, 0, 1));
+    let busy = glue.capsule(id, io(opcode::READ, 0, 1).with_cid(cid), &[]);
+    glue.receive(id, &busy);
+    let replies = glue.replies(id);
+    assert!(matches!(replies[0], Reply::R2t(_)));
+    let status = replies[1].cqe().status;
+    assert!(status.same_code(Status::CID_CONFLICT), "{status:?}");
+    // Two entries, and four more for hosts that count in another way.
+    for _ in 1..6 {
+        glue.send(id, io(opcode::WRITE, 0, 1));
+        assert!(matches!(glue.reply(id), Reply::R2t(_)));
+    }
+    glue.send(id, io(opcode::READ, 0, 1));
+    assert!(matches!(glue.reply(id), Reply::Terminate { .. }));
+}
+
+/// A command, and what is wrong with it.
+#[derive(Clone, Debug)]
+struct Draft {
+    opcode: u8,
+    cid: u16,
+    nsid: u32,
+    lba: u64,
+    blocks: u32,
+    fuse: Fuse,
+    fua: bool,
+    psdt: u8,
+    /// By how much the length in the descriptor is wrong.
+    excess: u32,
+    /// Its data, if it has any, comes with it.
+    in_capsule: bool,
+    /// A byte of it is damaged on the way.
+    is_damaged: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Commands that arrive together, in pieces of so many bytes.
+    Send(Vec<Draft>, usize),
+    /// The oldest R2T is answered.
+    Answer,
+    ReadOnly(bool),
+    Access(AnaState),
+    Disable,
+}
+
+fn draft() -> impl Strategy<Value = Draft> {
+    let opcodes = prop::sample::select(vec![
+        opcode::READ,
+        opcode::READ,
+        opcode::READ,
+        opcode::WRITE,
+        opcode::WRITE,
+        opcode::WRITE,
+        opcode::COMPARE,
+        opcode::FLUSH,
+        opcode::WRITE_ZEROES,
+        0x7F,
+    ]);
+    let rarely = |odds| prop::bool::weighted(odds);
+    let lba = prop_oneof![9 => 0..16_u64, 1 => BLOCKS - 2..BLOCKS + 2, 1 => Just(u64::MAX)];
+    let fuse = prop_oneof![
+        18 => Just(Fuse::Normal),
+        2 => Just(Fuse::First),
+        2 => Just(Fuse::Second),
+        1 => Just(Fuse::Reserved),
+    ];
+    let odd = (
+        rarely(0.1),
+        rarely(0.05),
+        rarely(0.03),
+        rarely(0.7),
+        rarely(0.05),
+    );
+    (opcodes, 0..6_u16, lba, 1..6_u32, fuse, odd).prop_map(
+        |(opcode, cid, lba, blocks, fuse, (fua, is_other, is_wrong, in_capsule, is_damaged))| {
+            Draft {
+                opcode,
+                cid,
+                nsid: if is_other { 2 } else { 1 },
+                lba,
+                blocks,
+                fuse,
+                fua,
+                psdt: if is_wrong { 0 } else { 1 },
+                excess: u32::from(is_other && is_wrong) * BLOCK,
+                in_capsule,
+                is_damaged,
+            }
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let pieces = prop_oneof![6 => Just(usize::MAX), 1 => 1..600_usize];
+    let states = prop::sample::select(vec![
+        AnaState::Optimized,
+        AnaState::Optimized,
+        AnaState::NonOptimized,
+        AnaState::Inaccessible,
+        AnaState::Change,
+    ]);
+    prop_oneof![
+        40 => (prop::collection::vec(draft(), 1..4), pieces).prop_map(|(all, at)| Step::Send(all, at)),
+        12 => Just(Step::Answer),
+        2 => any::<bool>().prop_map(Step::ReadOnly),
+        3 => states.prop_map(Step::Access),
+        1 => Just(Step::Disable),
+    ]
+}
+
+impl Draft {
+    /// Commands that arrive together are in no order: by their `place` they differ in their
+    /// identifiers, and in their blocks unless they are a pair.
+    fn lba(&self, place: u16) -> u64 {
+        let apart = 100 * u64::from(place);
+        match self.fuse {
+            Fuse::Normal if self.lba < BLOCKS / 2 => self.lba + apart,
+            Fuse::Normal => self.lba - apart,
+            _ => self.lba,
+        }
+    }
+
+    fn bytes(&self, place: u16, glue: &mut Glue, id: ConnId) -> Vec<u8> {
+        let moves_data = matches!(self.opcode, opcode::READ | opcode::WRITE | opcode::COMPARE);
+        let len = if moves_data { self.blocks * BLOCK } else { 0 };
+        let in_capsule = self.in_capsule && matches!(self.opcode, opcode::WRITE | opcode::COMPARE);
+        let mut data = Vec::new();
+        let mut sgl = Sgl::transport(len + self.excess);
+        if in_capsule {
+            data = pattern(u8::try_from(self.cid).expect("small"), len as usize);
+            sgl = Sgl::in_capsule(len + self.excess);
+        }
+        let mut sqe: Sqe = io(self.opcode, self.lba(place), self.blocks)
+            .with_nsid(NamespaceId(self.nsid))
+            .with_cid(CommandId(self.cid + 8 * place))
+            .with_sgl1(sgl)
+            .with_fua(self.fua)
+            .with_fuse(self.fuse);
+        sqe.0[1] = sqe.0[1] & 0x3F | self.psdt << 6;
+        let mut bytes = glue.capsule(id, sqe, &data);
+        let digests = glue.digests(id);
+        // Without a digest nobody can know.
+        if self.is_damaged && in_capsule && digests.data {
+            let last = bytes.len() - 5;
+            bytes[last] ^= 1;
+        }
+        bytes
+    }
+}
+
+/// What the host sees, in an order that is the same however commands that arrive together
+/// overtake each other. Tags name slots, which plain commands do not need.
+fn seen(glue: &mut Glue, id: ConnId, is_batch: bool) -> (Vec<String>, Vec<Reply>) {
+    let mut replies = glue.replies(id);
+    let r2ts = replies.iter().filter(|it| matches!(it, Reply::R2t(_)));
+    let r2ts: Vec<Reply> = r2ts.cloned().collect();
+    for reply in &mut replies {
+        match reply {
+            Reply::R2t(r2t) => r2t.ttag = 0,
+            Reply::Response(cqe) if is_batch => cqe.sqhd = 0,
+            _ => {}
+        }
+    }
+    let mut seen: Vec<String> = replies.iter().map(|it| format!("{it:?}")).collect();
+    if is_batch {
+        seen.sort();
+    }
+    (seen, r2ts)
+}
+
+/// One of the two targets that are compared.
+struct Side {
+    glue: Glue,
+    admin: ConnId,
+    id: ConnId,
+    /// R2Ts that were not answered yet.
+    open: Vec<Reply>,
+}
+
+impl Side {
+    fn new(at_once: bool, digests: Digests, has_flow_control: bool) -> Self {
+        let (glue, admin, id) = queues(at_once, digests, 127, has_flow_control);
+        Self {
+            glue,
+            admin,
+            id,
+            open: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, step: &Step) -> Vec<String> {
+        let (glue, id) = (&mut self.glue, self.id);
+        glue.now = glue.now + Nanos(1000);
+        match step {
+            Step::Send(drafts, piece) => {
+                let placed = (0..).zip(drafts);
+                let bytes = placed.flat_map(|(place, it)| it.bytes(place, glue, id));
+                let bytes: Vec<u8> = bytes.collect();
+                glue.chunk = *piece;
+                glue.receive(id, &bytes);
+            }
+            Step::Answer => {
+                if !self.open.is_empty()
+                    && let Reply::R2t(r2t) = self.open.remove(0)
+                {
+                    let data = pattern(9, r2t.r2tl as usize);
+                    let bytes = glue.h2c(id, h2c_data(&r2t), &data);
+                    glue.receive(id, &bytes);
+                }
+            }
+            Step::ReadOnly(read_only) => {
+                let geometry = NsGeometry {
+                    read_only: *read_only,
+                    ..geometry()
+                };
+                let (now, target) = (glue.now, &mut glue.target);
+                target
+                    .update_namespace(now, SUBNQN, 1, geometry)
+                    .expect("it may");
+            }
+            Step::Access(state) => {
+                let (now, target) = (glue.now, &mut glue.target);
+                target
+                    .set_ana_state(now, SUBNQN, 1, *state)
+                    .expect("there is such a group");
+                glue.pump();
+            }
+            Step::Disable => glue.set_cc(self.admin, CC_ENABLE & !1),
+        }
+        let is_batch = matches!(step, Step::Send(drafts, _) if drafts.len() > 1);
+        let (seen, open) = seen(glue, id, is_batch);
+        self.open.extend(open);
+        seen
+    }
+
+    fn state(&self) -> String {
+        let target = &self.glue.target;
+        let (subsystems, connections) = (target.subsystems(), target.connections());
+        format!("{subsystems:#?} {connections:#?} {:?}", target.counters())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn what_is_run_at_once_ends_and_counts_as_if_it_were_not(
+        steps in prop::collection::vec(step(), 1..24),
+        header in any::<bool>(),
+        data in any::<bool>(),
+        has_flow_control in any::<bool>(),
+    ) {
+        let digests = Digests { header, data };
+        let mut usual = Side::new(false, digests, has_flow_control);
+        let mut short = Side::new(true, digests, has_flow_control);
+        for step in &steps {
+            prop_assert_eq!(usual.take(step), short.take(step), "{:?}", step);
+            prop_assert!(usual.glue.disks == short.glue.disks, "{:?}", step);
+            prop_assert_eq!(usual.state(), short.state(), "{:?}", step);
+            if !usual.glue.is_open(usual.id) {
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Commands for devices that need not be waited for: done as they come out of the socket.
+//!
+//! A plain Read or Write that has arrived whole is run while its bytes are at hand, and its answer
+//! goes into the gather: no slot, no queue, and a Write's data is copied once, from the staging area
+//! to the medium. As long as there is room to send, that is, and nobody waits for a buffer; the
+//! usual way knows how to wait.
+
+use bowline_block::{BufPool, Device, IoBuf};
+use bowline_nvme::Nanos;
+use bowline_nvmf::frame::crc32c;
+use bowline_nvmf::target::{Accepted, Answer, ConnId, IoOp};
+use bowline_reactor::Reactor;
+
+use super::TargetService;
+use super::budget::{self, Charge};
+use super::exec::Executor;
+use super::link::Link;
+
+impl<D: Device> TargetService<D> {
+    /// Runs the commands with which `input` begins, up to one that has to go the usual way.
+    /// Returns how many bytes they were.
+    pub(super) fn run_at_once(
+        &mut self,
+        cx: &mut Reactor,
+        now: Nanos,
+        conn: ConnId,
+        input: &[u8],
+    ) -> usize {
+        if !self.executor.has_immediate() {
+            return 0;
+        }
+        let ceiling_bytes = self.ceiling_bytes();
+        let queue = self.target.at_once(now, conn);
+        let (Some(mut queue), Some(link)) = (queue, self.links.get_mut(conn)) else {
+            return 0;
+        };
+        let mut at = 0;
+        while link.has_room()
+            && let Some(accepted) = queue.accept(&input[at..])
+            && let Some(read) = run(
+                &mut self.executor,
+                cx.pool(),
+                link,
+                &accepted,
+                ceiling_bytes,
+            )
+        {
+            answer(cx, link, &queue.succeeded(&accepted), read);
+            at += accepted.bytes();
+        }
+        if at > 0 && self.touched.last() != Some(&conn) {
+            self.touched.push(conn);
+        }
+        at
+    }
+}
+
+/// Runs a command and returns what it has read, if anything. `None`: not now, or not here, and
+/// nothing has happened.
+fn run<D: Device>(
+    executor: &mut Executor<D>,
+    pool: &BufPool,
+    link: &Link,
+    accepted: &Accepted<'_>,
+    ceiling_bytes: usize,
+) -> Option<Option<IoBuf>> {
+    let command = accepted.command();
+    if !matches!(command.op, IoOp::Read { .. }) {
+        return executor
+            .write_now(command, || accepted.data())
+            .map(|()| None);
+    }
+    if link.has_waiting() {
+        return None;
+    }
+    let alloc = |bytes| budget::shared(pool, &link.request(bytes, ceiling_bytes));
+    executor.read_now(command, alloc).map(Some)
+}
+
+/// Puts an answer into the gather, with the data that was read.
+fn answer(cx: &mut Reactor, link: &mut Link, answer: &Answer, read: Option<IoBuf>) {
+    let gather = link.gather(cx);
+    let Some(data) = read else {
+        gather.push_with(|arena| answer.encode_end(arena));
+        return;
+    };
+    let charge = Charge::of(&data);
+    let digest = answer.data_digest().then(|| crc32c(&data));
+    gather.push_with(|arena| answer.encode_before_data(arena));
+    gather.push_buf(data);
+    gather.push_with(|arena| {
+        if let Some(digest) = digest {
+            arena.extend_from_slice(&digest.to_le_bytes());
+        }
+        answer.encode_end(arena);
+    });
+    link.charge_gathered(charge);
+}

@@ -65,7 +65,7 @@ pub(crate) fn address_sanitizer(workspace: &Workspace, tally: &mut Tally) {
     );
 }
 
-fn count(name: &str, command: &mut Command, tally: &mut Tally) -> Outcomes {
+pub(crate) fn count(name: &str, command: &mut Command, tally: &mut Tally) -> Outcomes {
     let (mut totals, mut outcomes) = (Totals::default(), Outcomes::default());
     let started = Instant::now();
     let ended = process::stream(command, |line| {

@@ -40,6 +40,7 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("bowline-api", &[]),
+    ("bowline-spdk-sys", &[]),
     // The executable is also our own host (`bowline dev` verifies through the initiator).
     (
         "bowline",
@@ -97,6 +98,7 @@ const NO_RUNTIME: &[&str] = &[
     "bowline-reactor",
     "bowline-engine-kernel",
     "bowline-tcp",
+    "bowline-spdk-sys",
 ];
 const RUNTIMES: &[&str] = &[
     "tokio",
@@ -111,6 +113,9 @@ const RUNTIMES: &[&str] = &[
 /// Crates that may open unsafe code in named modules, each block with its SAFETY argument; they
 /// deny it everywhere else.
 const UNSAFE_IN_MODULES: &[&str] = &["bowline-block", "bowline-reactor", "bowline-engine-kernel"];
+
+/// Crates that are declarations of foreign functions and nothing else.
+const BINDINGS: &[&str] = &["bowline-spdk-sys"];
 
 /// Holds the edges against `cargo metadata`.
 pub(crate) fn check_edges(workspace: &Workspace) -> Result<()> {
@@ -174,6 +179,9 @@ pub(crate) fn check_unsafe_policy(workspace: &Workspace) -> Result<()> {
 }
 
 fn missing_attribute(name: &str, root_source: &str) -> Option<&'static str> {
+    if BINDINGS.contains(&name) {
+        return None;
+    }
     let required = if UNSAFE_IN_MODULES.contains(&name) {
         "#![deny(unsafe_code)]"
     } else {

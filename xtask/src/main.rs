@@ -13,6 +13,7 @@ mod guard;
 mod lint;
 mod perf;
 mod process;
+mod spdk;
 mod tally;
 mod tidy;
 mod workspace;
@@ -35,8 +36,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything: lint, all tests, figures, the guard of what commands cost, the sanitizer, the
-    /// fuzzer, then a real Linux host.
+    /// Everything: lint, all tests, figures, the bindings to SPDK, the guard of what commands cost,
+    /// the sanitizer, the fuzzer, then a real Linux host.
     Test,
     /// Formatting, clippy, dependency rule, cargo-deny and tidy rules.
     Lint,
@@ -55,6 +56,8 @@ enum Command {
         #[arg(long)]
         merge: bool,
     },
+    /// The bindings to SPDK: over their double, then over SPDK itself where pkg-config finds it.
+    Spdk,
     /// What the product costs.
     Perf {
         #[command(subcommand)]
@@ -113,6 +116,7 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
         Command::Test => {
             lint::run(workspace, tally);
             unit(workspace, tally);
+            spdk::run(workspace, tally);
             guard::run(workspace, tally, false);
             cargo_tests::address_sanitizer(workspace, tally);
             fuzz::run(workspace, tally, &fuzz::Wishes::default());
@@ -135,6 +139,7 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
             };
             fuzz::run(workspace, tally, &wishes);
         }
+        Command::Spdk => spdk::run(workspace, tally),
         Command::Perf {
             what: Perf::Compare(arguments),
         } => perf::compare(workspace, tally, arguments),

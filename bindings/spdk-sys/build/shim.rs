@@ -1,0 +1,84 @@
+//! Compiles `shim.c` against an installed SPDK, or `shim_double.c`, and makes the bindings.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::exit;
+
+#[cfg(feature = "spdk")]
+#[path = "spdk.rs"]
+mod spdk;
+
+pub(crate) fn build() {
+    // Cargo sets both.
+    let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    let folder = here.join("shim");
+
+    let mut compiler = cc::Build::new();
+    compiler
+        .include(&folder)
+        .std("gnu11")
+        .warnings(true)
+        .extra_warnings(true);
+    #[cfg(feature = "spdk")]
+    {
+        let found = spdk::find();
+        for include in &found.includes {
+            // Not ours to be warned about.
+            compiler.flag("-isystem").flag(include);
+        }
+        compiler.file(folder.join("shim.c")).compile("bowline_shim");
+        // After the shim: what it needs follows it on the linker's command line.
+        found.link();
+    }
+    #[cfg(not(feature = "spdk"))]
+    compiler
+        .file(folder.join("shim_double.c"))
+        .compile("bowline_shim");
+
+    bind(&folder.join("shim.h"), &out.join("bindings.rs"));
+}
+
+fn bind(header: &Path, into: &Path) {
+    // bindgen has no other way to say that it found no libclang.
+    let made = std::panic::catch_unwind(|| {
+        bindgen::Builder::default()
+            .header(header.to_string_lossy())
+            .allowlist_item("[Ss][Hh][Ii][Mm]_.*")
+            .default_enum_style(bindgen::EnumVariation::Consts)
+            .prepend_enum_name(false)
+            .derive_default(true)
+            .layout_tests(true)
+            .use_core()
+            .generate()
+    });
+    let Ok(made) = made else {
+        fail(
+            "libclang was not found, which makes the bindings to the shim",
+            "install it (on Debian and Ubuntu: apt-get install libclang-dev), or set LIBCLANG_PATH",
+        )
+    };
+    let written = made
+        .map_err(|error| error.to_string())
+        .and_then(|bindings| {
+            bindings
+                .write_to_file(into)
+                .map_err(|error| error.to_string())
+        });
+    if let Err(reason) = written {
+        fail(
+            &format!(
+                "no bindings could be made from {}: {reason}",
+                header.display()
+            ),
+            "look at what the compiler says about the header above",
+        );
+    }
+}
+
+/// Ends the build: what is wrong and what to do, without the panic's trace around it.
+pub(crate) fn fail(what: &str, help: &str) -> ! {
+    println!("cargo::error=bowline-spdk-sys: {what}");
+    println!("cargo::error=help: {help}");
+    exit(1)
+}

@@ -1,0 +1,673 @@
+/* shim.h over SPDK. */
+#include "shim.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+
+#include <spdk/bdev.h>
+#include <spdk/bdev_module.h>
+#include <spdk/env.h>
+#include <spdk/init.h>
+#include <spdk/log.h>
+#include <spdk/nvme_spec.h>
+#include <spdk/rpc.h>
+#include <spdk/thread.h>
+#include <spdk/uuid.h>
+#include <spdk/version.h>
+
+#if SPDK_VERSION < SPDK_VERSION_NUM(24, 5, 0)
+#error "SPDK 24.05 or later is needed"
+#endif
+
+_Static_assert(sizeof(struct shim_slice) == sizeof(struct iovec), "a slice is an iovec");
+_Static_assert(offsetof(struct shim_slice, base) == offsetof(struct iovec, iov_base), "iovec");
+_Static_assert(offsetof(struct shim_slice, bytes) == offsetof(struct iovec, iov_len), "iovec");
+_Static_assert((int)SHIM_LOG_ERROR == (int)SPDK_LOG_ERROR, "levels are SPDK's");
+_Static_assert((int)SHIM_LOG_DEBUG == (int)SPDK_LOG_DEBUG, "levels are SPDK's");
+
+/* --- The library ------------------------------------------------------------------------------ */
+
+const char *
+shim_version(void)
+{
+	return SPDK_VERSION_STRING;
+}
+
+bool
+shim_is_double(void)
+{
+	return false;
+}
+
+static shim_log_fn g_log;
+
+static void
+log_line(int level, const char *file, const int line, const char *function, const char *format,
+	 va_list args)
+{
+	char message[1024];
+	int length = vsnprintf(message, sizeof(message), format, args);
+
+	if (length < 0) {
+		return;
+	}
+	if ((size_t)length >= sizeof(message)) {
+		length = sizeof(message) - 1;
+	}
+	while (length > 0 && message[length - 1] == '\n') {
+		message[--length] = '\0';
+	}
+	g_log((enum shim_log_level)level, file, line, function, message);
+}
+
+void
+shim_log_open(shim_log_fn log, enum shim_log_level level)
+{
+	g_log = log;
+	spdk_log_set_level((enum spdk_log_level)level);
+	spdk_log_set_print_level((enum spdk_log_level)level);
+	spdk_log_open(log_line);
+}
+
+/* --- The environment ---------------------------------------------------------------------------- */
+
+static bool g_env_done;
+
+int
+shim_env_init(const struct shim_env_options *options)
+{
+	struct spdk_env_opts opts;
+	struct spdk_pci_addr *allowed = NULL;
+	char core[16];
+	int rc;
+
+	if (g_env_done) {
+		return -EALREADY;
+	}
+	if (options->pci_allowed_count > 0) {
+		allowed = calloc(options->pci_allowed_count, sizeof(*allowed));
+		if (allowed == NULL) {
+			return -ENOMEM;
+		}
+	}
+	for (size_t i = 0; i < options->pci_allowed_count; i++) {
+		if (spdk_pci_addr_parse(&allowed[i], options->pci_allowed[i]) != 0) {
+			free(allowed);
+			return -EINVAL;
+		}
+	}
+	opts.opts_size = sizeof(opts);
+	spdk_env_opts_init(&opts);
+	snprintf(core, sizeof(core), "[%u]", options->core);
+	opts.name = options->name;
+	opts.core_mask = core;
+	if (options->memory_mib > 0) {
+		opts.mem_size = (int)options->memory_mib;
+	}
+	opts.no_huge = options->no_huge;
+	opts.no_pci = options->no_pci;
+	opts.hugedir = options->huge_folder;
+	opts.unlink_hugepage = !options->no_huge;
+	opts.pci_allowed = allowed;
+	opts.num_pci_addr = options->pci_allowed_count;
+	rc = spdk_env_init(&opts);
+	/* The environment has made its own of what it was given. */
+	free(allowed);
+	g_env_done = rc == 0;
+	return rc;
+}
+
+void
+shim_env_fini(void)
+{
+	spdk_env_fini();
+}
+
+void *
+shim_dma_alloc(size_t bytes, size_t align)
+{
+	return spdk_zmalloc(bytes, align, NULL, SPDK_ENV_NUMA_ID_ANY, SPDK_MALLOC_DMA);
+}
+
+void
+shim_dma_free(void *memory)
+{
+	spdk_free(memory);
+}
+
+/* --- Threads ------------------------------------------------------------------------------------- */
+
+static struct spdk_thread *
+to_thread(const shim_thread *thread)
+{
+	return (struct spdk_thread *)(uintptr_t)thread;
+}
+
+int
+shim_threads_init(void)
+{
+	/* Threads are polled by who creates them; nobody else has to be told. */
+	return spdk_thread_lib_init(NULL, 0);
+}
+
+void
+shim_threads_fini(void)
+{
+	spdk_thread_lib_fini();
+}
+
+shim_thread *
+shim_thread_create(const char *name)
+{
+	return (shim_thread *)spdk_thread_create(name, NULL);
+}
+
+void
+shim_thread_set(shim_thread *thread)
+{
+	spdk_set_thread(to_thread(thread));
+}
+
+shim_thread *
+shim_thread_current(void)
+{
+	return (shim_thread *)spdk_get_thread();
+}
+
+bool
+shim_thread_poll(shim_thread *thread, uint32_t messages_max)
+{
+	return spdk_thread_poll(to_thread(thread), messages_max, 0) > 0;
+}
+
+bool
+shim_thread_has_active_pollers(const shim_thread *thread)
+{
+	return spdk_thread_has_active_pollers(to_thread(thread)) != 0;
+}
+
+int64_t
+shim_thread_next_poll_us(const shim_thread *thread)
+{
+	uint64_t next = spdk_thread_next_poller_expiration(to_thread(thread));
+	uint64_t now = spdk_get_ticks();
+	uint64_t hz = spdk_get_ticks_hz();
+
+	if (next == 0) {
+		return -1;
+	}
+	if (next <= now) {
+		return 0;
+	}
+	/* Rounded up: who waits this long finds it due. */
+	return (int64_t)((next - now) / hz * 1000000 + ((next - now) % hz * 1000000 + hz - 1) / hz);
+}
+
+int
+shim_thread_send(const shim_thread *thread, shim_message_fn message, void *context)
+{
+	return spdk_thread_send_msg(to_thread(thread), message, context);
+}
+
+int
+shim_thread_exit(shim_thread *thread)
+{
+	return spdk_thread_exit(to_thread(thread));
+}
+
+bool
+shim_thread_is_exited(const shim_thread *thread)
+{
+	return spdk_thread_is_exited(to_thread(thread));
+}
+
+void
+shim_thread_destroy(shim_thread *thread)
+{
+	spdk_thread_destroy(to_thread(thread));
+}
+
+struct shim_poller {
+	struct spdk_poller *poller;
+	shim_poller_fn poll;
+	void *context;
+};
+
+static int
+run_poller(void *arg)
+{
+	struct shim_poller *poller = arg;
+
+	return poller->poll(poller->context) ? SPDK_POLLER_BUSY : SPDK_POLLER_IDLE;
+}
+
+shim_poller *
+shim_poller_register(shim_poller_fn poll, void *context, uint64_t period_us)
+{
+	struct shim_poller *poller = calloc(1, sizeof(*poller));
+
+	if (poller == NULL) {
+		return NULL;
+	}
+	poller->poll = poll;
+	poller->context = context;
+	poller->poller = spdk_poller_register_named(run_poller, poller, period_us, "bowline");
+	if (poller->poller == NULL) {
+		free(poller);
+		return NULL;
+	}
+	return poller;
+}
+
+void
+shim_poller_unregister(shim_poller *poller)
+{
+	spdk_poller_unregister(&poller->poller);
+	free(poller);
+}
+
+/* --- Subsystems ------------------------------------------------------------------------------------ */
+
+/* One start at a time: there is one application thread, and it starts once. */
+static struct {
+	char *json;
+	size_t json_bytes;
+	shim_done_fn done;
+	void *context;
+} g_start;
+
+static void
+start_done(int rc, void *arg)
+{
+	(void)arg;
+	free(g_start.json);
+	g_start.json = NULL;
+	g_start.done(g_start.context, rc);
+}
+
+static void
+subsystems_ready(int rc, void *arg)
+{
+	if (rc != 0) {
+		start_done(rc, arg);
+		return;
+	}
+	spdk_rpc_set_state(SPDK_RPC_RUNTIME);
+	if (g_start.json == NULL) {
+		start_done(0, NULL);
+		return;
+	}
+	spdk_subsystem_load_config(g_start.json, (ssize_t)g_start.json_bytes, start_done, NULL, true);
+}
+
+static void
+startup_configured(int rc, void *arg)
+{
+	if (rc != 0) {
+		start_done(rc, arg);
+		return;
+	}
+	spdk_subsystem_init(subsystems_ready, NULL);
+}
+
+void
+shim_subsystems_start(const char *json, size_t json_bytes, shim_done_fn done, void *context)
+{
+	g_start.done = done;
+	g_start.context = context;
+	g_start.json_bytes = json_bytes;
+	if (json == NULL) {
+		startup_configured(0, NULL);
+		return;
+	}
+	g_start.json = malloc(json_bytes + 1);
+	if (g_start.json == NULL) {
+		done(context, -ENOMEM);
+		return;
+	}
+	memcpy(g_start.json, json, json_bytes);
+	g_start.json[json_bytes] = '\0';
+	/* Twice: what belongs before the subsystems begin, and what belongs after. */
+	spdk_subsystem_load_config(g_start.json, (ssize_t)json_bytes, startup_configured, NULL, true);
+}
+
+struct notice {
+	shim_done_fn done;
+	void *context;
+};
+
+static void
+tell(int rc, void *arg)
+{
+	struct notice notice = *(struct notice *)arg;
+
+	free(arg);
+	notice.done(notice.context, rc);
+}
+
+void
+shim_configure(const char *json, size_t json_bytes, shim_done_fn done, void *context)
+{
+	struct notice *notice = malloc(sizeof(*notice));
+
+	if (notice == NULL) {
+		done(context, -ENOMEM);
+		return;
+	}
+	notice->done = done;
+	notice->context = context;
+	/* It is copied before this returns. */
+	spdk_subsystem_load_config((void *)(uintptr_t)json, (ssize_t)json_bytes, tell, notice, true);
+}
+
+static void
+stopped(void *arg)
+{
+	tell(0, arg);
+}
+
+void
+shim_subsystems_stop(shim_done_fn done, void *context)
+{
+	struct notice *notice = malloc(sizeof(*notice));
+
+	if (notice == NULL) {
+		done(context, -ENOMEM);
+		return;
+	}
+	notice->done = done;
+	notice->context = context;
+	spdk_subsystem_fini(stopped, notice);
+}
+
+/* --- Block devices ---------------------------------------------------------------------------------- */
+
+/* A claim belongs to a module. */
+static int
+module_init(void)
+{
+	return 0;
+}
+
+static struct spdk_bdev_module g_module = {
+	.name = "bowline",
+	.module_init = module_init,
+};
+
+SPDK_BDEV_MODULE_REGISTER(bowline, &g_module)
+
+struct shim_bdev_desc {
+	struct spdk_bdev_desc *desc;
+	shim_bdev_event_fn event;
+	void *context;
+};
+
+static uint32_t
+operations_of(struct spdk_bdev *bdev)
+{
+	static const struct {
+		enum spdk_bdev_io_type type;
+		uint32_t bit;
+	} known[] = {
+		{ SPDK_BDEV_IO_TYPE_READ, SHIM_BDEV_READ },
+		{ SPDK_BDEV_IO_TYPE_WRITE, SHIM_BDEV_WRITE },
+		{ SPDK_BDEV_IO_TYPE_FLUSH, SHIM_BDEV_FLUSH },
+		{ SPDK_BDEV_IO_TYPE_UNMAP, SHIM_BDEV_UNMAP },
+		{ SPDK_BDEV_IO_TYPE_WRITE_ZEROES, SHIM_BDEV_WRITE_ZEROES },
+		{ SPDK_BDEV_IO_TYPE_COMPARE, SHIM_BDEV_COMPARE },
+		{ SPDK_BDEV_IO_TYPE_COMPARE_AND_WRITE, SHIM_BDEV_COMPARE_AND_WRITE },
+		{ SPDK_BDEV_IO_TYPE_RESET, SHIM_BDEV_RESET },
+	};
+	uint32_t operations = 0;
+
+	for (size_t i = 0; i < SPDK_COUNTOF(known); i++) {
+		if (spdk_bdev_io_type_supported(bdev, known[i].type)) {
+			operations |= known[i].bit;
+		}
+	}
+	return operations;
+}
+
+static void
+describe(struct spdk_bdev *bdev, struct shim_bdev_info *info)
+{
+	const struct spdk_uuid *uuid = spdk_bdev_get_uuid(bdev);
+
+	memset(info, 0, sizeof(*info));
+	snprintf(info->name, sizeof(info->name), "%s", spdk_bdev_get_name(bdev));
+	snprintf(info->product, sizeof(info->product), "%s", spdk_bdev_get_product_name(bdev));
+	snprintf(info->module, sizeof(info->module), "%s", spdk_bdev_get_module_name(bdev));
+	_Static_assert(sizeof(info->uuid) == sizeof(*uuid), "16 bytes");
+	if (uuid != NULL) {
+		memcpy(info->uuid, uuid, sizeof(info->uuid));
+	}
+	info->block_bytes = spdk_bdev_get_data_block_size(bdev);
+	info->blocks = spdk_bdev_get_num_blocks(bdev);
+	info->metadata_bytes = spdk_bdev_get_md_size(bdev);
+	info->physical_block_bytes = spdk_bdev_get_physical_block_size(bdev);
+	info->write_unit_blocks = spdk_bdev_get_write_unit_size(bdev);
+	info->compare_and_write_blocks = spdk_bdev_get_acwu(bdev);
+	info->optimal_boundary_blocks = spdk_bdev_get_optimal_io_boundary(bdev);
+	info->buffer_align = (uint32_t)spdk_bdev_get_buf_align(bdev);
+	info->write_cache = spdk_bdev_has_write_cache(bdev);
+	info->operations = operations_of(bdev);
+}
+
+struct each {
+	shim_bdev_each_fn each;
+	void *context;
+};
+
+static int
+tell_bdev(void *context, struct spdk_bdev *bdev)
+{
+	struct each *each = context;
+	struct shim_bdev_info info;
+
+	describe(bdev, &info);
+	each->each(each->context, &info);
+	return 0;
+}
+
+void
+shim_bdev_for_each(shim_bdev_each_fn each, void *context)
+{
+	struct each all = { each, context };
+
+	spdk_for_each_bdev(&all, tell_bdev);
+}
+
+static void
+bdev_event(enum spdk_bdev_event_type type, struct spdk_bdev *bdev, void *context)
+{
+	struct shim_bdev_desc *desc = context;
+
+	(void)bdev;
+	switch (type) {
+	case SPDK_BDEV_EVENT_REMOVE:
+		desc->event(desc->context, SHIM_BDEV_REMOVED);
+		break;
+	case SPDK_BDEV_EVENT_RESIZE:
+		desc->event(desc->context, SHIM_BDEV_RESIZED);
+		break;
+	default:
+		break;
+	}
+}
+
+int
+shim_bdev_open(const char *name, bool write, shim_bdev_event_fn event, void *context,
+	       shim_bdev_desc **out)
+{
+	struct shim_bdev_desc *desc = calloc(1, sizeof(*desc));
+	int rc;
+
+	if (desc == NULL) {
+		return -ENOMEM;
+	}
+	desc->event = event;
+	desc->context = context;
+	rc = spdk_bdev_open_ext(name, write, bdev_event, desc, &desc->desc);
+	if (rc == 0 && write) {
+		rc = spdk_bdev_module_claim_bdev_desc(desc->desc,
+						      SPDK_BDEV_CLAIM_READ_MANY_WRITE_ONE, NULL,
+						      &g_module);
+		if (rc != 0) {
+			spdk_bdev_close(desc->desc);
+		}
+	}
+	if (rc != 0) {
+		free(desc);
+		return rc;
+	}
+	*out = desc;
+	return 0;
+}
+
+void
+shim_bdev_close(shim_bdev_desc *desc)
+{
+	spdk_bdev_close(desc->desc);
+	free(desc);
+}
+
+void
+shim_bdev_info(const shim_bdev_desc *desc, struct shim_bdev_info *info)
+{
+	describe(spdk_bdev_desc_get_bdev(desc->desc), info);
+}
+
+static struct spdk_io_channel *
+to_channel(shim_channel *channel)
+{
+	return (struct spdk_io_channel *)channel;
+}
+
+shim_channel *
+shim_bdev_channel(shim_bdev_desc *desc)
+{
+	return (shim_channel *)spdk_bdev_get_io_channel(desc->desc);
+}
+
+void
+shim_channel_put(shim_channel *channel)
+{
+	spdk_put_io_channel(to_channel(channel));
+}
+
+static uint16_t
+status_of(int type, int code)
+{
+	return (uint16_t)((type & 0x7) << 8 | (code & 0xff));
+}
+
+static void
+request_done(struct spdk_bdev_io *io, bool success, void *context)
+{
+	struct shim_request *request = context;
+	uint16_t status = 0;
+
+	if (!success) {
+		uint32_t result;
+		int type, code;
+
+		spdk_bdev_io_get_nvme_status(io, &result, &type, &code);
+		status = status_of(type, code);
+		if (status == 0) {
+			status = status_of(SPDK_NVME_SCT_GENERIC, SPDK_NVME_SC_INTERNAL_DEVICE_ERROR);
+		}
+	}
+	spdk_bdev_free_io(io);
+	request->done(request->context, status);
+}
+
+/* Of the two commands, the first that failed counts. */
+static void
+pair_done(struct spdk_bdev_io *io, bool success, void *context)
+{
+	struct shim_request *request = context;
+	uint16_t status = 0;
+
+	if (!success) {
+		uint32_t result;
+		int type, code, write_type, write_code;
+
+		spdk_bdev_io_get_nvme_fused_status(io, &result, &type, &code, &write_type, &write_code);
+		status = status_of(type, code);
+		if (status == 0) {
+			status = status_of(write_type, write_code);
+		}
+		if (status == 0) {
+			status = status_of(SPDK_NVME_SCT_GENERIC, SPDK_NVME_SC_INTERNAL_DEVICE_ERROR);
+		}
+	}
+	spdk_bdev_free_io(io);
+	request->done(request->context, status);
+}
+
+/* SPDK does not change what it is given, but does not say so. */
+static struct iovec *
+to_iov(const struct shim_slice *slices)
+{
+	return (struct iovec *)(uintptr_t)slices;
+}
+
+int
+shim_bdev_read(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
+	       uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
+{
+	return spdk_bdev_readv_blocks(desc->desc, to_channel(channel), to_iov(slices),
+				      (int)slice_count, block, blocks, request_done, request);
+}
+
+int
+shim_bdev_write(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
+		uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
+{
+	return spdk_bdev_writev_blocks(desc->desc, to_channel(channel), to_iov(slices),
+				       (int)slice_count, block, blocks, request_done, request);
+}
+
+int
+shim_bdev_compare_and_write(shim_bdev_desc *desc, shim_channel *channel,
+			    const struct shim_slice *compare, uint32_t compare_count,
+			    const struct shim_slice *write, uint32_t write_count, uint64_t block,
+			    uint64_t blocks, struct shim_request *request)
+{
+	return spdk_bdev_comparev_and_writev_blocks(desc->desc, to_channel(channel),
+			to_iov(compare), (int)compare_count, to_iov(write), (int)write_count, block,
+			blocks, pair_done, request);
+}
+
+int
+shim_bdev_flush(shim_bdev_desc *desc, shim_channel *channel, uint64_t block, uint64_t blocks,
+		struct shim_request *request)
+{
+	return spdk_bdev_flush_blocks(desc->desc, to_channel(channel), block, blocks, request_done,
+				      request);
+}
+
+int
+shim_bdev_unmap(shim_bdev_desc *desc, shim_channel *channel, uint64_t block, uint64_t blocks,
+		struct shim_request *request)
+{
+	return spdk_bdev_unmap_blocks(desc->desc, to_channel(channel), block, blocks, request_done,
+				      request);
+}
+
+int
+shim_bdev_write_zeroes(shim_bdev_desc *desc, shim_channel *channel, uint64_t block,
+		       uint64_t blocks, struct shim_request *request)
+{
+	return spdk_bdev_write_zeroes_blocks(desc->desc, to_channel(channel), block, blocks,
+					     request_done, request);
+}
+
+int
+shim_bdev_reset(shim_bdev_desc *desc, shim_channel *channel, struct shim_request *request)
+{
+	return spdk_bdev_reset(desc->desc, to_channel(channel), request_done, request);
+}

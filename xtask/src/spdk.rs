@@ -1,0 +1,63 @@
+//! The crates over SPDK: their checks over the double on every machine, over SPDK where there is one.
+
+use std::process::Command;
+
+use crate::cargo_tests;
+use crate::debian;
+use crate::process;
+use crate::tally::Tally;
+use crate::workspace::Workspace;
+
+const CRATES: &[&str] = &["bowline-spdk-sys"];
+/// What makes the bindings.
+const LIBCLANG: &str = "libclang-dev";
+/// By its presence SPDK's is known.
+const PACKAGE: &str = "spdk_event_bdev";
+
+pub(crate) fn run(workspace: &Workspace, tally: &mut Tally) {
+    if let Err(reason) = libclang() {
+        tally.unavailable("spdk double", &reason);
+        return;
+    }
+    tally.check("spdk double: clippy", || {
+        let mut command = with_feature(workspace, "clippy", "double");
+        command.args(["--all-targets", "--", "-D", "warnings"]);
+        process::run(&mut command)
+    });
+    let mut command = with_feature(workspace, "test", "double");
+    cargo_tests::count("spdk double", command.arg("--no-fail-fast"), tally);
+    if has_spdk() {
+        let mut command = with_feature(workspace, "test", "spdk");
+        cargo_tests::count("spdk", command.arg("--no-fail-fast"), tally);
+    } else {
+        tally.skipped(
+            "spdk",
+            &"pkg-config finds no SPDK (PKG_CONFIG_PATH names the folder of its .pc files)",
+        );
+    }
+}
+
+/// Why there is none, if there is none. A machine that has it need not be Debian's.
+fn libclang() -> Result<(), String> {
+    if std::env::var_os("LIBCLANG_PATH").is_some() || process::find_program("clang").is_some() {
+        return Ok(());
+    }
+    match debian::unusable() {
+        Some(reason) => Err(reason),
+        None => debian::install(&[LIBCLANG]).map_err(|error| format!("{error:#}")),
+    }
+}
+
+fn with_feature(workspace: &Workspace, what: &str, feature: &str) -> Command {
+    let mut command = workspace.cargo(&[what, "--locked"]);
+    for name in CRATES {
+        command.args(["--package", name]);
+        command.args(["--features", &format!("{name}/{feature}")]);
+    }
+    command
+}
+
+fn has_spdk() -> bool {
+    let mut command = Command::new("pkg-config");
+    process::capture(command.args(["--exists", PACKAGE])).is_ok()
+}

@@ -11,11 +11,10 @@ use serde_json::Value;
 
 use crate::cell::{Cell, KIB, Workload};
 use crate::summary;
+use crate::target::Contender;
 
 /// The subsystem that every target serves.
 pub(crate) const SUBSYSTEM: &str = "nqn.2026-11.io.bowline:compare";
-/// Rates at which the first I/O after idle is looked for.
-pub(crate) const SPARSE_RATE: u32 = 10;
 
 /// Loads a target for one slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +83,16 @@ pub(crate) struct Latency {
 }
 
 impl Client {
+    /// Who loads this contender when this client is asked for: bare sockets have their own.
+    pub(crate) fn facing(&self, contender: Contender) -> &Self {
+        match contender {
+            Contender::Bare | Contender::BareSleeping => &Self::Bare,
+            Contender::Bowline(_) | Contender::Twin | Contender::Polling | Contender::Spdk(_) => {
+                self
+            }
+        }
+    }
+
     pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Bowline(_) => "bowline-perf",
@@ -203,6 +212,9 @@ fn bare_arguments(demand: &Demand) -> Vec<String> {
     ];
     if demand.digests {
         words.push("--digests".to_owned());
+    }
+    if let Some(rate) = demand.rate {
+        words.push(format!("--rate={rate}"));
     }
     words
 }

@@ -7,8 +7,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::cell::Subject;
-use crate::result::{CellResult, Document, Figure, FigureResult};
-use crate::statistics::Verdict;
+use crate::result::{CellResult, Document, Figure, FigureResult, FirstIo};
+use crate::statistics::{Better, CLAIM_MIN_RATIO, EQUAL_MAX_RATIO, Verdict};
+use crate::target::Contender;
 
 /// What a subject may be compared with.
 const ROLES: [&str; 6] = [
@@ -53,18 +54,46 @@ enum Measure {
     SystemCallsPerIo,
     IdleCores,
     FirstIoBeyondWarmNs,
+    /// The same, less what bare sockets that sleep need after the same pause.
+    FirstIoBeyondBareNs,
     MemoryBytes,
 }
 
 /// What became of a goal.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {
     Met(f64),
     Missed(f64),
-    /// It was measured, but there is no figure to hold against it.
-    Unknown,
+    /// It was measured, but what was found neither shows that it is met nor that it is missed.
+    Undecided(String),
     /// Not part of the document.
     NotMeasured,
+}
+
+/// How many goals had which outcome.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    met: usize,
+    missed: usize,
+    undecided: usize,
+    not_measured: usize,
+}
+
+impl Tally {
+    fn count(&mut self, outcome: &Outcome) {
+        let place = match outcome {
+            Outcome::Met(_) => &mut self.met,
+            Outcome::Missed(_) => &mut self.missed,
+            Outcome::Undecided(_) => &mut self.undecided,
+            Outcome::NotMeasured => &mut self.not_measured,
+        };
+        *place += 1;
+    }
+
+    /// What cannot be decided is no failure; but where nothing is met nothing was shown.
+    const fn is_passed(self) -> bool {
+        self.met > 0 && self.missed == 0
+    }
 }
 
 impl Goals {
@@ -98,80 +127,142 @@ impl Goals {
         Ok(goals)
     }
 
-    /// Holds a document against the goals and prints each; true when one is met and none that was
-    /// measured is missed or unknown.
+    /// Holds a document against the goals and prints each; true when one is met and none missed.
     pub(crate) fn check(&self, document: &Document, subject: &str) -> bool {
-        let (mut met, mut failed) = (0, 0);
+        let mut tally = Tally::default();
         for goal in &self.goal {
             let outcome = goal.judge(document, subject);
-            println!("{}", goal.line(outcome));
-            match outcome {
-                Outcome::Met(_) => met += 1,
-                Outcome::Missed(_) | Outcome::Unknown => failed += 1,
-                Outcome::NotMeasured => {}
-            }
+            println!("{}", goal.line(&outcome));
+            tally.count(&outcome);
         }
-        met > 0 && failed == 0
+        println!(
+            "goals: {} met, {} missed, {} undecided, {} not measured",
+            tally.met, tally.missed, tally.undecided, tally.not_measured
+        );
+        tally.is_passed()
     }
 }
 
 impl Goal {
     fn judge(&self, document: &Document, subject: &str) -> Outcome {
-        let value = match self.measure {
-            Measure::IdleCores => rest(&document.idle, |one| {
+        match self.measure {
+            Measure::IdleCores => self.rest(&document.idle, |one| {
                 (one.contender == subject).then_some(one.cores)
             }),
-            Measure::FirstIoBeyondWarmNs => rest(&document.first_io, |one| {
-                (one.contender == subject).then_some(one.beyond_warm_ns)
-            }),
-            Measure::MemoryBytes => rest(&document.memory, |one| {
+            Measure::FirstIoBeyondWarmNs => self.worst(
+                document
+                    .first_io
+                    .iter()
+                    .filter(|one| one.contender == subject)
+                    .map(|one| self.value(one.beyond_warm_ns)),
+            ),
+            Measure::FirstIoBeyondBareNs => {
+                let bare = Contender::BareSleeping.name();
+                let of = |contender: String| {
+                    let all = document.first_io.iter();
+                    all.filter(move |one| one.contender == contender)
+                };
+                let both = of(subject.to_owned()).filter_map(|one| {
+                    let same = |other: &&FirstIo| other.pause_seconds == one.pause_seconds;
+                    Some((one, of(bare.clone()).find(same)?))
+                });
+                self.worst(
+                    both.map(|(one, bare)| self.value(one.beyond_warm_ns - bare.beyond_warm_ns)),
+                )
+            }
+            Measure::MemoryBytes => self.rest(&document.memory, |one| {
                 let bytes = one.resident_bytes.saturating_add(one.huge_page_bytes) as f64;
                 (one.contender == subject).then_some(bytes)
             }),
-            _ => self.in_cells(document, subject),
-        };
-        match value {
-            None => Outcome::NotMeasured,
-            Some(None) => Outcome::Unknown,
-            Some(Some(value)) if self.reached_by(value) => Outcome::Met(value),
-            Some(Some(value)) => Outcome::Missed(value),
-        }
-    }
-
-    /// The worst over all clients; none where the cell was not measured.
-    fn in_cells(&self, document: &Document, subject: &str) -> Option<Option<f64>> {
-        let mut found: Option<Option<f64>> = None;
-        for cell in document
-            .cells
-            .iter()
-            .filter(|cell| cell.name == self.subject)
-        {
-            if cell.unpublished.is_some() || self.is_claimless(cell, subject) {
-                return Some(None);
+            _ => {
+                let cells = document.cells.iter();
+                let cells = cells.filter(|cell| cell.name == self.subject);
+                self.worst(cells.map(|cell| self.in_cell(cell, subject)))
             }
-            let Some(value) = self.in_cell(cell, subject) else {
-                // A contender that this client is not compared with, or that is not here.
-                continue;
-            };
-            let worse = match (found.flatten(), self.at_least) {
-                (None, _) => value,
-                (Some(other), Some(_)) => value.min(other),
-                (Some(other), None) => value.max(other),
-            };
-            found = Some(Some(worse));
         }
-        found
     }
 
-    fn in_cell(&self, cell: &CellResult, subject: &str) -> Option<f64> {
-        let Some(figure) = self.measure.figure() else {
-            let summary = cell
-                .contenders
-                .iter()
-                .find(|one| one.contender == subject)?;
-            return summary.system_calls_per_io;
+    /// A figure of the subject among those of all.
+    fn rest<T>(&self, all: &[T], value: impl Fn(&T) -> Option<f64>) -> Outcome {
+        let found = all.iter().find_map(value);
+        found.map_or(Outcome::NotMeasured, |value| self.value(value))
+    }
+
+    /// The worst over all clients, and over all that was measured of the same kind.
+    fn worst(&self, outcomes: impl Iterator<Item = Outcome>) -> Outcome {
+        let badness = |outcome: &Outcome| match outcome {
+            Outcome::NotMeasured => (0, 0.0),
+            Outcome::Met(value) => (1, self.better().badness(*value)),
+            Outcome::Undecided(_) => (2, 0.0),
+            Outcome::Missed(value) => (3, self.better().badness(*value)),
         };
-        Some(self.comparison(cell, subject, figure)?.estimate.ratio)
+        let worst = outcomes.max_by(|one, other| {
+            let ((rank, value), (other_rank, other_value)) = (badness(one), badness(other));
+            rank.cmp(&other_rank).then(value.total_cmp(&other_value))
+        });
+        worst.unwrap_or(Outcome::NotMeasured)
+    }
+
+    const fn better(&self) -> Better {
+        if self.at_least.is_some() {
+            Better::Higher
+        } else {
+            Better::Lower
+        }
+    }
+
+    fn in_cell(&self, cell: &CellResult, subject: &str) -> Outcome {
+        if let Some(why) = &cell.unpublished {
+            return Outcome::Undecided(why.clone());
+        }
+        let Some(figure) = self.measure.figure() else {
+            let mut contenders = cell.contenders.iter();
+            let summary = contenders.find(|one| one.contender == subject);
+            let calls = summary.and_then(|summary| summary.system_calls_per_io);
+            return calls.map_or(Outcome::NotMeasured, |calls| self.value(calls));
+        };
+        // A contender that this client is not compared with, or that is not here.
+        self.comparison(cell, subject, figure)
+            .map_or(Outcome::NotMeasured, |found| self.ratio(found))
+    }
+
+    /// A figure that is exact enough to be held against the goal as it is.
+    fn value(&self, value: f64) -> Outcome {
+        if self.reached_by(value) {
+            Outcome::Met(value)
+        } else {
+            Outcome::Missed(value)
+        }
+    }
+
+    /// A ratio with its interval. Within the slack, which is the noise and at least what is never
+    /// claimed, the interval may reach to the other side of the goal; the median may not.
+    fn ratio(&self, found: &FigureResult) -> Outcome {
+        if matches!(found.verdict, Verdict::TooFewPairs | Verdict::Ungated) {
+            return Outcome::Undecided(found.verdict.word().to_owned());
+        }
+        // As of a figure that is to be large.
+        let it = &found.estimate;
+        let (ratio, low, high, goal) = match (self.at_least, self.at_most) {
+            (Some(least), _) => (it.ratio, it.low, it.high, least),
+            (None, Some(most)) => (1.0 / it.ratio, 1.0 / it.high, 1.0 / it.low, 1.0 / most),
+            (None, None) => return Outcome::NotMeasured,
+        };
+        let slack = found.noise.max(CLAIM_MIN_RATIO);
+        let is_fine = slack <= EQUAL_MAX_RATIO;
+        if low >= goal * slack || (is_fine && ratio >= goal && low >= goal / slack) {
+            Outcome::Met(it.ratio)
+        } else if high <= goal / slack || (is_fine && ratio < goal && high < goal) {
+            Outcome::Missed(it.ratio)
+        } else {
+            Outcome::Undecided(format!(
+                "{:.3} with an interval of [{:.3}, {:.3}] and a noise of {:.1} %",
+                it.ratio,
+                it.low,
+                it.high,
+                (found.noise - 1.0) * 100.0
+            ))
+        }
     }
 
     fn comparison<'a>(
@@ -187,19 +278,12 @@ impl Goal {
             .figure(figure)
     }
 
-    /// The ratio was measured in a way that claims nothing: a goal is not met by a short look.
-    fn is_claimless(&self, cell: &CellResult, subject: &str) -> bool {
-        let figure = self.measure.figure();
-        let found = figure.and_then(|figure| self.comparison(cell, subject, figure));
-        found.is_some_and(|found| matches!(found.verdict, Verdict::TooFewPairs | Verdict::Ungated))
-    }
-
     fn reached_by(&self, value: f64) -> bool {
         self.at_least.is_none_or(|least| value >= least)
             && self.at_most.is_none_or(|most| value <= most)
     }
 
-    fn line(&self, outcome: Outcome) -> String {
+    fn line(&self, outcome: &Outcome) -> String {
         let bound = match (self.at_least, self.at_most) {
             (Some(least), _) => format!("at least {least}"),
             (None, Some(most)) => format!("at most {most}"),
@@ -212,7 +296,7 @@ impl Goal {
         let (word, value) = match outcome {
             Outcome::Met(value) => ("met", format!(": {value:.4}")),
             Outcome::Missed(value) => ("MISSED", format!(": {value:.4}")),
-            Outcome::Unknown => ("UNKNOWN", ": measured without a figure".to_owned()),
+            Outcome::Undecided(why) => ("undecided", format!(": {why}")),
             Outcome::NotMeasured => ("not measured", String::new()),
         };
         format!(
@@ -233,6 +317,7 @@ impl Measure {
             Self::SystemCallsPerIo
             | Self::IdleCores
             | Self::FirstIoBeyondWarmNs
+            | Self::FirstIoBeyondBareNs
             | Self::MemoryBytes => None,
         }
     }
@@ -246,14 +331,10 @@ impl Measure {
             Self::SystemCallsPerIo => "system calls per I/O",
             Self::IdleCores => "cores",
             Self::FirstIoBeyondWarmNs => "ns beyond warm",
+            Self::FirstIoBeyondBareNs => "ns beyond warm and beyond bare sockets",
             Self::MemoryBytes => "bytes",
         }
     }
-}
-
-/// A figure of the subject among those of all; none where nothing of the kind was measured.
-fn rest<T>(all: &[T], value: impl Fn(&T) -> Option<f64>) -> Option<Option<f64>> {
-    (!all.is_empty()).then(|| all.iter().find_map(value))
 }
 
 #[cfg(test)]
@@ -261,13 +342,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::result::SCHEMA_VERSION;
 
     const SUBJECT: &str = "bowline-mem";
 
     /// A document with one cell, in which the subject is `ratio` as fast as bare sockets.
-    fn document(ratio: f64, verdict: &str) -> Document {
-        let figure = json!({"figure": "iops", "noise": 1.0, "verdict": verdict,
-            "estimate": {"ratio": ratio, "low": ratio, "high": ratio, "pairs": 16}});
+    fn document(ratio: [f64; 3], noise: f64, verdict: &str) -> Document {
+        let [low, ratio, high] = ratio;
+        let figure = json!({"figure": "iops", "noise": noise, "verdict": verdict,
+            "estimate": {"ratio": ratio, "low": low, "high": high, "pairs": 16}});
         let comparison = json!({"subject": SUBJECT, "other": "bare", "role": "bare",
             "figures": [figure]});
         let cell = json!({"name": "read-4k-qd32", "client": "bowline-perf",
@@ -280,42 +363,94 @@ mod tests {
             "client_core": 1, "governor": null, "virtualised": true, "memory_bytes": 0,
             "network": {"congestion_control": "cubic", "own_namespace": true}, "profile": "",
             "revision": null});
-        serde_json::from_value(json!({"schema_version": 1, "measured_at": 0,
+        serde_json::from_value(json!({"schema_version": SCHEMA_VERSION, "measured_at": 0,
             "environment": environment, "programs": [], "skipped": [], "cells": [cell],
             "idle": [], "first_io": [], "memory": []}))
         .unwrap()
     }
 
-    fn goals(subject: &str, against: &str) -> Result<Goals> {
+    fn goals(subject: &str, against: &str, bound: &str) -> Result<Goals> {
         Goals::parse(&format!(
             "[[goal]]\nsubject = \"{subject}\"\nmeasure = \"iops\"\n\
-             against = \"{against}\"\nat_least = 0.8\n"
+             against = \"{against}\"\n{bound}\n"
         ))
     }
 
+    /// What becomes of the goal of 0.8, asked for as at least and, with all inverted, as at most.
+    fn becomes(interval: [f64; 3], noise: f64) -> &'static str {
+        let word = |bound: &str, interval: [f64; 3]| {
+            let goals = goals("read-4k-qd32", "bare", bound).unwrap();
+            let document = document(interval, noise, "undecided");
+            match goals.goal[0].judge(&document, SUBJECT) {
+                Outcome::Met(_) => "met",
+                Outcome::Missed(_) => "missed",
+                Outcome::Undecided(_) => "undecided",
+                Outcome::NotMeasured => "not measured",
+            }
+        };
+        let [low, ratio, high] = interval;
+        let found = word("at_least = 0.8", interval);
+        let inverted = [1.0 / high, 1.0 / ratio, 1.0 / low];
+        assert_eq!(
+            word("at_most = 1.25", inverted),
+            found,
+            "{interval:?} {noise}"
+        );
+        found
+    }
+
     #[test]
-    fn goal_is_met_missed_or_not_measured() {
-        let goal = goals("read-4k-qd32", "bare").unwrap();
-        assert!(goal.check(&document(0.81, "worse"), SUBJECT));
-        assert!(!goal.check(&document(0.79, "worse"), SUBJECT));
+    fn goal_is_met_where_the_interval_reaches_it_but_for_the_noise() {
+        assert_eq!(becomes([0.90, 0.95, 1.00], 1.0), "met");
+        assert_eq!(becomes([0.78, 0.81, 0.90], 1.0), "met");
+        assert_eq!(becomes([0.74, 0.81, 0.90], 1.09), "met");
+        assert_eq!(becomes([0.74, 0.81, 0.90], 1.05), "undecided");
+    }
+
+    #[test]
+    fn goal_is_missed_where_the_interval_ends_below_it() {
+        assert_eq!(becomes([0.70, 0.75, 0.79], 1.0), "missed");
+        assert_eq!(becomes([0.70, 0.79, 0.81], 1.05), "undecided");
+    }
+
+    #[test]
+    fn coarse_scale_decides_only_what_is_beyond_its_noise() {
+        assert_eq!(becomes([0.85, 0.90, 0.95], 1.2), "undecided");
+        assert_eq!(becomes([0.97, 1.00, 1.05], 1.2), "met");
+        assert_eq!(becomes([0.70, 0.72, 0.75], 1.2), "undecided");
+        assert_eq!(becomes([0.60, 0.62, 0.66], 1.2), "missed");
+    }
+
+    #[test]
+    fn check_fails_when_a_goal_is_missed_or_none_is_met() {
+        let check = |subject: &str, interval| {
+            let goals = goals(subject, "bare", "at_least = 0.8").unwrap();
+            goals.check(&document(interval, 1.0, "worse"), SUBJECT)
+        };
+        assert!(check("read-4k-qd32", [0.9, 0.91, 0.92]));
+        assert!(!check("read-4k-qd32", [0.7, 0.71, 0.72]));
+        assert!(!check("read-4k-qd32", [0.7, 0.81, 0.92]));
         // A check in which nothing was measured has not been passed.
-        let other = goals("write-4k-qd32", "bare").unwrap();
-        assert!(!other.check(&document(0.81, "worse"), SUBJECT));
+        assert!(!check("write-4k-qd32", [0.9, 0.91, 0.92]));
     }
 
     #[test]
     fn what_claims_nothing_meets_no_goal() {
-        let goal = goals("read-4k-qd32", "bare").unwrap();
+        let goals = goals("read-4k-qd32", "bare", "at_least = 0.8").unwrap();
         for verdict in ["too-few-pairs", "ungated"] {
-            assert!(!goal.check(&document(2.0, verdict), SUBJECT), "{verdict}");
+            assert!(
+                !goals.check(&document([2.0; 3], 1.0, verdict), SUBJECT),
+                "{verdict}"
+            );
         }
     }
 
     #[test]
     fn goals_for_what_does_not_exist_are_refused() {
-        assert!(goals("read-4k-qd33", "bare").is_err());
-        assert!(goals("read-4k-qd32", "spdk-fastest").is_err());
-        assert!(goals("read-4k-qd32", "spdk-best").is_ok());
+        let bound = "at_least = 1.0";
+        assert!(goals("read-4k-qd33", "bare", bound).is_err());
+        assert!(goals("read-4k-qd32", "spdk-fastest", bound).is_err());
+        assert!(goals("read-4k-qd32", "spdk-best", bound).is_ok());
     }
 
     #[test]

@@ -4,12 +4,12 @@
 
 #![forbid(unsafe_code)]
 
-mod abba;
 mod bare;
 mod cell;
 mod cgroup;
 mod child;
 mod client;
+mod cycle;
 mod environment;
 mod gate;
 mod goals;
@@ -59,7 +59,7 @@ fn dispatch(command: &Command) -> Result<bool> {
             Ok(true)
         }
         Command::Child(arguments) => child::run(arguments).map(|()| true),
-        Command::BareTarget => bare::serve::run().map(|()| true),
+        Command::BareTarget(arguments) => options::bare_target(arguments).map(|()| true),
         Command::BareClient(arguments) => options::bare_client(arguments).map(|()| true),
         Command::IdleHosts(arguments) => hosts::run(arguments).map(|()| true),
     }

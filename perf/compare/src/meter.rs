@@ -10,8 +10,9 @@ use crate::gate::{FOREIGN_MAX, IdleTicks, foreign_share};
 use crate::process::{KernelThreads, Launch, Process, own_cpu_time, reaped_cpu_time};
 use crate::target::Target;
 
-/// How often the target's clock is read during a slice.
-const SAMPLE_PERIOD: Duration = Duration::from_millis(50);
+/// How often the clocks are read during a slice: often enough to find its middle, seldom enough
+/// that reading them takes less than a hundredth of the client's core.
+const SAMPLES: u32 = 10;
 /// One of the target, one of the client.
 const CORES: usize = 2;
 /// What a client may need besides its slice: start, connect, disconnect.
@@ -88,11 +89,11 @@ impl Meter {
                 at: begun.elapsed(),
                 target,
                 own: target + process.cpu_time()? + own_cpu_time()? + kernel.cpu_time(),
-                idle: IdleTicks::now(&[self.target_core, self.client_core])?,
+                idle: IdleTicks::now([self.target_core, self.client_core])?,
             })
         };
         let mut samples = vec![sample(&process)?];
-        while !process.wait_end(SAMPLE_PERIOD)? {
+        while !process.wait_end(demand.duration / SAMPLES)? {
             samples.push(sample(&process)?);
             if begun.elapsed() > limit {
                 bail!("no answer after {limit:?}: {}", process.last_words());
@@ -131,7 +132,7 @@ struct Sample {
     target: Duration,
     /// CPU time of the target, the client, ourselves and the kernel for us.
     own: Duration,
-    idle: IdleTicks,
+    idle: IdleTicks<CORES>,
 }
 
 impl Sample {
@@ -143,7 +144,7 @@ impl Sample {
     fn foreign_share(&self, later: &Self) -> f64 {
         let elapsed = later.at.saturating_sub(self.at);
         let own = later.own.saturating_sub(self.own);
-        foreign_share(self.idle, later.idle, elapsed, CORES, own)
+        foreign_share(self.idle, later.idle, elapsed, own)
     }
 }
 
@@ -170,14 +171,14 @@ fn middle(samples: &[Sample], duration: Duration) -> Option<(&Sample, &Sample)> 
 mod tests {
     use super::*;
 
-    const STAT: &str = "cpu0 0 0 0 0 0 0 0 0 0 0\n";
+    const STAT: &str = "cpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\n";
 
     fn sample(at_ms: u64, target_ms: u64) -> Sample {
         Sample {
             at: Duration::from_millis(at_ms),
             target: Duration::from_millis(target_ms),
             own: Duration::from_millis(target_ms),
-            idle: IdleTicks::parse(STAT, &[0]).unwrap(),
+            idle: IdleTicks::parse(STAT, [0, 1]).unwrap(),
         }
     }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
-use crate::bare::{Shape, load};
+use crate::bare::{Shape, load, serve};
 use crate::cell::{Subject, Workload};
 use crate::child::{ChildArguments, pin};
 use crate::client::{self, Client};
@@ -39,14 +39,14 @@ pub(crate) enum Command {
     Run(Box<RunArguments>),
     /// Make the tables and the chart again, of one or several results together
     Report(ReportArguments),
-    /// Hold a result against goals; exit code 1 if one is missed
+    /// Hold a result against goals; exit code 1 if one is missed, or none is met
     Check(CheckArguments),
     /// What can be measured
     List,
     #[command(hide = true)]
     Child(ChildArguments),
     #[command(hide = true)]
-    BareTarget,
+    BareTarget(BareTargetArguments),
     #[command(hide = true)]
     BareClient(BareClientArguments),
     #[command(hide = true)]
@@ -59,11 +59,12 @@ pub(crate) struct RunArguments {
     #[arg(value_name = "SUBJECT", value_parser = Subject::parse)]
     subjects: Vec<Subject>,
 
-    /// Pairs of slices per comparison; fewer than 16 claim nothing [default: 16, 4 with --quick]
+    /// Cycles of a cell, each a pair for every comparison; fewer than 16 claim nothing
+    /// [default: 48, 4 with --quick]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(2..=1000))]
     pairs: Option<u16>,
 
-    /// A short look: 4 pairs of short slices, and nothing claimed
+    /// A short look: 4 cycles, and nothing claimed
     #[arg(long)]
     quick: bool,
 
@@ -71,9 +72,13 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     ungated: bool,
 
-    /// Length of a slice in milliseconds [default: 500, 250 with --quick]
-    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=60_000))]
-    slice_ms: Option<u64>,
+    /// Length of a slice in milliseconds; twice as long for a target held to half a core
+    #[arg(long, value_name = "MS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    slice_ms: u64,
+
+    /// Seconds after which a cell has to do with the cycles it has
+    #[arg(long, value_name = "SECONDS", default_value_t = 110, value_parser = clap::value_parser!(u64).range(1..))]
+    cell_seconds: u64,
 
     /// The bowline executable
     #[arg(long, value_name = "PATH")]
@@ -163,6 +168,13 @@ pub(crate) struct CheckArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct BareTargetArguments {
+    /// Sleep while nothing comes
+    #[arg(long)]
+    sleeping: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct BareClientArguments {
     #[arg(long)]
     address: SocketAddr,
@@ -174,6 +186,9 @@ pub(crate) struct BareClientArguments {
     queue_depth: u16,
     #[arg(long)]
     digests: bool,
+    /// Requests a second
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
     #[arg(long)]
     warm_up_ms: u64,
     #[arg(long)]
@@ -270,11 +285,12 @@ fn bench(arguments: &RunArguments) -> Result<Bench> {
     ];
     let spdk = client::find(arguments.spdk_target.as_deref(), "nvmf_tgt");
     let settings = Settings {
-        pairs: usize::from(arguments.pairs.unwrap_or(if quick { 4 } else { 16 })),
-        slice: Duration::from_millis(arguments.slice_ms.unwrap_or(if quick { 250 } else { 500 })),
-        warm_up: Duration::from_millis(50),
+        pairs: usize::from(arguments.pairs.unwrap_or(if quick { 4 } else { 48 })),
+        slice: Duration::from_millis(arguments.slice_ms),
+        warm_up: Duration::from_millis(40),
+        cell_limit: Duration::from_secs(arguments.cell_seconds),
         idle: Duration::from_secs(if quick { 5 } else { 60 }),
-        alternations: if quick { 2 } else { 8 },
+        alternations: if quick { 2 } else { 5 },
     };
     let mut bench = Bench {
         kit: Kit {
@@ -283,7 +299,7 @@ fn bench(arguments: &RunArguments) -> Result<Bench> {
             spdk: None,
             core: arguments.target_core,
             scratch: arguments.scratch.clone(),
-            huge_pages: target::huge_pages_suffice(),
+            huge_pages: target::huge_pages_suffice(SpdkVariant::POLLING.len()),
         },
         meter: Meter {
             target_core: arguments.target_core,
@@ -362,6 +378,15 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<bool> {
     Ok(goals.check(&document, &Contender::SUBJECT.name()))
 }
 
+/// The bare sockets' server.
+pub(crate) fn bare_target(arguments: &BareTargetArguments) -> Result<()> {
+    serve::run(if arguments.sleeping {
+        serve::Waiting::Sleeping
+    } else {
+        serve::Waiting::Spinning
+    })
+}
+
 /// The bare sockets' client, which answers as bowline-perf does.
 pub(crate) fn bare_client(arguments: &BareClientArguments) -> Result<()> {
     let plan = load::Plan {
@@ -372,6 +397,7 @@ pub(crate) fn bare_client(arguments: &BareClientArguments) -> Result<()> {
             block_bytes: arguments.block_bytes,
         },
         queue_depth: usize::from(arguments.queue_depth),
+        interval: arguments.rate.map(|rate| Duration::from_secs(1) / rate),
         warm_up: Duration::from_millis(arguments.warm_up_ms),
         duration: Duration::from_millis(arguments.duration_ms),
     };

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::cell::{Cell, KIB, Workload};
-use crate::client::{Client, Demand, SPARSE_RATE};
+use crate::client::{Client, Demand};
+use crate::cycle::{self, Extent, Record};
 use crate::process::{Launch, Process, interrupted};
-use crate::result::{FirstIo, Idle, MemoryAtRest};
-use crate::run::{Bench, quiet};
+use crate::result::{Figure, FirstIo, Idle, MemoryAtRest};
+use crate::run::Bench;
 use crate::statistics::median;
 use crate::target::{Contender, SpdkVariant, Target};
 
@@ -18,8 +19,13 @@ const HOSTS: u8 = 16;
 const READY_LIMIT: Duration = Duration::from_secs(20);
 /// What the hosts stay longer than they are measured.
 const HOSTS_SLACK: Duration = Duration::from_secs(5);
-/// Time of a sparse run: with ten commands a second, thirty of them.
-const SPARSE: Duration = Duration::from_secs(3);
+/// Commands a second after whose pauses (1, 10 and 100 ms) an I/O is looked at.
+const PAUSES: [u32; 3] = [1000, 100, 10];
+/// A slice with pauses has so many commands, and takes so long.
+const SPARSE_COMMANDS: u32 = 20;
+const SPARSE_MIN: Duration = Duration::from_millis(500);
+/// Time after which the first I/O has to do with the alternations there are.
+const FIRST_IO_LIMIT: Duration = Duration::from_secs(240);
 
 impl Bench {
     /// CPU of a target with connected hosts that only send keep-alives.
@@ -65,31 +71,56 @@ impl Bench {
         })
     }
 
-    /// How much later than usual an I/O is answered that comes after a pause.
+    /// How much later than usual an I/O is answered that comes after a pause: of the subject, of
+    /// the subject that polls and so never has to wake up, and of bare sockets both ways, which is
+    /// what the machine costs; and of SPDK.
     pub(crate) fn first_io(&mut self) -> Result<Vec<FirstIo>> {
         let client = self.clients[0].clone();
         if !matches!(client, Client::Bowline(_)) {
             self.skip("first-io", "needs a client with a fixed rate: bowline-perf");
             return Ok(Vec::new());
         }
-        let mut found = Vec::new();
-        for contender in self.resting() {
-            match self.first_io_of(contender, &client) {
-                Ok(Some(first)) => found.push(first),
-                Ok(None) => {
-                    let what = format!("first-io, {}", contender.name());
-                    self.skip(&what, "other processes were busy");
+        let mut contenders = self.resting();
+        let ours = [Contender::Polling, Contender::BareSleeping, Contender::Bare];
+        contenders.splice(1..1, ours);
+        let mut targets = Vec::new();
+        for contender in contenders {
+            match Target::start(&self.kit, contender, false) {
+                Ok(target) => {
+                    target.process.pause()?;
+                    targets.push(target);
                 }
                 Err(error) => self.missing(contender, &error)?,
+            }
+        }
+        let extent = Extent {
+            cycles: self.settings.alternations,
+            limit: FIRST_IO_LIMIT,
+        };
+        // Each target without pauses, and with each of the pauses.
+        let kinds = PAUSES.len() + 1;
+        let record = cycle::run(targets.len() * kinds, extent, |index| {
+            let target = &targets[index / kinds];
+            let demand = self.after_pauses(target, (index % kinds).checked_sub(1));
+            let client = client.facing(target.contender);
+            self.meter.slice(target, client, &demand)
+        })?;
+        if !record.is_publishable() {
+            self.skip("first-io", "other processes were busy");
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        for (place, target) in targets.iter().enumerate() {
+            for (pause, rate) in PAUSES.iter().enumerate() {
+                let (warm, sparse) = (place * kinds, place * kinds + pause + 1);
+                found.push(first_io_of(&record, target, (warm, sparse), *rate)?);
             }
         }
         Ok(found)
     }
 
-    /// None where others were busy however often it was tried: a neighbour that takes the core
-    /// while the target sleeps is what would be measured.
-    fn first_io_of(&self, contender: Contender, client: &Client) -> Result<Option<FirstIo>> {
-        let target = Target::start(&self.kit, contender, false)?;
+    /// Reads one at a time, without pauses or with this one of them.
+    fn after_pauses(&self, target: &Target, pause: Option<usize>) -> Demand {
         let cell = Cell {
             workload: Workload::Read,
             block_bytes: 4 * KIB,
@@ -97,38 +128,20 @@ impl Bench {
             digests: false,
             half_core: false,
         };
-        let warm = Demand {
-            warm_up: self.settings.warm_up,
-            duration: self.settings.slice,
-            ..Demand::of(&cell, target.address, self.meter.client_core)
-        };
-        let sparse = Demand {
-            rate: Some(SPARSE_RATE),
-            warm_up: Duration::ZERO,
-            duration: SPARSE,
-            ..warm
-        };
-        let (mut warm_ns, mut sparse_ns, mut beyond_ns) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..self.settings.alternations {
-            let p50 = |demand| -> Result<Option<f64>> {
-                let slice = quiet(|| self.meter.slice(&target, client, demand))?;
-                Ok(slice.accepted.then_some(slice.latency_ns.p50))
-            };
-            let (Some(one), Some(other)) = (p50(&warm)?, p50(&sparse)?) else {
-                return Ok(None);
-            };
-            warm_ns.push(one);
-            sparse_ns.push(other);
-            beyond_ns.push(other - one);
+        let rate = pause.map(|pause| PAUSES[pause]);
+        let demand = Demand::of(&cell, target.address, self.meter.client_core);
+        match rate {
+            None => Demand {
+                warm_up: self.settings.warm_up,
+                duration: self.settings.slice,
+                ..demand
+            },
+            Some(rate) => Demand {
+                rate: Some(rate),
+                duration: SPARSE_MIN.max(Duration::from_secs(1) / rate * SPARSE_COMMANDS),
+                ..demand
+            },
         }
-        let middle = |values: &[f64]| median(values).context("nothing was measured");
-        Ok(Some(FirstIo {
-            contender: contender.name(),
-            warm_ns: middle(&warm_ns)?,
-            after_idle_ns: middle(&sparse_ns)?,
-            pause_seconds: 1.0 / f64::from(SPARSE_RATE),
-            beyond_warm_ns: middle(&beyond_ns)?,
-        }))
     }
 
     /// Memory before anybody has connected.
@@ -167,4 +180,22 @@ impl Bench {
         }
         bail!("{}: {error:#}", contender.name())
     }
+}
+
+fn first_io_of(
+    record: &Record,
+    target: &Target,
+    (warm, sparse): (usize, usize),
+    rate: u32,
+) -> Result<FirstIo> {
+    let figure = Figure::LatencyP50;
+    let middle = |values: Vec<f64>| median(&values).context("nothing was measured");
+    let pairs = record.pairs(figure, sparse, warm);
+    Ok(FirstIo {
+        contender: target.contender.name(),
+        warm_ns: middle(record.values(figure, warm))?,
+        after_idle_ns: middle(record.values(figure, sparse))?,
+        pause_seconds: 1.0 / f64::from(rate),
+        beyond_warm_ns: middle(pairs.iter().map(|(sparse, warm)| sparse - warm).collect())?,
+    })
 }

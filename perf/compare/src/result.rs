@@ -12,7 +12,7 @@ use crate::meter::Slice;
 use crate::statistics::{Better, Estimate, Verdict, judge};
 
 /// Version of the document; readers refuse others.
-pub(crate) const SCHEMA_VERSION: u32 = 1;
+pub(crate) const SCHEMA_VERSION: u32 = 2;
 
 /// A run, or several with the same environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -224,7 +224,7 @@ impl Document {
         });
         replace(&mut self.idle, newer.idle, |one| one.contender.clone());
         replace(&mut self.first_io, newer.first_io, |one| {
-            one.contender.clone()
+            (one.contender.clone(), one.pause_seconds.to_bits())
         });
         replace(&mut self.memory, newer.memory, |one| one.contender.clone());
         self.sort();

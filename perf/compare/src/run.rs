@@ -2,24 +2,27 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::abba::{self, Record, Side};
 use crate::cell::{Cell, Workload};
 use crate::client::{Client, Demand};
+use crate::cycle::{self, Extent, Record};
 use crate::environment::Environment;
 use crate::meter::{Meter, Slice};
 use crate::process::interrupted;
 use crate::result::{CellResult, Comparison, Document, Figure, Program, SCHEMA_VERSION, Skipped};
-use crate::statistics::{Better, median};
+use crate::statistics::median;
 use crate::summary::{compare, summarise};
 use crate::syscalls::SystemCalls;
 use crate::target::{Backing, Contender, Kit, SpdkVariant, Target};
 
-/// Slices that decide which way of running SPDK is its best in a cell.
-const TOURNAMENT_SLICES: usize = 3;
-/// How often a slice outside of pairs is tried until nobody else is busy.
-const QUIET_ATTEMPTS: usize = 5;
+/// SPDK's ways of running that stay for all of a cell.
+const FINALISTS_MAX: usize = 3;
+/// Cycles of all its ways that decide who stays, where there are more.
+const HEATS: usize = 12;
+/// A target held to half a core works in bursts of 5 ms: its slices are longer by so much, so that
+/// half a burst more or less changes little.
+const HELD_LONGER: u32 = 2;
 /// Slices in which system calls are counted; the counting costs time, so they count for nothing
 /// else.
 const COUNTED_SLICES: usize = 3;
@@ -33,8 +36,11 @@ const FILL_DEPTH: u32 = 8;
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) pairs: usize,
+    /// Length of a slice; of a target held to half a core longer.
     pub(crate) slice: Duration,
     pub(crate) warm_up: Duration,
+    /// Time after which a cell has to do with the pairs it has.
+    pub(crate) cell_limit: Duration,
     pub(crate) idle: Duration,
     /// Alternations of the first-I/O figure.
     pub(crate) alternations: usize,
@@ -95,21 +101,20 @@ impl Bench {
     }
 
     fn cell_with(&mut self, cell: &Cell, client: &Client) -> Result<CellResult> {
-        let field = self.field(cell, client)?;
-        let rounds = self.settings.pairs.div_ceil(2);
-        let record = abba::run(field.opponents.len(), rounds, |opponent, side| {
-            let index = match side {
-                Side::Subject => 0,
-                Side::Opponent => field.opponents[opponent].target,
-            };
+        let mut field = self.field(cell, client)?;
+        let extent = Extent {
+            cycles: self.settings.pairs,
+            limit: self.settings.cell_limit,
+        };
+        let record = cycle::run(field.targets.len(), extent, |index| {
             self.slice(&field.targets[index], cell, client)
         })?;
         let mut result = CellResult {
             name: cell.name(),
             cell: *cell,
             client: client.name().to_owned(),
-            pairs: rounds * 2,
-            slice_seconds: client.slice(self.settings.slice).as_secs_f64(),
+            pairs: record.cycles(),
+            slice_seconds: self.slice_length(cell, client).as_secs_f64(),
             warm_up_seconds: self.settings.warm_up.as_secs_f64(),
             attempted: record.slices.len(),
             accepted: record.accepted,
@@ -119,12 +124,14 @@ impl Bench {
             slices: Vec::new(),
         };
         if record.is_publishable() {
+            field.name_best(&record, Figure::main(cell));
             self.publish(&mut result, &field, &record, client)?;
         } else {
             result.unpublished = Some(format!(
-                "other processes were busy: {} of {} slices could be used",
+                "other processes were busy: {} of {} slices could be used, {} whole cycles",
                 record.accepted,
-                record.slices.len()
+                record.slices.len(),
+                record.cycles()
             ));
         }
         result.slices = record.slices;
@@ -155,14 +162,14 @@ impl Bench {
             }
         }
         let subject = Contender::SUBJECT.name();
-        let same = &record.pairs[0];
-        for (opponent, pairs) in field.opponents.iter().zip(&record.pairs) {
-            let other = field.targets[opponent.target].contender.name();
-            for role in &opponent.roles {
-                let comparison: Comparison =
-                    compare(&subject, &other, role, pairs, same, self.meter.gated);
-                result.comparisons.push(comparison);
-            }
+        for role in &field.roles {
+            let comparison = Comparison {
+                subject: subject.clone(),
+                other: field.targets[role.target].contender.name(),
+                role: role.name.clone(),
+                figures: compare(record, role.target, self.meter.gated),
+            };
+            result.comparisons.push(comparison);
         }
         Ok(())
     }
@@ -170,26 +177,22 @@ impl Bench {
     /// Starts everybody who takes part, fills their namespaces and takes them off the core.
     fn field(&mut self, cell: &Cell, client: &Client) -> Result<Field> {
         let mut field = Field::default();
-        let subject = self.prepared(Contender::SUBJECT, cell, client)?;
-        field.add(subject, &["itself"]);
+        field
+            .targets
+            .push(self.prepared(Contender::SUBJECT, cell, client)?);
+        let twin = self.prepared(Contender::Twin, cell, client)?;
+        field.add(twin, "itself");
         if !self.spdk.is_empty() {
-            let best = self.best_spdk(cell, client)?;
-            let default = SpdkVariant::DEFAULT;
-            let target = self.prepared(Contender::Spdk(best), cell, client)?;
-            if best == default {
-                field.add(target, &["spdk-best", "spdk-default"]);
-            } else {
-                field.add(target, &["spdk-best"]);
-                let target = self.prepared(Contender::Spdk(default), cell, client)?;
-                field.add(target, &["spdk-default"]);
-            }
+            field.spdk = field.targets.len();
+            let finalists = self.finalists(cell, client)?;
+            field.targets.extend(finalists);
         }
         // The second client is there to confirm the comparison with SPDK; it cannot speak to bare
         // sockets, and the limit does not depend on it.
         if client == &self.clients[0] {
             for contender in self.others.clone() {
                 match self.prepared(contender, cell, client) {
-                    Ok(target) => field.add(target, &[contender.name().as_str()]),
+                    Ok(target) => field.add(target, &contender.name()),
                     Err(error)
                         if contender == Contender::Bowline(Backing::Block) && !interrupted() =>
                     {
@@ -221,64 +224,74 @@ impl Bench {
         Ok(target)
     }
 
+    fn slice_length(&self, cell: &Cell, client: &Client) -> Duration {
+        let factor = if cell.half_core { HELD_LONGER } else { 1 };
+        client.slice(self.settings.slice * factor)
+    }
+
     /// One slice of a contender in a cell.
     fn slice(&self, target: &Target, cell: &Cell, client: &Client) -> Result<Slice> {
-        let client = match target.contender {
-            Contender::Bare => &Client::Bare,
-            Contender::Bowline(_) | Contender::Spdk(_) => client,
-        };
+        let client = client.facing(target.contender);
         let demand = Demand {
             warm_up: self.settings.warm_up,
-            duration: client.slice(self.settings.slice),
+            duration: self.slice_length(cell, client),
             ..Demand::of(cell, target.address, self.meter.client_core)
         };
         self.meter.slice(target, client, &demand)
     }
 
-    /// Which way of running SPDK is best in this cell, by a few slices of each. A way that does
-    /// not start is left out from then on.
-    fn best_spdk(&mut self, cell: &Cell, client: &Client) -> Result<SpdkVariant> {
-        let figure = Figure::main(cell);
-        let mut best: Option<(SpdkVariant, f64)> = None;
+    /// SPDK as it is by default, and those of its other ways of running that may be its best in
+    /// this cell. Where there are too many for all to stay to the end, heats between them decide.
+    /// A way that does not start is left out from then on.
+    fn finalists(&mut self, cell: &Cell, client: &Client) -> Result<Vec<Target>> {
+        let mut targets = Vec::new();
         for variant in self.spdk.clone() {
             let contender = Contender::Spdk(variant);
-            let target = match self.prepared(contender, cell, client) {
-                Ok(target) => target,
+            match self.prepared(contender, cell, client) {
+                Ok(target) => targets.push(target),
                 Err(error) if variant != SpdkVariant::DEFAULT && !interrupted() => {
                     self.spdk.retain(|one| *one != variant);
                     self.skip(&contender.name(), &format!("{error:#}"));
-                    continue;
                 }
                 Err(error) => return Err(error),
+            }
+        }
+        if targets.len() <= FINALISTS_MAX {
+            return Ok(targets);
+        }
+        let extent = Extent {
+            cycles: HEATS,
+            limit: self.settings.cell_limit,
+        };
+        let record = cycle::run(targets.len(), extent, |index| {
+            self.slice(&targets[index], cell, client)
+        })?;
+        let figure = Figure::main(cell);
+        let default = Contender::Spdk(SpdkVariant::DEFAULT);
+        let mut order: Vec<usize> = (0..targets.len()).collect();
+        order.sort_by(|one, other| {
+            let standing = |index: usize| {
+                let is_default = targets[index].contender == default;
+                let value = median(&record.values(figure, index)).unwrap_or(0.0);
+                (!is_default, figure.better().badness(value))
             };
-            let mut values = Vec::new();
-            for _ in 0..TOURNAMENT_SLICES {
-                let slice = quiet(|| self.slice(&target, cell, client))?;
-                values.push(figure.of(&slice));
-            }
-            let value = median(&values).unwrap_or(0.0);
-            let wins = best.is_none_or(|(_, record)| match figure.better() {
-                Better::Higher => value > record,
-                Better::Lower => value < record,
-            });
-            if wins {
-                best = Some((variant, value));
-            }
-        }
-        match best {
-            Some((variant, _)) => Ok(variant),
-            None => bail!("SPDK's target does not run"),
-        }
+            let ((rank, value), (other_rank, other_value)) = (standing(*one), standing(*other));
+            rank.cmp(&other_rank).then(value.total_cmp(&other_value))
+        });
+        order.truncate(FINALISTS_MAX);
+        let mut index = 0;
+        targets.retain(|_| {
+            index += 1;
+            order.contains(&(index - 1))
+        });
+        Ok(targets)
     }
 
     /// System calls per I/O, where the kernel lets us count and the client tells how many I/Os.
     fn system_calls(&self, target: &Target, cell: &Cell, client: &Client) -> Result<Option<f64>> {
-        let client = match target.contender {
-            Contender::Bare => &Client::Bare,
-            Contender::Bowline(_) | Contender::Spdk(_) => client,
-        };
+        let client = client.facing(target.contender);
         let demand = Demand {
-            duration: client.slice(self.settings.slice),
+            duration: self.slice_length(cell, client),
             ..Demand::of(cell, target.address, self.meter.client_core)
         };
         let mut values = Vec::new();
@@ -297,37 +310,50 @@ impl Bench {
     }
 }
 
-/// A slice in which nobody else was busy, or the last of a few where somebody always is: what
-/// decides less than a claim is not to be decided by a neighbour either.
-pub(crate) fn quiet(mut measure: impl FnMut() -> Result<Slice>) -> Result<Slice> {
-    for _ in 1..QUIET_ATTEMPTS {
-        let slice = measure()?;
-        if slice.accepted {
-            return Ok(slice);
-        }
-    }
-    measure()
-}
-
 /// Who takes part in a cell.
 #[derive(Default)]
 struct Field {
     /// The subject first.
     targets: Vec<Target>,
-    opponents: Vec<Opponent>,
+    /// Where SPDK's finalists begin, its default first; 0 without SPDK.
+    spdk: usize,
+    roles: Vec<Role>,
 }
 
-struct Opponent {
+/// Whom the subject is compared with, and as what.
+struct Role {
     target: usize,
-    roles: Vec<String>,
+    name: String,
 }
 
 impl Field {
-    fn add(&mut self, target: Target, roles: &[&str]) {
-        self.opponents.push(Opponent {
+    fn add(&mut self, target: Target, role: &str) {
+        self.roles.push(Role {
             target: self.targets.len(),
-            roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            name: role.to_owned(),
         });
         self.targets.push(target);
+    }
+
+    /// SPDK's best is who has the best median of all slices of the cell: the choice is made in
+    /// SPDK's favour, and with as many slices as the comparison.
+    fn name_best(&mut self, record: &Record, figure: Figure) {
+        if self.spdk == 0 {
+            return;
+        }
+        let is_spdk = |target: &&Target| matches!(target.contender, Contender::Spdk(_));
+        let count = self.targets.iter().filter(is_spdk).count();
+        let badness = |index: &usize| {
+            let value = median(&record.values(figure, *index)).unwrap_or(0.0);
+            figure.better().badness(value)
+        };
+        let best = (self.spdk..self.spdk + count)
+            .min_by(|one, other| badness(one).total_cmp(&badness(other)));
+        let roles = [("spdk-best", best), ("spdk-default", Some(self.spdk))];
+        let roles = roles.into_iter().filter_map(|(name, target)| {
+            let name = name.to_owned();
+            target.map(|target| Role { target, name })
+        });
+        self.roles.splice(1..1, roles);
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// of code, order of start, weather.
 pub(crate) const CLAIM_MIN_RATIO: f64 = 1.03;
 /// Where the noise is larger nothing is called equal either: a coarse scale weighs all alike.
-const EQUAL_MAX_RATIO: f64 = 1.10;
+pub(crate) const EQUAL_MAX_RATIO: f64 = 1.10;
 /// Fewer pairs are for looking, not for claiming: a bootstrap of a handful of pairs knows nothing
 /// of what it has not seen.
 pub(crate) const CLAIM_MIN_PAIRS: usize = 16;
@@ -129,6 +129,16 @@ impl SplitMix {
 pub(crate) enum Better {
     Higher,
     Lower,
+}
+
+impl Better {
+    /// Smaller of whatever is better; not a number for nobody.
+    pub(crate) const fn badness(self, value: f64) -> f64 {
+        match self {
+            Self::Higher => -value,
+            Self::Lower => value,
+        }
+    }
 }
 
 /// What may be said.

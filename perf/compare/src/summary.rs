@@ -6,11 +6,11 @@ use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2Serializer};
 
-use crate::abba::Pairs;
 use crate::cell::Cell;
 use crate::cgroup::HALF_CORE;
+use crate::cycle::Record;
 use crate::meter::Slice;
-use crate::result::{Comparison, Figure, FigureResult, Summary};
+use crate::result::{Figure, FigureResult, Summary};
 use crate::statistics::{Verdict, estimate, judge, median, noise};
 
 /// A target that uses less of what it may use was not the limit.
@@ -69,18 +69,15 @@ pub(crate) fn summarise(
     })
 }
 
-/// Compares the subject with one opponent in every figure that both clients tell.
-pub(crate) fn compare(
-    subject: &str,
-    other: &str,
-    role: &str,
-    pairs: &Pairs,
-    same: &Pairs,
-    gated: bool,
-) -> Comparison {
+/// Places of the subject and of its twin, whose pairs are the noise, in a cycle.
+const SUBJECT: usize = 0;
+const TWIN: usize = 1;
+
+/// Compares the subject with one of the others in every figure that the client tells.
+pub(crate) fn compare(record: &Record, other: usize, gated: bool) -> Vec<FigureResult> {
     let figures = Figure::ALL.iter().filter_map(|&figure| {
-        let estimate = estimate(&pairs.figure(figure))?;
-        let noise = noise(&same.figure(figure))?;
+        let estimate = estimate(&record.pairs(figure, SUBJECT, other))?;
+        let noise = noise(&record.pairs(figure, SUBJECT, TWIN))?;
         Some(FigureResult {
             figure,
             estimate,
@@ -92,12 +89,7 @@ pub(crate) fn compare(
             },
         })
     });
-    Comparison {
-        subject: subject.to_owned(),
-        other: other.to_owned(),
-        role: role.to_owned(),
-        figures: figures.collect(),
-    }
+    figures.collect()
 }
 
 /// Latencies of all slices together; none when a slice has no histogram.

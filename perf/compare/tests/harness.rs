@@ -3,20 +3,28 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where its assumption fails")]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// Long enough for a machine that does many other things.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE_S: i64 = 60;
 
 /// The executables that are compared, of the build that this test belongs to.
-fn executables() -> (PathBuf, PathBuf) {
+fn executables() -> &'static (PathBuf, PathBuf) {
+    static BUILT: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+    BUILT.get_or_init(build)
+}
+
+fn build() -> (PathBuf, PathBuf) {
     let folder = Path::new(env!("CARGO_BIN_EXE_bowline-compare"))
         .parent()
         .unwrap();
@@ -34,8 +42,8 @@ fn executables() -> (PathBuf, PathBuf) {
     (folder.join("bowline"), folder.join("bowline-perf"))
 }
 
-fn compare(output: &TempDir) -> Command {
-    let (bowline, perf) = executables();
+fn compare(output: &TempDir, perf: &Path) -> Command {
+    let (bowline, _) = executables();
     let cores = std::thread::available_parallelism().unwrap().get();
     let client_core = if cores > 1 { "1" } else { "0" };
     let mut command = Command::new(env!("CARGO_BIN_EXE_bowline-compare"));
@@ -55,7 +63,7 @@ fn compare(output: &TempDir) -> Command {
 #[test]
 fn short_run_writes_a_document_a_table_and_a_chart() {
     let output = TempDir::new().unwrap();
-    let run = compare(&output)
+    let run = compare(&output, &executables().1)
         .args(["--pairs=2", "--slice-ms=30", "--name=short", "read-4k-qd32"])
         .output()
         .unwrap();
@@ -64,19 +72,27 @@ fn short_run_writes_a_document_a_table_and_a_chart() {
 
     let text = fs::read_to_string(output.path().join("short.json")).unwrap();
     let document: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(document["schema_version"], 1);
+    assert_eq!(document["schema_version"], 2);
     let cell = &document["cells"][0];
     assert_eq!(cell["name"], "read-4k-qd32");
     assert_eq!(cell["unpublished"], Value::Null);
-    // Two pairs with itself and two with bare sockets.
-    assert_eq!(cell["slices"].as_array().unwrap().len(), 8);
+    // Two cycles of the subject, its twin and bare sockets, the second backwards.
+    let order: Vec<&str> = cell["slices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["contender"].as_str().unwrap())
+        .collect();
+    let there = ["bowline-mem", "bowline-mem-2", "bare"];
+    assert_eq!(order[..3], there);
+    assert!(order[3..].iter().rev().eq(there.iter()));
     let names: Vec<&str> = cell["contenders"]
         .as_array()
         .unwrap()
         .iter()
         .map(|one| one["contender"].as_str().unwrap())
         .collect();
-    assert_eq!(names, ["bowline-mem", "bare"]);
+    assert_eq!(names, there);
     for contender in cell["contenders"].as_array().unwrap() {
         assert!(contender["iops"].as_f64().unwrap() > 0.0);
         assert!(contender["latency_p50_ns"].as_f64().unwrap() > 0.0);
@@ -95,7 +111,7 @@ fn short_run_writes_a_document_a_table_and_a_chart() {
     assert!(chart.starts_with("<svg ") && chart.ends_with("</svg>\n"));
 
     // The document is read back, and added to.
-    let again = compare(&output)
+    let again = compare(&output, &executables().1)
         .args(["--name=short", "--append", "memory"])
         .output()
         .unwrap();
@@ -110,7 +126,7 @@ fn short_run_writes_a_document_a_table_and_a_chart() {
 #[test]
 fn idle_hosts_stay_connected() {
     let output = TempDir::new().unwrap();
-    let run = compare(&output)
+    let run = compare(&output, &executables().1)
         .args(["--quick", "--name=idle", "idle"])
         .output()
         .unwrap();
@@ -126,54 +142,64 @@ fn idle_hosts_stay_connected() {
 fn nothing_outlives_the_harness() {
     for signal in [Signal::TERM, Signal::KILL] {
         let output = TempDir::new().unwrap();
-        let mut harness = compare(&output)
-            .args(["--pairs=100", "--slice-ms=60000", "read-4k-qd1"])
+        let (client, begun) = endless_client(&output);
+        let mut harness = compare(&output, &client)
+            .args(["--pairs=100", "read-4k-qd1"])
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut words = BufReader::new(harness.stderr.take().unwrap()).lines();
-        while !words.next().unwrap().unwrap().contains("measuring") {}
-        let mut children = Vec::new();
-        let started = until(|| {
-            children = children_of(&harness);
-            // A target and a client.
-            children.len() >= 2
-        });
-        assert!(started, "{children:?}");
+        assert!(happens(&begun), "no client");
+        let children = children_of(&harness);
+        // At least a target and a client.
+        assert!(children.len() >= 2, "{children:?}");
         kill_process(Pid::from_child(&harness), signal).unwrap();
         assert!(!harness.wait().unwrap().success());
-        assert!(until(|| !children.iter().any(|pid| lives(*pid))));
-    }
-}
-
-/// Asks again and again, as there is nothing that would tell.
-fn until(mut done: impl FnMut() -> bool) -> bool {
-    let begun = Instant::now();
-    while begun.elapsed() < PATIENCE {
-        if done() {
-            return true;
+        for child in &children {
+            assert!(happens(child), "{child:?} lives");
         }
-        std::thread::yield_now();
     }
-    false
 }
 
-fn children_of(parent: &Child) -> Vec<u32> {
+/// A client that says through a pipe that it runs, and then does not end.
+fn endless_client(folder: &TempDir) -> (PathBuf, OwnedFd) {
+    let pipe = folder.path().join("begun");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let script = folder.path().join("client");
+    let text = format!(
+        "#!/bin/sh\necho begun > {}\nexec sleep 600\n",
+        pipe.display()
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+    // Not blocking: nobody writes yet.
+    let begun = open(&pipe, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+    (script, begun)
+}
+
+/// Waits for words in a pipe, or for the end of a process, whoever's child it is by now.
+fn happens(event: &OwnedFd) -> bool {
+    let limit = Timespec {
+        tv_sec: PATIENCE_S,
+        tv_nsec: 0,
+    };
+    let mut events = [PollFd::new(event, PollFlags::IN)];
+    poll(&mut events, Some(&limit)).unwrap() == 1
+}
+
+fn children_of(parent: &Child) -> Vec<OwnedFd> {
     let numbers = fs::read_dir("/proc").unwrap().flatten();
     let pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| status(*pid, "PPid").is_some_and(|found| found == parent.id().to_string()))
+    pids.filter(|pid| parent_of(*pid).is_some_and(|found| found == parent.id()))
+        .filter_map(|pid| {
+            let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+            pidfd_open(pid, PidfdFlags::empty()).ok()
+        })
         .collect()
 }
 
-fn lives(pid: u32) -> bool {
-    status(pid, "State").is_some_and(|state| !state.starts_with('Z'))
-}
-
-fn status(pid: u32, field: &str) -> Option<String> {
+fn parent_of(pid: u32) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
-    Some(line.trim().to_owned())
+    let line = text.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
 }

@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) address: SocketAddr,
     pub(crate) shape: Shape,
     pub(crate) queue_depth: usize,
+    /// Time from one request to the next; without it the next follows a reply.
+    pub(crate) interval: Option<Duration>,
     pub(crate) warm_up: Duration,
     pub(crate) duration: Duration,
 }
@@ -61,6 +63,7 @@ struct Load<'a> {
     stream: &'a TcpStream,
     shape: Shape,
     depth: usize,
+    interval: Option<Duration>,
     /// Requests made and not wholly sent, oldest first.
     unsent: VecDeque<Request>,
     /// Bytes of the oldest that are sent.
@@ -88,6 +91,7 @@ impl<'a> Load<'a> {
             stream,
             shape: plan.shape,
             depth: plan.queue_depth,
+            interval: plan.interval,
             unsent: VecDeque::with_capacity(plan.queue_depth),
             sent_bytes: 0,
             since: VecDeque::with_capacity(plan.queue_depth),
@@ -105,8 +109,10 @@ impl<'a> Load<'a> {
         let begun = Instant::now();
         let mut now = begun;
         let mut heard = begun;
+        let mut due = begun;
         while now.duration_since(begun) < duration || self.commands == 0 {
-            while self.since.len() < self.depth {
+            while self.since.len() < self.depth && now >= due {
+                due += self.interval.unwrap_or_default();
                 let request = self.request();
                 self.unsent.push_back(request);
                 self.since.push_back(now);
@@ -125,7 +131,7 @@ impl<'a> Load<'a> {
             }
             if replies > 0 {
                 heard = now;
-            } else if now.duration_since(heard) > PATIENCE {
+            } else if !self.since.is_empty() && now.duration_since(heard) > PATIENCE {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }

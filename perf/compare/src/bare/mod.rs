@@ -163,7 +163,7 @@ mod tests {
                 let server = thread::spawn(move || {
                     let (stream, _) = listener.accept().unwrap();
                     let mut area = serve::Area::new();
-                    serve::connection(&stream, &mut area)
+                    serve::connection(&stream, &mut area, serve::Waiting::Spinning)
                 });
                 let plan = load::Plan {
                     address,
@@ -173,6 +173,7 @@ mod tests {
                         block_bytes,
                     },
                     queue_depth: 7,
+                    interval: None,
                     warm_up: Duration::ZERO,
                     duration: Duration::from_millis(20),
                 };
@@ -182,5 +183,32 @@ mod tests {
                 server.join().unwrap().unwrap();
             }
         }
+    }
+
+    /// A server that sleeps is served as one that spins, at a rate that leaves pauses.
+    #[test]
+    fn rate_leaves_pauses() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            serve::connection(&stream, &mut serve::Area::new(), serve::Waiting::Sleeping)
+        });
+        let plan = load::Plan {
+            address,
+            shape: Shape {
+                workload: Workload::Read,
+                block_bytes: 4096,
+                digests: false,
+            },
+            queue_depth: 1,
+            interval: Some(Duration::from_millis(5)),
+            warm_up: Duration::ZERO,
+            duration: Duration::from_millis(50),
+        };
+        let result = load::run(&plan).unwrap();
+        // Ten begin in this time, and one may be asked for at its very end.
+        assert!((1..=11).contains(&result.commands), "{result:?}");
+        server.join().unwrap().unwrap();
     }
 }

@@ -17,8 +17,25 @@ use super::{
 };
 use crate::cell::Workload;
 
+/// How it waits for what comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    Spinning,
+    /// In `recv`, so that what waking up costs is seen.
+    Sleeping,
+}
+
+impl Waiting {
+    const fn flags(self) -> RecvFlags {
+        match self {
+            Self::Spinning => RecvFlags::DONTWAIT,
+            Self::Sleeping => RecvFlags::empty(),
+        }
+    }
+}
+
 /// Serves one connection after the other until it is killed.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(waiting: Waiting) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen")?;
     let address = listener.local_addr().context("address")?;
     let mut area = Area::new();
@@ -27,7 +44,7 @@ pub(crate) fn run() -> Result<()> {
     stdout.flush().context("standard output")?;
     loop {
         let (stream, _) = listener.accept().context("accept")?;
-        if let Err(error) = connection(&stream, &mut area) {
+        if let Err(error) = connection(&stream, &mut area, waiting) {
             eprintln!("connection: {error}");
         }
     }
@@ -45,7 +62,11 @@ impl Area {
 }
 
 /// Serves one connection to its end.
-pub(crate) fn connection(mut stream: &TcpStream, area: &mut Area) -> io::Result<()> {
+pub(crate) fn connection(
+    mut stream: &TcpStream,
+    area: &mut Area,
+    waiting: Waiting,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut hello = [0; HELLO_BYTES];
     stream.read_exact(&mut hello)?;
@@ -53,6 +74,7 @@ pub(crate) fn connection(mut stream: &TcpStream, area: &mut Area) -> io::Result<
     let mut connection = Connection {
         stream,
         shape,
+        waiting,
         staging: vec![0; STAGING_BYTES],
         filled: 0,
         replies: Replies::default(),
@@ -74,6 +96,7 @@ pub(crate) fn connection(mut stream: &TcpStream, area: &mut Area) -> io::Result<
 struct Connection<'a> {
     stream: &'a TcpStream,
     shape: Shape,
+    waiting: Waiting,
     staging: Vec<u8>,
     /// Bytes of the staging area that hold what was received and not looked at.
     filled: usize,
@@ -97,7 +120,7 @@ impl Connection<'_> {
             let count = match recv(
                 self.stream,
                 &mut self.staging[self.filled..],
-                RecvFlags::DONTWAIT,
+                self.waiting.flags(),
             ) {
                 Ok((0, _)) => return Ok(()),
                 Ok((count, _)) => count,
@@ -147,7 +170,7 @@ impl Connection<'_> {
                 match recv(
                     self.stream,
                     &mut self.staging[self.filled..header],
-                    RecvFlags::DONTWAIT,
+                    self.waiting.flags(),
                 ) {
                     Ok((0, _)) => return Ok(()),
                     Ok((count, _)) => self.filled += count,
@@ -191,7 +214,7 @@ impl Connection<'_> {
                 self.stream,
                 &mut vectors,
                 &mut RecvAncillaryBuffer::default(),
-                RecvFlags::DONTWAIT,
+                self.waiting.flags(),
             );
             let count = match received {
                 Ok(message) if message.bytes == 0 => return Ok(false),

@@ -13,7 +13,7 @@ const TEXT_LEFT: f64 = 835.0;
 const TOP: f64 = 92.0;
 const ROW: f64 = 19.0;
 const CELL_GAP: f64 = 11.0;
-/// Ratios beyond these are drawn at the edge.
+/// What lies beyond these is drawn as an arrow at the edge; its figures are beside it.
 const SCALE_MIN: f64 = 0.4;
 const SCALE_MAX: f64 = 2.5;
 const TICKS: [f64; 7] = [0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 2.5];
@@ -179,25 +179,52 @@ fn row(svg: &mut String, role: &str, found: &FigureResult, y: f64) {
             ROW - 2.0
         ),
     );
-    put(
-        svg,
-        format_args!(
-            "<line x1=\"{:.1}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\" stroke=\"{color}\" stroke-width=\"2.5\"/>",
-            place(low),
-            place(high)
-        ),
-    );
-    put(
-        svg,
-        format_args!(
-            "<circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4.5\" fill=\"{color}\"/>",
-            place(ratio)
-        ),
-    );
+    interval(svg, [low, ratio, high], y, color);
     put(
         svg,
         format_args!(
             "<text x=\"{TEXT_LEFT}\" y=\"{text_y:.1}\" fill=\"{color}\">{ratio:.2} [{low:.2}, {high:.2}]</text>"
+        ),
+    );
+}
+
+/// The median with its interval. What the axis does not reach is an arrow at its end: filled for
+/// the median, open for an end of the interval.
+fn interval(svg: &mut String, [low, ratio, high]: [f64; 3], y: f64, color: &str) {
+    let (left, right) = (place(low), place(high));
+    put(
+        svg,
+        format_args!(
+            "<line x1=\"{left:.1}\" y1=\"{y:.1}\" x2=\"{right:.1}\" y2=\"{y:.1}\" stroke=\"{color}\" stroke-width=\"2.5\"/>"
+        ),
+    );
+    if low < SCALE_MIN {
+        arrow(svg, (PLOT_LEFT, -1.0), y, color, "#ffffff");
+    }
+    if high > SCALE_MAX {
+        arrow(svg, (PLOT_RIGHT, 1.0), y, color, "#ffffff");
+    }
+    if ratio < SCALE_MIN {
+        arrow(svg, (PLOT_LEFT, -1.0), y, color, color);
+    } else if ratio > SCALE_MAX {
+        arrow(svg, (PLOT_RIGHT, 1.0), y, color, color);
+    } else {
+        let x = place(ratio);
+        put(
+            svg,
+            format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\" fill=\"{color}\"/>"),
+        );
+    }
+}
+
+/// From an end of the axis outwards.
+fn arrow(svg: &mut String, (x, direction): (f64, f64), y: f64, color: &str, fill: &str) {
+    let tip = x + direction * 9.0;
+    let (above, below) = (y - 5.0, y + 5.0);
+    put(
+        svg,
+        format_args!(
+            "<path d=\"M{x:.1} {above:.1} L{tip:.1} {y:.1} L{x:.1} {below:.1} Z\" stroke=\"{color}\" fill=\"{fill}\"/>"
         ),
     );
 }
@@ -227,6 +254,21 @@ mod tests {
         assert!((place(2.0) - middle - (middle - place(0.5))).abs() < 1e-9);
         assert!((place(1000.0) - PLOT_RIGHT).abs() < 1e-9);
         assert!((place(0.0) - PLOT_LEFT).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_the_axis_does_not_reach_is_an_arrow() {
+        let drawn = |interval_of: [f64; 3]| {
+            let mut svg = String::new();
+            interval(&mut svg, interval_of, 10.0, BETTER);
+            let marks = ["<circle", "fill=\"#ffffff\"", "<path"];
+            marks.map(|mark| svg.matches(mark).count())
+        };
+        assert_eq!(drawn([0.9, 1.0, 1.1]), [1, 0, 0]);
+        assert_eq!(drawn([2.0, 2.4, 2.6]), [1, 1, 1]);
+        // Only the median's arrow is filled.
+        assert_eq!(drawn([0.1, 0.3, 0.5]), [0, 1, 2]);
+        assert_eq!(drawn([2.6, 3.0, 3.5]), [0, 1, 2]);
     }
 
     #[test]

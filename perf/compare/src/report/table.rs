@@ -53,7 +53,7 @@ fn conditions(text: &mut String, document: &Document) {
     let programs: Vec<String> = document
         .programs
         .iter()
-        .map(|program| format!("{} {}", program.role, program.version))
+        .map(|program| named(&program.role, &program.version))
         .collect();
     line(
         text,
@@ -66,6 +66,12 @@ fn conditions(text: &mut String, document: &Document) {
             programs.join(", "),
         ),
     );
+}
+
+/// A program and its version, which for some begins with the program's name.
+fn named(role: &str, version: &str) -> String {
+    let rest = version.strip_prefix(role).unwrap_or(version);
+    format!("{role} {}", rest.trim_start())
 }
 
 /// The subject against each other contender.
@@ -196,7 +202,8 @@ fn rest(text: &mut String, document: &Document) {
     }
     if !document.first_io.is_empty() {
         text.push_str(
-            "\n## First I/O after idle\n\n| contender | pause ms | warm p50 µs | after idle p50 µs | beyond warm µs |\n|---|--:|--:|--:|--:|\n",
+            "\n## First I/O after idle\n\nBare sockets show what the machine itself needs to answer \
+             after a pause: `bare-sleeping` with waking up, `bare`, which spins, without.\n\n| contender | pause ms | warm p50 µs | after idle p50 µs | beyond warm µs |\n|---|--:|--:|--:|--:|\n",
         );
         for it in &document.first_io {
             line(
@@ -228,5 +235,16 @@ fn rest(text: &mut String, document: &Document) {
                 ),
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_is_named_once() {
+        assert_eq!(named("bowline", "bowline 0.1.0"), "bowline 0.1.0");
+        assert_eq!(named("nvmf_tgt", "SPDK v26"), "nvmf_tgt SPDK v26");
     }
 }

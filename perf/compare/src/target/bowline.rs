@@ -14,6 +14,7 @@ use crate::process::{Launch, Process};
 pub(super) fn start(
     kit: &Kit,
     backing: Backing,
+    poll: &str,
     name: &str,
     cgroup: Option<&Path>,
 ) -> Result<Started> {
@@ -47,8 +48,8 @@ pub(super) fn start(
         ("--listen", "127.0.0.1:0"),
         ("--rpc", "127.0.0.1:0"),
         ("--metrics", "127.0.0.1:0"),
-        ("--cores", &core),
-        ("--poll", &kit.poll),
+        ("--cores", core.as_str()),
+        ("--poll", poll),
         ("--log-level", "warn"),
     ] {
         arguments.extend([flag.into(), value.into()]);

@@ -3,6 +3,7 @@
 mod bowline;
 mod spdk;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,8 +27,14 @@ pub(crate) const NAMESPACE_BYTES: u64 = 64 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Contender {
     Bowline(Backing),
+    /// A second process of the subject: what it differs by from the first is noise.
+    Twin,
+    /// The subject, polling all the time.
+    Polling,
     Spdk(SpdkVariant),
     Bare,
+    /// Bare sockets that sleep while nothing comes.
+    BareSleeping,
 }
 
 /// What bowline serves.
@@ -53,8 +60,11 @@ impl Contender {
             Self::Bowline(Backing::Memory) => "bowline-mem".to_owned(),
             Self::Bowline(Backing::File) => "bowline-file".to_owned(),
             Self::Bowline(Backing::Block) => "bowline-block".to_owned(),
+            Self::Twin => "bowline-mem-2".to_owned(),
+            Self::Polling => "bowline-mem-always".to_owned(),
             Self::Spdk(variant) => variant.name(),
             Self::Bare => "bare".to_owned(),
+            Self::BareSleeping => "bare-sleeping".to_owned(),
         }
     }
 }
@@ -69,13 +79,13 @@ pub(crate) struct Kit {
     pub(crate) core: usize,
     /// Where backing files go.
     pub(crate) scratch: PathBuf,
-    /// There are enough huge pages for two of SPDK's targets.
+    /// There are enough huge pages for all of SPDK's variants at once; if not, none uses them.
     pub(crate) huge_pages: bool,
 }
 
-/// Whether SPDK's best and its default both find huge pages; if not, neither uses them.
-pub(crate) fn huge_pages_suffice() -> bool {
-    free_huge_pages_bytes() >= (spdk::MEMORY_MIB << 20) * 2
+/// Whether as many of SPDK's targets find huge pages.
+pub(crate) fn huge_pages_suffice(targets: usize) -> bool {
+    free_huge_pages_bytes() >= (spdk::MEMORY_MIB << 20) * targets as u64
 }
 
 /// A target that runs.
@@ -100,9 +110,14 @@ impl Target {
         };
         let cgroup = group.as_ref().map(HalfCore::path);
         let started = match contender {
-            Contender::Bowline(backing) => bowline::start(kit, backing, &name, cgroup)?,
+            Contender::Bowline(backing) => bowline::start(kit, backing, &kit.poll, &name, cgroup)?,
+            Contender::Twin => bowline::start(kit, Backing::Memory, &kit.poll, &name, cgroup)?,
+            Contender::Polling => bowline::start(kit, Backing::Memory, "always", &name, cgroup)?,
             Contender::Spdk(variant) => spdk::start(kit, variant, &name, cgroup)?,
-            Contender::Bare => start_bare(kit, &name, cgroup)?,
+            Contender::Bare => start_bare(kit, &["bare-target"], &name, cgroup)?,
+            Contender::BareSleeping => {
+                start_bare(kit, &["bare-target", "--sleeping"], &name, cgroup)?
+            }
         };
         Ok(Self {
             contender,
@@ -120,12 +135,12 @@ struct Started {
     folder: Option<TempDir>,
 }
 
-fn start_bare(kit: &Kit, name: &str, cgroup: Option<&Path>) -> Result<Started> {
+fn start_bare(kit: &Kit, arguments: &[&str], name: &str, cgroup: Option<&Path>) -> Result<Started> {
     let program = std::env::current_exe().context("own executable")?;
     let mut process = Process::start(Launch {
         name,
         program: &program,
-        arguments: vec!["bare-target".into()],
+        arguments: arguments.iter().map(OsString::from).collect(),
         core: kit.core,
         cgroup,
     })?;

@@ -1,5 +1,6 @@
 //! One association: admin queue, I/O queues, keep-alive, events, and coming back after a loss.
 
+mod attention;
 mod config;
 mod event;
 mod shutdown;
@@ -76,6 +77,8 @@ struct QueueEntry {
     /// Stays after the end of the connection, until the next one replaces it: its last words
     /// may not have been sent yet.
     queue: Option<HostQueue>,
+    /// It is listed: it may have events.
+    listed: bool,
 }
 
 /// An association with a controller. See the [module](super) for how it is driven.
@@ -91,8 +94,10 @@ pub struct HostController {
     identity: HostIdentity,
     phase: Phase,
     queues: Vec<QueueEntry>,
-    /// Where to look for queue events next.
-    cursor: usize,
+    /// Queues that may have events, each once.
+    listed: VecDeque<u16>,
+    /// No queue's timer is earlier. It may be too early itself: that costs one look at all.
+    queues_due: Option<Nanos>,
     events: VecDeque<HostEvent>,
     bring_up: Option<BringUp>,
     facts: Option<ControllerFacts>,
@@ -122,6 +127,7 @@ impl HostController {
             .map(|_| QueueEntry {
                 transport: Transport::Closed,
                 queue: None,
+                listed: false,
             })
             .collect();
         let backoff = Backoff::new(config.reconnect.unwrap_or_default(), config.seed);
@@ -130,7 +136,8 @@ impl HostController {
             identity,
             phase: Phase::Idle,
             queues,
-            cursor: 0,
+            listed: VecDeque::with_capacity(count),
+            queues_due: None,
             events: VecDeque::with_capacity(count + 8),
             bring_up: None,
             facts: None,
@@ -226,7 +233,9 @@ impl HostController {
         entry.transport = Transport::Open;
         let config = self.queue_config(queue);
         let fresh = HostQueue::new(now, &self.identity, config);
+        let due = fresh.poll_timeout();
         self.queues[usize::from(queue)].queue = Some(fresh);
+        self.note_due(due);
     }
 
     /// The connection for this queue is gone, or could not be opened.
@@ -248,15 +257,13 @@ impl HostController {
 
     /// Received bytes, as [`HostQueue::handle_bytes`].
     pub fn handle_bytes(&mut self, now: Nanos, queue: u16, input: &[u8]) -> usize {
-        self.queue_mut(queue)
-            .map_or(input.len(), |queue| queue.handle_bytes(now, input))
+        self.with_queue(queue, |queue| queue.handle_bytes(now, input))
+            .unwrap_or(input.len())
     }
 
     /// Landed data, as [`HostQueue::handle_payload`].
     pub fn handle_payload(&mut self, now: Nanos, queue: u16, landed: u32, crc: Option<u32>) {
-        if let Some(queue) = self.queue_mut(queue) {
-            queue.handle_payload(now, landed, crc);
-        }
+        self.with_queue(queue, |queue| queue.handle_payload(now, landed, crc));
     }
 
     /// Whether there is something to send on this queue.
@@ -267,7 +274,8 @@ impl HostController {
 
     /// The next thing to send on this queue.
     pub fn poll_output(&mut self, queue: u16) -> Option<Output> {
-        self.queue_mut(queue)?.poll_output()
+        let entry = self.queues.get_mut(usize::from(queue))?;
+        entry.queue.as_mut()?.poll_output()
     }
 
     /// The bytes that [`TxPayload::Control`](super::TxPayload) names.
@@ -296,9 +304,8 @@ impl HostController {
         if command.transfer.len() > maximum {
             return Err(SubmitError::Length);
         }
-        self.queue_mut(queue)
+        self.with_queue(queue, |queue| queue.submit(now, command))
             .ok_or(SubmitError::NotReady)?
-            .submit(now, command)
     }
 
     /// The next thing that happened. Call until `None` after every other call.
@@ -324,32 +331,19 @@ impl HostController {
             Phase::Waiting { until } | Phase::ShuttingDown { until } => Some(until),
             _ => None,
         };
-        let queues = self
-            .queues
-            .iter()
-            .filter_map(|entry| match entry.transport {
-                Transport::Opening { until } => Some(until),
-                Transport::Open => entry.queue.as_ref().and_then(HostQueue::poll_timeout),
-                Transport::Closed => None,
-            });
-        let own = [phase, self.pause_until, self.keep_alive.due_at]
-            .into_iter()
-            .flatten();
-        queues.chain(own).min()
+        let timers = [
+            phase,
+            self.pause_until,
+            self.keep_alive.due_at,
+            self.queues_due,
+        ];
+        timers.into_iter().flatten().min()
     }
 
     /// Acts on whatever is due.
     pub fn handle_timeout(&mut self, now: Nanos) {
-        let mut open_overdue = false;
-        for entry in &mut self.queues {
-            match (entry.transport, &mut entry.queue) {
-                (Transport::Opening { until }, _) => open_overdue |= until <= now,
-                (Transport::Open, Some(queue)) => queue.handle_timeout(now),
-                _ => {}
-            }
-        }
-        if open_overdue {
-            self.lose(now, CloseReason::OpenTimeout);
+        if self.queues_due.is_some_and(|at| at <= now) {
+            self.on_queues_due(now);
         }
         if self.keep_alive.due_at.is_some_and(|at| at <= now) {
             self.on_keep_alive(now);
@@ -371,12 +365,27 @@ impl HostController {
         }
     }
 
-    fn queue(&self, queue: u16) -> Option<&HostQueue> {
-        self.queues.get(usize::from(queue))?.queue.as_ref()
+    fn on_queues_due(&mut self, now: Nanos) {
+        let mut open_overdue = false;
+        for index in 0..self.queues.len() {
+            let entry = &mut self.queues[index];
+            match (entry.transport, &mut entry.queue) {
+                (Transport::Opening { until }, _) => open_overdue |= until <= now,
+                (Transport::Open, Some(queue)) => {
+                    queue.handle_timeout(now);
+                    self.list(number(index));
+                }
+                _ => {}
+            }
+        }
+        self.renew_due();
+        if open_overdue {
+            self.lose(now, CloseReason::OpenTimeout);
+        }
     }
 
-    fn queue_mut(&mut self, queue: u16) -> Option<&mut HostQueue> {
-        self.queues.get_mut(usize::from(queue))?.queue.as_mut()
+    fn queue(&self, queue: u16) -> Option<&HostQueue> {
+        self.queues.get(usize::from(queue))?.queue.as_ref()
     }
 
     fn queue_config(&self, queue: u16) -> HostQueueConfig {
@@ -404,26 +413,6 @@ impl HostController {
         }
     }
 
-    fn next_queue_event(&mut self) -> Option<(u16, QueueEvent)> {
-        for _ in 0..self.queues.len() {
-            let index = self.cursor;
-            let queue = self
-                .queues
-                .get_mut(index)
-                .and_then(|entry| entry.queue.as_mut());
-            if let Some(event) = queue.and_then(HostQueue::poll_event) {
-                // There are at most 65536 queues.
-                return Some((u16::try_from(index).unwrap_or(u16::MAX), event));
-            }
-            self.cursor = if index + 1 < self.queues.len() {
-                index + 1
-            } else {
-                0
-            };
-        }
-        None
-    }
-
     fn open_admin(&mut self, now: Nanos) {
         self.phase = Phase::Admin;
         self.open(now, 0);
@@ -434,6 +423,7 @@ impl HostController {
         if let Some(entry) = self.queues.get_mut(usize::from(queue)) {
             entry.transport = Transport::Opening { until };
             self.events.push_back(HostEvent::Open { queue });
+            self.note_due(Some(until));
         }
     }
 
@@ -520,17 +510,15 @@ impl HostController {
 
     /// Submits a command of the controller's own on the admin queue.
     fn run(&mut self, now: Nanos, sqe: Sqe, transfer: Transfer, token: u64) {
-        let Some(admin) = self.queue_mut(0) else {
-            return;
-        };
         let command = Command {
             sqe,
             transfer,
             token,
         };
+        let submitted = self.with_queue(0, |admin| admin.submit_internal(now, command));
         // Slots are reserved for these, so the only way to fail is a queue that just ended; its
         // end is on its way as an event.
-        if admin.submit_internal(now, command).is_err() {
+        if matches!(submitted, Some(Err(_))) {
             self.lose(now, CloseReason::PathLost);
         }
     }
@@ -577,10 +565,12 @@ impl HostController {
             }
             if entry.transport != Transport::Closed {
                 entry.transport = Transport::Closed;
-                let queue = u16::try_from(index).unwrap_or(u16::MAX);
+                let queue = number(index);
                 self.events.push_back(HostEvent::Close { queue });
             }
+            self.list(number(index));
         }
+        self.renew_due();
         self.keep_alive = KeepAlive::default();
         self.pause_until = None;
         self.bring_up = None;
@@ -610,4 +600,9 @@ fn is_final(reason: CloseReason) -> bool {
         CloseReason::ConnectRejected { status, .. } => status.is_dnr(),
         _ => false,
     }
+}
+
+/// A queue's number; there are 65536 at most.
+fn number(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
 }

@@ -332,3 +332,45 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn any_of_many_queues_completes_and_is_watched() {
+    const QUEUES: u16 = 16;
+    let config = ControllerConfig {
+        io_queues: QUEUES,
+        keep_alive: Nanos::ZERO,
+        io_timeout: Some(Nanos::from_secs(8)),
+        ..config()
+    };
+    let mut world = World::connected(config, usize::MAX);
+    for queue in (1..=QUEUES).rev() {
+        world.submit(queue, command::flush(NSID), Transfer::None, Vec::new(), 0);
+        assert_eq!(world.finish().0, Status::SUCCESS, "queue {queue}");
+    }
+    // Sent and never answered.
+    let command = Command {
+        sqe: command::flush(NSID),
+        transfer: Transfer::None,
+        token: 9,
+    };
+    let sent_at = world.now;
+    let taken = world.host.submit(sent_at, QUEUES, command);
+    assert!(taken.is_ok() && world.host.poll_output(QUEUES).is_some());
+    let mut lost = None;
+    while lost.is_none() {
+        let at = world.host.poll_timeout().expect("the command is watched");
+        world.host.handle_timeout(at);
+        world.now = at;
+        let events = std::iter::from_fn(|| world.host.poll_event(at)).collect::<Vec<_>>();
+        lost = events.iter().find_map(|event| match event {
+            HostEvent::Disconnected { reason, .. } | HostEvent::Stopped { reason } => Some(*reason),
+            _ => None,
+        });
+    }
+    assert_eq!(lost, Some(CloseReason::CommandTimeout));
+    let waited = world.now.saturating_sub(sent_at);
+    assert!(
+        (8..=10).contains(&(waited.as_millis() / 1000)),
+        "{waited:?}"
+    );
+}

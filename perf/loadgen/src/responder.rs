@@ -1,12 +1,13 @@
 //! A controller that does nothing, as cheaply as it can: what our own client can drive at most.
 //!
-//! Commands are answered without a look at where they lead. What a read brings is whatever is in
-//! the output buffer; what a write takes is thrown away. There are no digests, no errors but for
+//! Commands are answered without a look at where they lead. What a read brings are the same zeroes
+//! each time, read from the closest cache; what a write takes is thrown away. There are no digests, no errors but for
 //! commands it does not know, and no time-outs: it serves the client in this process and nobody
 //! else.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -35,6 +36,8 @@ const H2C_BYTES_MAX: u32 = 128 << 10;
 const IN_BYTES: usize = 512 << 10;
 /// Sent at once, and one answer more.
 const OUT_BYTES: usize = 512 << 10;
+/// Answers sent at once, each with a header and data. The kernel takes 1024 pieces.
+const ANSWERS_MAX: usize = 256;
 /// Largest data of a command: 1 MiB, as MDTS of 4 KiB pages.
 const MDTS: u8 = 8;
 const DATA_BYTES_MAX: usize = 4096 << MDTS;
@@ -116,10 +119,20 @@ struct Peer {
     cc: Cc,
     input: Box<[u8]>,
     filled: usize,
-    output: Box<[u8]>,
-    /// What is in the output, and how much of that has left.
+    /// Headers of the answers, and data that is not the same for all.
+    output: Vec<u8>,
+    answers: Vec<Answer>,
+    /// Data of every read.
+    data: Box<[u8]>,
+    /// What the answers have together, and how much of that has left.
     end: usize,
     sent: usize,
+}
+
+/// Bytes of the output, and then of the data of reads.
+struct Answer {
+    output: Range<usize>,
+    data: usize,
 }
 
 impl Peer {
@@ -132,7 +145,9 @@ impl Peer {
             cc: Cc::default(),
             input: vec![0; IN_BYTES].into(),
             filled: 0,
-            output: vec![0; OUT_BYTES + DATA_BYTES_MAX + CAPSULE_BYTES].into(),
+            output: Vec::with_capacity(ANSWERS_MAX * CAPSULE_BYTES),
+            answers: Vec::with_capacity(ANSWERS_MAX),
+            data: vec![0; DATA_BYTES_MAX].into(),
             end: 0,
             sent: 0,
         })
@@ -153,14 +168,35 @@ impl Peer {
             }
         }
         while self.sent < self.end {
-            match self.stream.write(&self.output[self.sent..self.end]) {
+            match self.send() {
                 Ok(bytes) => self.sent += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
         (self.end, self.sent) = (0, 0);
+        self.output.clear();
+        self.answers.clear();
         Ok(())
+    }
+
+    /// Sends what the socket takes of the answers, in one call.
+    fn send(&mut self) -> io::Result<usize> {
+        let mut pieces = [IoSlice::new(&[]); 2 * ANSWERS_MAX];
+        let mut count = 0;
+        for answer in &self.answers {
+            for piece in [
+                &self.output[answer.output.clone()],
+                &self.data[..answer.data],
+            ] {
+                // Not more than there is room for: `answer` sees to that.
+                pieces[count] = IoSlice::new(piece);
+                count += usize::from(!piece.is_empty());
+            }
+        }
+        let mut unsent = &mut pieces[..count];
+        IoSlice::advance_slices(&mut unsent, self.sent);
+        self.stream.write_vectored(unsent)
     }
 
     /// Answers the PDUs that are there whole.
@@ -168,6 +204,7 @@ impl Peer {
         let input = std::mem::take(&mut self.input);
         let mut at = 0;
         while self.end < OUT_BYTES
+            && self.answers.len() < ANSWERS_MAX
             && let Some(pdu) = whole_pdu(&input[at..self.filled])?
         {
             at += pdu.len();
@@ -230,7 +267,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Data and completion in one; the data is what is in the buffer.
+    /// Data and completion in one.
     fn send_data(&mut self, sqe: &Sqe, bytes: u32) -> io::Result<()> {
         let len = usize::try_from(bytes)
             .ok()
@@ -243,8 +280,7 @@ impl Peer {
             last: true,
             success: true,
         };
-        self.push(&header.encode(Digests::NONE, 0));
-        self.end += len;
+        self.push_with(&header.encode(Digests::NONE, 0), len);
         Ok(())
     }
 
@@ -259,8 +295,16 @@ impl Peer {
     }
 
     fn push(&mut self, bytes: &[u8]) {
-        self.output[self.end..self.end + bytes.len()].copy_from_slice(bytes);
-        self.end += bytes.len();
+        self.push_with(bytes, 0);
+    }
+
+    /// An answer, and so many bytes of a read's data behind it.
+    fn push_with(&mut self, bytes: &[u8], data: usize) {
+        let start = self.output.len();
+        self.output.extend_from_slice(bytes);
+        self.end += bytes.len() + data;
+        let output = start..self.output.len();
+        self.answers.push(Answer { output, data });
     }
 
     /// Bring-up. A connection is an I/O queue's from its Connect on.
@@ -340,8 +384,9 @@ impl Peer {
             last: true,
             success: true,
         };
-        self.push(&header.encode(Digests::NONE, 0));
-        self.push(&data);
+        let mut answer = header.encode(Digests::NONE, 0).to_vec();
+        answer.extend_from_slice(&data);
+        self.push(&answer);
     }
 }
 

@@ -133,10 +133,15 @@ struct LoadFlags {
     /// Time that is counted
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_span)]
     duration: Nanos,
+    /// Count exactly so many commands instead, however long they take: for figures per command from
+    /// programs that look at the whole process. Those of the warm-up come on top
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["duration", "rate"])]
+    commands: Option<u64>,
     /// Core to run on [default: any]
     #[arg(long, value_name = "NUMBER")]
     core: Option<usize>,
-    /// What the client does while it waits: spin takes a whole core, park adds the time to wake up
+    /// What the client does while it waits: spin takes a whole core, park adds the time to wake up,
+    /// doze sleeps for short times by the clock, for throughput with little processor time
     #[arg(long, value_enum, default_value_t = PollFlag::Spin)]
     poll: PollFlag,
     /// Decides addresses, mix and arrivals: the same seed gives the same ones
@@ -168,6 +173,7 @@ enum ArrivalsFlag {
 enum PollFlag {
     Spin,
     Park,
+    Doze,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -302,9 +308,11 @@ impl LoadFlags {
             queues: self.queues,
             warm_up: self.warm_up,
             duration: self.duration,
+            commands: self.commands,
             poll: match self.poll {
                 PollFlag::Spin => Poll::Spin,
                 PollFlag::Park => Poll::Park,
+                PollFlag::Doze => Poll::Doze,
             },
             core: self.core,
             seed: self.seed,

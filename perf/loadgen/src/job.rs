@@ -76,6 +76,8 @@ pub enum Poll {
     Spin,
     /// Sleeps until the kernel wakes it.
     Park,
+    /// Sleeps for short times by the clock, and nobody has to wake it: for throughput.
+    Doze,
 }
 
 impl Poll {
@@ -85,6 +87,7 @@ impl Poll {
         match self {
             Self::Spin => "spin",
             Self::Park => "park",
+            Self::Doze => "doze",
         }
     }
 }
@@ -130,6 +133,8 @@ pub struct Load {
     pub warm_up: Nanos,
     /// Time that is counted.
     pub duration: Nanos,
+    /// Count exactly so many commands instead, however long they take. In a closed loop only.
+    pub commands: Option<u64>,
     /// What waiting is like.
     pub poll: Poll,
     /// Core to run on.
@@ -154,6 +159,7 @@ impl Default for Load {
             queues: 1,
             warm_up: Nanos::from_millis(50),
             duration: Nanos::from_secs(1),
+            commands: None,
             poll: Poll::Spin,
             core: None,
             seed: 1,
@@ -236,6 +242,18 @@ impl Load {
         }
         if self.duration == Nanos::ZERO {
             return refuse("--duration cannot be 0".to_owned());
+        }
+        if self.commands == Some(0) {
+            return refuse("--commands cannot be 0".to_owned());
+        }
+        if self.commands.is_some() && self.pace != Pace::Closed {
+            return refuse("a number of commands at a fixed rate not possible".to_owned()).map_err(
+                |error| {
+                    error
+                        .cause("an open loop counts what was to start in a span of time")
+                        .hint("give --duration with --rate, or leave --rate out")
+                },
+            );
         }
         if let Some(span) = self.span_bytes
             && span < u64::from(self.block_bytes)

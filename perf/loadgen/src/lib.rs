@@ -7,6 +7,7 @@
 //! - `load`: a [`Service`](bowline_reactor::Service) around the initiator's. In every turn it
 //!   takes what completed and submits what is due, so that one gather per connection and turn
 //!   carries all new commands. The clock is read once per turn, nothing is allocated per command.
+//! - `client`, `doze`: how the thread waits between turns.
 //! - `pattern`, `arrivals`, `random`: where and when, from a seed.
 //! - `block`, `verify`: blocks that describe themselves, and what is wrong with those that do not.
 //! - `responder`: a controller that does nothing, for the client's own ceiling.
@@ -18,6 +19,8 @@
 pub mod arrivals;
 mod block;
 pub mod cli;
+mod client;
+mod doze;
 pub mod error;
 mod fio;
 pub mod job;

@@ -75,8 +75,8 @@ pub(crate) enum Phase {
     Rest,
     /// Writes of every unit, from `next` on.
     Fill { next: u64 },
-    /// What the plan says.
-    Run,
+    /// What the plan says; with a number given, so many commands.
+    Run { left: Option<u64> },
     /// Reads of every unit that was written, from `next` on.
     ReadBack { next: u64 },
 }
@@ -147,7 +147,7 @@ impl Load {
     pub(crate) fn run_open(&mut self, arrivals: Arrivals) {
         self.due = Some(arrivals.clone());
         self.arrivals = Some(arrivals);
-        self.phase = Phase::Run;
+        self.phase = Phase::Run { left: None };
     }
 
     /// What was verified.
@@ -164,6 +164,11 @@ impl Load {
             ..Tally::default()
         };
         self.from = from;
+        self.to = to;
+    }
+
+    /// Ends the counted time, which had no end.
+    pub(crate) fn count_no_more(&mut self, to: Nanos) {
         self.to = to;
     }
 
@@ -195,6 +200,11 @@ impl Load {
         self.phase == Phase::Rest
     }
 
+    /// Commands that are outstanding.
+    pub(crate) fn outstanding(&self) -> u64 {
+        (self.slots.len() - self.idle.len()) as u64
+    }
+
     /// Whether nothing is outstanding.
     pub(crate) fn is_idle(&self) -> bool {
         self.idle.len() == self.slots.len()
@@ -203,7 +213,8 @@ impl Load {
     /// When the next command is due though nothing completes.
     fn next_arrival(&self) -> Option<Nanos> {
         let arrivals = self.arrivals.as_ref()?;
-        (self.phase == Phase::Run && !self.idle.is_empty()).then(|| arrivals.next_at())
+        (matches!(self.phase, Phase::Run { .. }) && !self.idle.is_empty())
+            .then(|| arrivals.next_at())
     }
 
     /// Takes everything that completed.
@@ -279,7 +290,8 @@ impl Load {
             self.idle.pop_front();
             self.send(host, cx, now, index);
         }
-        if let (Phase::Run, Some(arrivals), Some(due)) = (self.phase, &self.arrivals, &mut self.due)
+        if let (Phase::Run { .. }, Some(arrivals), Some(due)) =
+            (self.phase, &self.arrivals, &mut self.due)
         {
             due.advance_to(now);
             let backlog = due.count() - arrivals.count();
@@ -298,7 +310,11 @@ impl Load {
         slot.again = false;
         match &mut self.phase {
             Phase::Rest => false,
-            Phase::Run => self.choose_run(index, now),
+            Phase::Run { left: Some(0) } => {
+                self.phase = Phase::Rest;
+                false
+            }
+            Phase::Run { .. } => self.choose_run(index, now),
             Phase::Fill { next } => {
                 let ledger = self.plan.ledger.as_mut();
                 let unit = ledger
@@ -347,6 +363,9 @@ impl Load {
         };
         if let Some(arrivals) = &mut self.arrivals {
             arrivals.advance();
+        }
+        if let Phase::Run { left: Some(left) } = &mut self.phase {
+            *left -= 1;
         }
         let slot = &mut self.slots[index as usize];
         slot.start = start;

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use bowline_nvme::Nanos;
-use bowline_reactor::Counters;
 use serde::Serialize;
 
 use crate::job::{Job, Pace, Payload};
@@ -34,7 +33,8 @@ pub(crate) struct Setting {
 pub(crate) struct Measured {
     pub(crate) duration: Nanos,
     pub(crate) client_cpu: Nanos,
-    pub(crate) counters: Counters,
+    pub(crate) gathers: u64,
+    pub(crate) system_calls: u64,
 }
 
 /// The outcome. Base units, named in each field.
@@ -87,7 +87,7 @@ pub struct Report {
     pub header_digest: bool,
     /// Whether data carried a checksum.
     pub data_digest: bool,
-    /// What the client did while it waited: spin or park.
+    /// What the client did while it waited: spin, park or doze.
     pub poll: &'static str,
     /// The core it ran on, if it was bound to one.
     pub core: Option<usize>,
@@ -99,6 +99,8 @@ pub struct Report {
     pub warm_up_seconds: f64,
     /// Time that was counted.
     pub duration_seconds: f64,
+    /// How many commands were to be counted, if their number and not the time was given.
+    pub commands_wanted: Option<u64>,
     /// Commands that completed in that time.
     pub commands: u64,
     /// Of these, reads.
@@ -153,7 +155,7 @@ impl Report {
                 spacing,
             } => Some((per_second, spacing)),
         };
-        let gathers = measured.counters.gathers;
+        let gathers = measured.gathers;
         Self {
             schema_version: SCHEMA_VERSION,
             client_version: env!("CARGO_PKG_VERSION"),
@@ -184,6 +186,7 @@ impl Report {
             seed: load.seed,
             warm_up_seconds: load.warm_up.0 as f64 / 1e9,
             duration_seconds: seconds,
+            commands_wanted: load.commands,
             commands,
             reads: tally.reads,
             writes: tally.writes,
@@ -198,7 +201,7 @@ impl Report {
             commands_not_started: open.map(|_| tally.not_started),
             verify: done.verified().cloned(),
             client_cpu_seconds: measured.client_cpu.0 as f64 / 1e9,
-            client_system_calls: measured.counters.syscalls(),
+            client_system_calls: measured.system_calls,
             commands_per_send: (gathers > 0).then(|| commands as f64 / gathers as f64),
             histogram: all.encoded(),
         }

@@ -5,12 +5,13 @@ use bowline_nvme::nqn::Nqn;
 use bowline_nvme::pdu::Digests;
 use bowline_nvme::{NamespaceId, Nanos};
 use bowline_nvmf::host::{CloseReason, ControllerConfig, ControllerFacts, HostNamespace};
-use bowline_reactor::{Config, Counters, IoBackend, LocalReactor, PollMode, monotonic_now};
+use bowline_reactor::{Config, IoBackend, PollMode, monotonic_now};
 use bowline_tcp::host::{BLOCKS_MAX, PathId};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::arrivals::Arrivals;
+use crate::client::Client;
 use crate::error::PerfError;
 use crate::job::{Job, Load as LoadPlan, Pace, Payload, Poll, Workload};
 use crate::load::{Load, LoadService, Phase, Plan, Slot};
@@ -31,8 +32,6 @@ const DISCONNECT_TIMEOUT: Nanos = Nanos::from_secs(5);
 /// Commands time out after this, and with them the run.
 const IO_TIMEOUT: Nanos = Nanos::from_secs(30);
 
-type Local = LocalReactor<LoadService>;
-
 /// Does what the job says, on the calling thread.
 ///
 /// # Errors
@@ -43,25 +42,24 @@ pub fn run(job: &Job, progress: &mut Progress) -> Result<Report, PerfError> {
     if let Some(core) = job.load.core {
         pin(core)?;
     }
-    let mut local = LocalReactor::new(&reactor_config(job), |_, _| Ok(LoadService::default()))
-        .map_err(|error| {
-            PerfError::failed("the reactor cannot be started")
-                .cause(error)
-                .hint("lower --queue-depth or --block-size if memory is short")
-        })?;
-    let paths = connect(&mut local, job)?;
-    let setting = examine(&local, job, &paths)?;
-    let slots = slots(local.reactor().pool(), job, &paths)?;
+    let mut client = Client::new(&reactor_config(job), job.load.poll).map_err(|error| {
+        PerfError::failed("the reactor cannot be started")
+            .cause(error)
+            .hint("lower --queue-depth or --block-size if memory is short")
+    })?;
+    let paths = connect(&mut client, job)?;
+    let setting = examine(&client, job, &paths)?;
+    let slots = slots(client.reactor().pool(), job, &paths)?;
     let plan = plan(job, &setting);
-    local.parts().0.load = Some(Load::new(plan, slots));
-    let measured = execute(&mut local, job, progress);
-    let lost = first_loss(&local, &paths);
-    disconnect(&mut local, &paths);
+    client.parts().0.load = Some(Load::new(plan, slots));
+    let measured = execute(&mut client, job, progress);
+    let lost = first_loss(&client, &paths);
+    disconnect(&mut client, &paths);
     let measured = measured.map_err(|error| match lost {
         Some(reason) => error.cause(reason),
         None => error,
     })?;
-    let Some(load) = local.parts().0.load.take() else {
+    let Some(load) = client.parts().0.load.take() else {
         return Err(PerfError::failed("the load is gone"));
     };
     Ok(Report::new(job, &setting, &measured, &load))
@@ -126,7 +124,8 @@ fn reactor_config(job: &Job) -> Config {
     Config {
         io: job.io,
         poll: match load.poll {
-            Poll::Spin => PollMode::Always,
+            // Who dozes waits by itself, and never in the reactor.
+            Poll::Spin | Poll::Doze => PollMode::Always,
             Poll::Park => PollMode::Never,
         },
         name: "load".to_owned(),
@@ -135,7 +134,7 @@ fn reactor_config(job: &Job) -> Config {
     }
 }
 
-fn connect(local: &mut Local, job: &Job) -> Result<Vec<PathId>, PerfError> {
+fn connect(client: &mut Client, job: &Job) -> Result<Vec<PathId>, PerfError> {
     let load = &job.load;
     let deadline = monotonic_now().after(CONNECT_TIMEOUT);
     let mut paths = Vec::with_capacity(usize::from(load.connections));
@@ -155,29 +154,29 @@ fn connect(local: &mut Local, job: &Job) -> Result<Vec<PathId>, PerfError> {
             seed: mix(load.seed ^ u64::from(number)),
             ..ControllerConfig::new(job.host, job.host_id, job.subsystem)
         };
-        let (service, reactor) = local.parts();
+        let (service, reactor) = client.parts();
         let now = monotonic_now();
         let path = service.host.connect(reactor, now, job.address, config);
-        local.run_until_that(deadline, |service, _| {
+        client.run_until_that(deadline, |service, _| {
             let path = service.host.path(path);
             path.is_ready() || path.stopped().is_some()
         });
-        if !local.service().host.path(path).is_ready() {
-            return Err(not_connected(local, job, path));
+        if !client.service().host.path(path).is_ready() {
+            return Err(not_connected(client, job, path));
         }
         paths.push(path);
     }
     Ok(paths)
 }
 
-fn not_connected(local: &Local, job: &Job, path: PathId) -> PerfError {
+fn not_connected(client: &Client, job: &Job, path: PathId) -> PerfError {
     let what = format!(
         "{} at {} not connected",
         job.subsystem.as_str(),
         job.address
     );
     let error = PerfError::failed(what);
-    match local.service().host.path(path).stopped() {
+    match client.service().host.path(path).stopped() {
         Some(reason) => error.cause(reason),
         None => error.cause("it did not answer in time"),
     }
@@ -185,10 +184,10 @@ fn not_connected(local: &Local, job: &Job, path: PathId) -> PerfError {
 }
 
 /// Compares what is wanted with what the controllers offer.
-fn examine(local: &Local, job: &Job, paths: &[PathId]) -> Result<Setting, PerfError> {
+fn examine(client: &Client, job: &Job, paths: &[PathId]) -> Result<Setting, PerfError> {
     let mut setting = None;
     for path in paths {
-        let controller = local.service().host.path(*path).controller();
+        let controller = client.service().host.path(*path).controller();
         let facts = controller
             .facts()
             .ok_or_else(|| PerfError::failed("the controller said nothing about itself"))?;
@@ -214,7 +213,7 @@ fn examine(local: &Local, job: &Job, paths: &[PathId]) -> Result<Setting, PerfEr
         setting = Some(check_geometry(job, facts, namespace)?);
     }
     let mut setting = setting.ok_or_else(|| PerfError::usage("no connection was asked for"))?;
-    setting.backend = local.reactor().backend().to_string();
+    setting.backend = client.reactor().backend().to_string();
     Ok(setting)
 }
 
@@ -364,13 +363,49 @@ fn plan(job: &Job, setting: &Setting) -> Plan {
 }
 
 /// The whole run.
-fn execute(local: &mut Local, job: &Job, progress: &mut Progress) -> Result<Measured, PerfError> {
+fn execute(client: &mut Client, job: &Job, progress: &mut Progress) -> Result<Measured, PerfError> {
     if job.load.verify && job.load.workload != Workload::Write {
-        with_load(local, |load| load.enter(Phase::Fill { next: 0 }));
-        finish(local, "filling", progress)?;
+        with_load(client, |load| load.enter(Phase::Fill { next: 0 }));
+        finish(client, "filling", progress)?;
     }
-    with_load(local, |load| match job.load.pace {
-        Pace::Closed => load.enter(Phase::Run),
+    let measured = match job.load.commands {
+        Some(count) => measure_commands(client, job, count, progress)?,
+        None => measure(client, job, progress)?,
+    };
+    drain(client)?;
+    if job.load.verify {
+        with_load(client, |load| load.enter(Phase::ReadBack { next: 0 }));
+        finish(client, "reading back", progress)?;
+    }
+    Ok(measured)
+}
+
+/// Runs until a phase that ends by itself has.
+fn finish(client: &mut Client, phase: &str, progress: &mut Progress) -> Result<(), PerfError> {
+    loop {
+        let now = monotonic_now();
+        let load = client.service().load.as_ref();
+        progress.tell(phase, None, now, load.map_or(0, |load| load.completed));
+        let over = |service: &LoadService| {
+            let load = service.load.as_ref();
+            load.is_none_or(|load| load.broken || (load.is_resting() && load.is_idle()))
+        };
+        client.run_until_that(now.after(INTERVAL), |service, _| over(service));
+        if is_broken(client.service()) {
+            return Err(PerfError::failed(
+                "the run ended early: a connection was lost",
+            ));
+        }
+        if over(client.service()) {
+            return Ok(());
+        }
+    }
+}
+
+/// Warms up, then counts for a while.
+fn measure(client: &mut Client, job: &Job, progress: &mut Progress) -> Result<Measured, PerfError> {
+    with_load(client, |load| match job.load.pace {
+        Pace::Closed => load.enter(Phase::Run { left: None }),
         Pace::Open {
             per_second,
             spacing,
@@ -379,57 +414,78 @@ fn execute(local: &mut Local, job: &Job, progress: &mut Progress) -> Result<Meas
             load.run_open(Arrivals::new(spacing, per_second, monotonic_now(), seed));
         }
     });
-    let measured = measure(local, job, progress)?;
-    drain(local)?;
-    if job.load.verify {
-        with_load(local, |load| load.enter(Phase::ReadBack { next: 0 }));
-        finish(local, "reading back", progress)?;
-    }
-    Ok(measured)
-}
-
-/// Runs until a phase that ends by itself has.
-fn finish(local: &mut Local, phase: &str, progress: &mut Progress) -> Result<(), PerfError> {
-    loop {
-        let now = monotonic_now();
-        let load = local.service().load.as_ref();
-        progress.tell(phase, None, now, load.map_or(0, |load| load.completed));
-        let over = |service: &LoadService| {
-            let load = service.load.as_ref();
-            load.is_none_or(|load| load.broken || (load.is_resting() && load.is_idle()))
-        };
-        local.run_until_that(now.after(INTERVAL), |service, _| over(service));
-        if is_broken(local.service()) {
-            return Err(PerfError::failed(
-                "the run ended early: a connection was lost",
-            ));
-        }
-        if over(local.service()) {
-            return Ok(());
-        }
-    }
-}
-
-/// Warms up, then counts.
-fn measure(local: &mut Local, job: &Job, progress: &mut Progress) -> Result<Measured, PerfError> {
     let from = monotonic_now().after(job.load.warm_up);
-    go_on(local, "warming up", from, progress)?;
-    let (from, cpu, counters) = (monotonic_now(), cpu_time(), local.reactor().counters());
-    let to = from.after(job.load.duration);
-    with_load(local, |load| load.count(from, to));
-    go_on(local, "measuring", to, progress)?;
-    let measured = Measured {
-        duration: job.load.duration,
-        client_cpu: cpu_time().saturating_sub(cpu),
-        counters: difference(&local.reactor().counters(), &counters),
-    };
-    with_load(local, Load::stop);
+    go_on(client, "warming up", from, progress)?;
+    let begin = Usage::of(client);
+    let to = begin.at.after(job.load.duration);
+    with_load(client, |load| load.count(begin.at, to));
+    go_on(client, "measuring", to, progress)?;
+    let mut measured = begin.until_now(client);
+    // What completed later was not counted.
+    measured.duration = job.load.duration;
+    with_load(client, Load::stop);
     Ok(measured)
+}
+
+/// Warms up, waits until nothing is outstanding, then counts so many commands from the first to
+/// the last.
+fn measure_commands(
+    client: &mut Client,
+    job: &Job,
+    count: u64,
+    progress: &mut Progress,
+) -> Result<Measured, PerfError> {
+    if job.load.warm_up > Nanos::ZERO {
+        with_load(client, |load| load.enter(Phase::Run { left: None }));
+        let until = monotonic_now().after(job.load.warm_up);
+        go_on(client, "warming up", until, progress)?;
+        with_load(client, Load::stop);
+        drain(client)?;
+    }
+    let begin = Usage::of(client);
+    with_load(client, |load| {
+        load.count(begin.at, Nanos::MAX);
+        load.enter(Phase::Run { left: Some(count) });
+    });
+    finish(client, "measuring", progress)?;
+    let measured = begin.until_now(client);
+    // What may follow, to verify, is not counted.
+    with_load(client, |load| load.count_no_more(monotonic_now()));
+    Ok(measured)
+}
+
+/// What was used up to a point in time.
+struct Usage {
+    at: Nanos,
+    cpu: Nanos,
+    gathers: u64,
+    system_calls: u64,
+}
+
+impl Usage {
+    fn of(client: &Client) -> Self {
+        Self {
+            at: monotonic_now(),
+            cpu: cpu_time(),
+            gathers: client.reactor().counters().gathers,
+            system_calls: client.system_calls(),
+        }
+    }
+
+    fn until_now(&self, client: &Client) -> Measured {
+        let now = Self::of(client);
+        Measured {
+            duration: now.at.saturating_sub(self.at),
+            client_cpu: now.cpu.saturating_sub(self.cpu),
+            gathers: now.gathers - self.gathers,
+            system_calls: now.system_calls - self.system_calls,
+        }
+    }
 }
 
 /// Runs to a point in time.
 fn go_on(
-    local: &mut Local,
+    client: &mut Client,
     phase: &str,
     until: Nanos,
     progress: &mut Progress,
@@ -437,7 +493,7 @@ fn go_on(
     loop {
         let now = monotonic_now();
         let next = if progress.is_shown() {
-            let completed = local
+            let completed = client
                 .service()
                 .load
                 .as_ref()
@@ -447,7 +503,7 @@ fn go_on(
         } else {
             until
         };
-        let broken = local.run_until_that(next, |service, _| is_broken(service));
+        let broken = client.run_until_that(next, |service, _| is_broken(service));
         if broken {
             return Err(PerfError::failed(
                 "the run ended early: a connection was lost",
@@ -460,16 +516,16 @@ fn go_on(
 }
 
 /// Waits for what is outstanding.
-fn drain(local: &mut Local) -> Result<(), PerfError> {
+fn drain(client: &mut Client) -> Result<(), PerfError> {
     let deadline = monotonic_now().after(DRAIN_TIMEOUT);
     let idle = |service: &LoadService| service.load.as_ref().is_none_or(Load::is_idle);
-    local.run_until_that(deadline, |service, _| idle(service) || is_broken(service));
-    if is_broken(local.service()) {
+    client.run_until_that(deadline, |service, _| idle(service) || is_broken(service));
+    if is_broken(client.service()) {
         return Err(PerfError::failed(
             "the run ended early: a connection was lost",
         ));
     }
-    if idle(local.service()) {
+    if idle(client.service()) {
         return Ok(());
     }
     Err(
@@ -480,8 +536,8 @@ fn drain(local: &mut Local) -> Result<(), PerfError> {
     )
 }
 
-fn disconnect(local: &mut Local, paths: &[PathId]) {
-    let (service, reactor) = local.parts();
+fn disconnect(client: &mut Client, paths: &[PathId]) {
+    let (service, reactor) = client.parts();
     for path in paths {
         service
             .host
@@ -490,15 +546,15 @@ fn disconnect(local: &mut Local, paths: &[PathId]) {
     }
     // What is not over by then is cut off by the end of the process.
     let deadline = monotonic_now().after(DISCONNECT_TIMEOUT);
-    local.run_until_that(deadline, |service, _| {
+    client.run_until_that(deadline, |service, _| {
         paths
             .iter()
             .all(|path| service.host.path(*path).is_closed())
     });
 }
 
-fn first_loss(local: &Local, paths: &[PathId]) -> Option<CloseReason> {
-    let host = &local.service().host;
+fn first_loss(client: &Client, paths: &[PathId]) -> Option<CloseReason> {
+    let host = &client.service().host;
     paths.iter().find_map(|path| host.path(*path).stopped())
 }
 
@@ -506,8 +562,8 @@ fn is_broken(service: &LoadService) -> bool {
     service.load.as_ref().is_some_and(|load| load.broken)
 }
 
-fn with_load(local: &mut Local, act: impl FnOnce(&mut Load)) {
-    if let Some(load) = &mut local.parts().0.load {
+fn with_load(client: &mut Client, act: impl FnOnce(&mut Load)) {
+    if let Some(load) = &mut client.parts().0.load {
         act(load);
     }
 }
@@ -518,19 +574,4 @@ pub(crate) fn cpu_time() -> Nanos {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
     Nanos::from_secs(seconds).saturating_add(Nanos(nanos))
-}
-
-fn difference(after: &Counters, before: &Counters) -> Counters {
-    Counters {
-        turns: after.turns - before.turns,
-        recvs: after.recvs - before.recvs,
-        recvs_empty: after.recvs_empty - before.recvs_empty,
-        sends_direct: after.sends_direct - before.sends_direct,
-        sends_ring: after.sends_ring - before.sends_ring,
-        gathers: after.gathers - before.gathers,
-        enters: after.enters - before.enters,
-        epoll_waits: after.epoll_waits - before.epoll_waits,
-        epoll_ctls: after.epoll_ctls - before.epoll_ctls,
-        ..Counters::default()
-    }
 }

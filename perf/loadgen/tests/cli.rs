@@ -60,6 +60,18 @@ fn bad_flags_end_with_2_and_say_what_why_and_what_to_do() {
     refused(2, &with(&["--pattern", "gauss"]), &["gauss", "zipf"]);
     refused(2, &with(&["--duration", "5"]), &["50ms"]);
     refused(2, &with(&["--duration", "0"]), &["--duration"]);
+    refused(2, &with(&["--commands", "0"]), &["--commands"]);
+    refused(
+        2,
+        &with(&["--commands", "5", "--duration", "1s"]),
+        &["--commands", "--duration"],
+    );
+    refused(
+        2,
+        &with(&["--commands", "5", "--rate", "5"]),
+        &["--commands", "--rate"],
+    );
+    refused(2, &with(&["--poll", "sleep"]), &["spin", "park", "doze"]);
     refused(2, &with(&["--span", "1KiB"]), &["span of 1 KiB"]);
     refused(2, &with(&["--core", "100000"]), &["core 100000"]);
     refused(

@@ -63,6 +63,82 @@ fn closed_loop_counts_what_completed_on_either_engine() {
 }
 
 #[test]
+fn commands_complete_however_the_client_waits() {
+    for (poll, name) in [
+        (Poll::Spin, "spin"),
+        (Poll::Park, "park"),
+        (Poll::Doze, "doze"),
+    ] {
+        for io in [IoBackend::Auto, IoBackend::Epoll] {
+            let load = Load {
+                poll,
+                queues: 2,
+                queue_depth: 4,
+                ..short()
+            };
+            let report = run(io, Fault::None, load);
+            assert!(report.commands > 0 && report.errors == 0, "{io:?} {name}");
+            assert_eq!(report.poll, name);
+        }
+    }
+}
+
+#[test]
+fn client_that_dozes_keeps_the_pace_of_an_open_loop_and_verifies() {
+    let load = Load {
+        poll: Poll::Doze,
+        pace: Pace::Open {
+            per_second: 1000,
+            spacing: Spacing::Poisson,
+        },
+        workload: Workload::Mixed { read_percent: 50 },
+        verify: true,
+        span_bytes: Some(64 * u64::from(BLOCK_BYTES)),
+        ..short()
+    };
+    let report = run(IoBackend::Auto, Fault::None, load);
+    assert!(report.commands > 0 && report.failure().is_none());
+    assert!(report.verify.is_some_and(|verified| verified.faults() == 0));
+}
+
+#[test]
+fn exactly_as_many_commands_are_counted_as_were_asked_for() {
+    for (count, warm_up) in [(1, 0), (3, 5), (1000, 0), (1000, 5)] {
+        let load = Load {
+            commands: Some(count),
+            warm_up: Nanos::from_millis(warm_up),
+            workload: Workload::Mixed { read_percent: 50 },
+            connections: 2,
+            queues: 2,
+            queue_depth: 4,
+            ..short()
+        };
+        let report = run(IoBackend::Auto, Fault::None, load);
+        assert_eq!(report.commands, count, "after {warm_up} ms");
+        assert_eq!(report.reads + report.writes, count);
+        assert_eq!(report.latency_ns.count, count);
+        assert_eq!(report.commands_wanted, Some(count));
+        assert!(report.duration_seconds > 0.0 && report.errors == 0);
+    }
+}
+
+/// What is read back is not counted, and the span is filled all the same.
+#[test]
+fn number_of_commands_is_that_of_the_load_and_not_of_its_verification() {
+    let load = Load {
+        commands: Some(20),
+        warm_up: Nanos::ZERO,
+        verify: true,
+        span_bytes: Some(64 * u64::from(BLOCK_BYTES)),
+        ..short()
+    };
+    let report = run(IoBackend::Auto, Fault::None, load);
+    assert_eq!((report.commands, report.reads), (20, 20));
+    let checked = report.verify.map(|verified| verified.blocks_checked);
+    assert_eq!(checked, Some(20 + 64));
+}
+
+#[test]
 fn large_blocks_and_digests_make_it_there_and_back() {
     for block_bytes in [BLOCK_BYTES, 128 << 10] {
         let rig = Rig::new(IoBackend::Auto, Fault::None);
@@ -253,17 +329,19 @@ fn commands_that_never_started_are_in_the_latencies() {
 
 #[test]
 fn ceiling_is_measured_for_reads_writes_and_transfers_in_parts() {
-    for (workload, block_bytes) in [
-        (Workload::Read, 4096),
-        (Workload::Write, 4096),
-        (Workload::Write, 256 << 10),
-        (Workload::Mixed { read_percent: 50 }, 1 << 20),
+    for (workload, block_bytes, queue_depth) in [
+        (Workload::Read, 4096, 4),
+        // More than are answered at once.
+        (Workload::Read, 512, 600),
+        (Workload::Write, 4096, 4),
+        (Workload::Write, 256 << 10, 4),
+        (Workload::Mixed { read_percent: 50 }, 1 << 20, 4),
     ] {
         let load = Load {
             workload,
             block_bytes,
             queues: 2,
-            queue_depth: 4,
+            queue_depth,
             ..short()
         };
         let report = runner::ceiling(&load, None, &mut Progress::silent()).expect("a ceiling");

@@ -12,6 +12,8 @@
 //! - *not aliased*: `&mut [u8]` is given out only through `&mut IoBuf` while the count is one, so
 //!   no second view exists to read through; the free list touches no buffer memory.
 //!
+//! A device's medium is memory of its own, copied from and to; [`medium`] says who else reads it.
+//!
 //! The kernel, or a thread acting for an engine, may access a buffer by raw pointer while the
 //! engine holds the request: the request owns the views then, and nobody makes slices of them.
 
@@ -22,8 +24,12 @@ use std::ops::{Deref, Range, RangeInclusive};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
+mod medium;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use medium::Medium;
+pub use medium::{MediumView, ViewedBuf};
 
 /// Alignment of every buffer, and the granularity of their sizes, in bytes.
 pub const BUFFER_ALIGN: usize = 4096;
@@ -151,46 +157,6 @@ impl Mapping {
             unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE) };
         // A kernel without them refuses; then pages are of the usual size.
         let _ = result;
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        // SAFETY: the mapping is valid and zero-initialised for `len` bytes and ours alone; the
-        // borrow of `self` keeps it mapped and keeps `as_mut_slice` out.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }
-    }
-
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: as in `as_slice`; the exclusive borrow keeps every other access out.
-        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }
-    }
-
-    /// Makes `range` read as zeroes and gives its whole pages back to the system.
-    ///
-    /// # Panics
-    /// When the range is not within the mapping.
-    pub(crate) fn zero(&mut self, range: Range<usize>) {
-        assert!(
-            range.start <= range.end && range.end <= self.len,
-            "range outside the mapping"
-        );
-        let pages =
-            range.start.next_multiple_of(BUFFER_ALIGN)..range.end / BUFFER_ALIGN * BUFFER_ALIGN;
-        if pages.start >= pages.end {
-            self.as_mut_slice()[range].fill(0);
-            return;
-        }
-        self.as_mut_slice()[range.start..pages.start].fill(0);
-        self.as_mut_slice()[pages.end..range.end].fill(0);
-        // SAFETY: the pages lie within this anonymous private mapping, for which MADV_DONTNEED
-        // means that they read as zeroes from now on; `&mut self` says nobody looks at them now.
-        let result = unsafe {
-            let start = self.base.as_ptr().add(pages.start);
-            libc::madvise(start.cast(), pages.len(), libc::MADV_DONTNEED)
-        };
-        if result != 0 {
-            // Locked pages and pages larger than ours are refused: zero them the plain way.
-            self.as_mut_slice()[pages].fill(0);
-        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 
 use bowline_nvme::Nanos;
 
+use crate::buf::MediumView;
 use crate::geometry::Geometry;
 use crate::io::{Completion, Io, IoError};
 
@@ -67,6 +68,17 @@ pub trait Device {
     /// As a completion's; [`IoError::Unsupported`] unless the device is immediate.
     fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
         let _ = (lba, data);
+        Err(IoError::Unsupported)
+    }
+
+    /// A view of whole blocks from `lba` on: what is read through it is what a Read would return
+    /// at that moment.
+    ///
+    /// # Errors
+    /// As a completion's; [`IoError::Unsupported`] unless the device is immediate and its medium
+    /// is memory.
+    fn view_now(&self, lba: u64, bytes: usize) -> Result<MediumView, IoError> {
+        let _ = (lba, bytes);
         Err(IoError::Unsupported)
     }
 

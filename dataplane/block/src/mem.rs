@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bowline_nvme::Nanos;
 
-use crate::buf::{BUFFER_ALIGN, Mapping, memory_bytes};
+use crate::buf::{BUFFER_ALIGN, Medium, MediumView, memory_bytes};
 use crate::device::{Completions, Device, DeviceEvent};
 use crate::geometry::{Deallocate, Geometry};
 use crate::io::{Completion, Io, IoError, Op};
@@ -29,7 +29,7 @@ const LARGE_PAGES_MEMORY_SHARE: u64 = 8;
 /// Every request is done when `try_submit` returns, so requests take effect in the order they were
 /// submitted, and a completed write is as durable as it will ever be: there is no cache to flush.
 pub struct MemDevice {
-    medium: Mapping,
+    medium: Medium,
     geometry: Geometry,
     // Grows to what one turn submits, never past DEPTH: thousands of idle devices cost nothing.
     done: VecDeque<Completion>,
@@ -65,7 +65,7 @@ impl MemDevice {
             write_zeroes: true,
             thin: false,
         };
-        let medium = Mapping::new(len)?;
+        let medium = Medium::new(len)?;
         let large_max_bytes = memory_bytes() / LARGE_PAGES_MEMORY_SHARE;
         if (LARGE_PAGES_MIN_BYTES..=large_max_bytes).contains(&size_bytes) {
             medium.prefer_large_pages();
@@ -82,10 +82,7 @@ impl MemDevice {
         let start = usize::try_from(range.offset).map_err(|_| IoError::OutOfRange)?;
         let end = usize::try_from(range.end()).map_err(|_| IoError::OutOfRange)?;
         match io.op {
-            Op::Read => {
-                let filled = io.data.copy_from(&self.medium.as_slice()[start..end]);
-                filled.then_some(()).ok_or(IoError::Internal)
-            }
+            Op::Read => self.read(io, start),
             Op::Write => {
                 self.write(io, start, 0..end - start);
                 Ok(())
@@ -100,7 +97,7 @@ impl MemDevice {
     }
 
     /// Where `bytes` bytes from `lba` on are in the medium.
-    fn place(&self, lba: u64, bytes: usize) -> Result<Range<usize>, IoError> {
+    fn place(&self, lba: u64, bytes: usize) -> Result<usize, IoError> {
         let bytes = u32::try_from(bytes).map_err(|_| IoError::Internal)?;
         if !bytes.is_multiple_of(self.geometry.block_bytes) {
             return Err(IoError::Internal);
@@ -108,16 +105,25 @@ impl MemDevice {
         let range = self
             .geometry
             .check(lba, bytes / self.geometry.block_bytes)?;
-        let start = usize::try_from(range.offset).map_err(|_| IoError::OutOfRange)?;
-        let end = usize::try_from(range.end()).map_err(|_| IoError::OutOfRange)?;
-        Ok(start..end)
+        usize::try_from(range.offset).map_err(|_| IoError::OutOfRange)
+    }
+
+    /// Fills the payload from the medium from `offset` on.
+    fn read(&self, io: &mut Io, offset: usize) -> Result<(), IoError> {
+        let mut at = offset;
+        for buf in io.data.iter_mut() {
+            let into = buf.as_mut().ok_or(IoError::Internal)?;
+            self.medium.read(at, into);
+            at += into.len();
+        }
+        Ok(())
     }
 
     /// Writes the bytes `part` of the payload to the medium from `offset` on.
     fn write(&mut self, io: &Io, offset: usize, part: Range<usize>) {
         let mut at = offset;
         for piece in io.data.pieces(part) {
-            self.medium.as_mut_slice()[at..at + piece.len()].copy_from_slice(piece);
+            self.medium.write(at, piece);
             at += piece.len();
         }
     }
@@ -125,7 +131,7 @@ impl MemDevice {
     fn compare_and_write(&mut self, io: &Io, start: usize, len: usize) -> Result<(), IoError> {
         let mut at = start;
         for piece in io.data.pieces(0..len) {
-            if self.medium.as_slice()[at..at + piece.len()] != *piece {
+            if !self.medium.holds(at, piece) {
                 return Err(IoError::CompareMismatch);
             }
             at += piece.len();
@@ -159,14 +165,19 @@ impl Device for MemDevice {
 
     fn read_now(&mut self, lba: u64, into: &mut [u8]) -> Result<(), IoError> {
         let place = self.place(lba, into.len())?;
-        into.copy_from_slice(&self.medium.as_slice()[place]);
+        self.medium.read(place, into);
         Ok(())
     }
 
     fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
         let place = self.place(lba, data.len())?;
-        self.medium.as_mut_slice()[place].copy_from_slice(data);
+        self.medium.write(place, data);
         Ok(())
+    }
+
+    fn view_now(&self, lba: u64, bytes: usize) -> Result<MediumView, IoError> {
+        let place = self.place(lba, bytes)?;
+        Ok(self.medium.view(place, bytes))
     }
 
     fn poll(&mut self, _now: Nanos, out: &mut Completions) {

@@ -1,4 +1,8 @@
 //! One connection's output of one turn: headers and payload views, sent by one `sendmsg`.
+//!
+//! Payload may still be in the medium of a device of this thread. Then it is read from there by
+//! the direct `sendmsg` that ends the turn, in which nothing else runs; [`Gather::fix`] copies it
+//! before anything else may happen to it.
 
 use std::cell::{Cell, RefCell};
 use std::net::TcpStream;
@@ -7,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::{fmt, io};
 
-use bowline_block::IoBuf;
+use bowline_block::{IoBuf, ViewedBuf};
 
 /// A gather with this many bytes is full.
 pub const GATHER_BYTES_MAX: usize = 1 << 20;
@@ -23,6 +27,7 @@ const KEPT_MIN: usize = 64;
 /// I/O runs. The pages of what is not used are never touched.
 const ARENA_BYTES: usize = 16 << 10;
 const PIECES: usize = 288;
+const VIEWS: usize = 128;
 
 /// A gather whose header arena grew beyond this is not kept.
 const KEPT_ARENA_BYTES_MAX: usize = 64 << 10;
@@ -31,6 +36,8 @@ enum Piece {
     /// Bytes of the arena.
     Header(Range<usize>),
     Payload(IoBuf),
+    /// The next of `views`.
+    View,
 }
 
 /// Boxed, so that what the kernel was told stays where it is while the gather moves.
@@ -41,6 +48,8 @@ struct Parts {
     /// Built from the pieces when sending starts, then advanced over what has left.
     iov: Vec<libc::iovec>,
     iov_next: usize,
+    /// Payload that is still in its device's medium, with the piece that it is.
+    views: Vec<(usize, ViewedBuf)>,
     message: libc::msghdr,
     unsent: usize,
 }
@@ -53,6 +62,7 @@ impl Parts {
             bytes: 0,
             iov: Vec::with_capacity(PIECES),
             iov_next: 0,
+            views: Vec::with_capacity(VIEWS),
             message: empty_message(),
             unsent: 0,
         })
@@ -64,6 +74,7 @@ impl Parts {
         self.bytes = 0;
         self.iov.clear();
         self.iov_next = 0;
+        self.views.clear();
         self.message = empty_message();
         self.unsent = 0;
     }
@@ -166,6 +177,42 @@ impl Gather {
         parts.pieces.push(Piece::Payload(buf));
     }
 
+    /// Appends payload that is still in its device's medium. It is sent from there if all of the
+    /// gather leaves at the end of this turn by a call that reads it at once; else it is copied.
+    pub fn push_view(&mut self, viewed: ViewedBuf) {
+        if viewed.is_empty() {
+            return;
+        }
+        let parts = self.parts_mut();
+        parts.bytes += viewed.len();
+        parts.views.push((parts.pieces.len(), viewed));
+        parts.pieces.push(Piece::View);
+    }
+
+    /// Copies what is still in a medium and has not left: the rest is of this moment. Whoever keeps
+    /// a gather beyond its turn does this first.
+    pub fn fix(&mut self) {
+        let Parts {
+            pieces,
+            iov,
+            iov_next,
+            views,
+            ..
+        } = self.parts_mut();
+        for (index, viewed) in views.drain(..) {
+            // Nothing is listed, and nothing has left, before the gather is prepared.
+            if index < *iov_next {
+                continue;
+            }
+            let buf = viewed.copied();
+            if let Some(rest) = iov.get_mut(index) {
+                let left = buf.len() - rest.iov_len;
+                rest.iov_base = buf[left..].as_ptr().cast_mut().cast();
+            }
+            pieces[index] = Piece::Payload(buf);
+        }
+    }
+
     /// Total length in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -194,18 +241,24 @@ impl Gather {
             bytes,
             iov,
             iov_next,
+            views,
             unsent,
             ..
         } = self.parts_mut();
+        let mut views = views.iter();
         iov.clear();
         iov.extend(pieces.iter().map(|piece| {
-            let slice = match piece {
-                Piece::Header(range) => &arena[range.clone()],
-                Piece::Payload(buf) => buf.as_slice(),
+            let (base, len) = match piece {
+                Piece::Header(range) => (arena[range.clone()].as_ptr(), range.len()),
+                Piece::Payload(buf) => (buf.as_ptr(), buf.len()),
+                Piece::View => match views.next() {
+                    Some((_, viewed)) => (viewed.as_ptr(), viewed.len()),
+                    None => unreachable!("a view is pushed along with its piece"),
+                },
             };
             libc::iovec {
-                iov_base: slice.as_ptr().cast_mut().cast(),
-                iov_len: slice.len(),
+                iov_base: base.cast_mut().cast(),
+                iov_len: len,
             }
         }));
         *iov_next = 0;
@@ -248,7 +301,7 @@ impl Gather {
     pub(crate) fn send_direct(&mut self, socket: &TcpStream) -> io::Result<usize> {
         let message = self.message();
         // SAFETY: `message` points to a valid message whose vectors describe memory that this
-        // gather owns; the kernel only reads it, and only during the call.
+        // gather owns or has views of; the kernel only reads it, and only during the call.
         let sent = unsafe {
             libc::sendmsg(
                 socket.as_raw_fd(),
@@ -297,129 +350,4 @@ impl fmt::Debug for Gather {
 }
 
 #[cfg(test)]
-mod tests {
-    use bowline_block::{BufPool, ClassConfig, PoolConfig};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn pool() -> BufPool {
-        let classes = vec![ClassConfig {
-            bytes: 4096,
-            count: 16,
-        }];
-        BufPool::new(PoolConfig { classes }).unwrap()
-    }
-
-    /// What the kernel would read.
-    fn unsent_bytes(gather: &mut Gather) -> Vec<u8> {
-        gather.message();
-        let parts = gather.parts();
-        let mut bytes = Vec::new();
-        for piece in &parts.iov[parts.iov_next..] {
-            // SAFETY: prepared pieces describe live memory of the gather.
-            let slice =
-                unsafe { std::slice::from_raw_parts(piece.iov_base.cast::<u8>(), piece.iov_len) };
-            bytes.extend_from_slice(slice);
-        }
-        bytes
-    }
-
-    #[test]
-    fn neighbouring_headers_are_one_piece() {
-        let mut gather = GatherPool::default().take();
-        gather.push_bytes(b"ab");
-        gather.push_bytes(b"");
-        gather.push_with(|arena| arena.extend_from_slice(b"cd"));
-        assert_eq!(gather.parts().pieces.len(), 1);
-        gather.prepare();
-        assert_eq!(unsent_bytes(&mut gather), b"abcd");
-    }
-
-    #[test]
-    fn dropped_gather_gives_buffers_back_and_is_reused() {
-        let (buffers, gathers) = (pool(), GatherPool::default());
-        let mut gather = gathers.take();
-        gather.push_bytes(b"header");
-        gather.push_buf(buffers.alloc(100).unwrap());
-        assert_eq!(buffers.stats().classes[0].used, 1);
-        let arena = gather.parts().arena.as_ptr();
-        drop(gather);
-        assert_eq!(buffers.stats().classes[0].used, 0);
-        let again = gathers.take();
-        assert!(again.is_empty());
-        assert_eq!(again.parts().arena.as_ptr(), arena);
-    }
-
-    #[test]
-    fn gathers_are_kept_for_as_many_as_were_used_at_once_of_late() {
-        let gathers = GatherPool::default();
-        let use_at_once = |count| drop((0..count).map(|_| gathers.take()).collect::<Vec<_>>());
-        use_at_once(10 * KEPT_MIN);
-        assert_eq!(gathers.kept.borrow().len(), 10 * KEPT_MIN);
-        assert!(!gathers.trim());
-        assert_eq!(gathers.kept.borrow().len(), 10 * KEPT_MIN, "just used");
-        use_at_once(2 * KEPT_MIN);
-        assert!(!gathers.trim());
-        assert_eq!(gathers.kept.borrow().len(), 2 * KEPT_MIN);
-        assert!(gathers.has_spare());
-        let in_use = gathers.take();
-        assert!(gathers.trim() && !gathers.has_spare());
-        assert_eq!(gathers.kept.borrow().len(), KEPT_MIN - 1);
-        drop(in_use);
-        assert!(gathers.trim());
-        assert_eq!(gathers.kept.borrow().len(), KEPT_MIN);
-    }
-
-    #[test]
-    fn full_at_the_byte_limit_and_at_the_piece_limit() {
-        let buffers = pool();
-        let mut gather = GatherPool::default().take();
-        gather.push_with(|arena| arena.resize(GATHER_BYTES_MAX - 1, 0));
-        assert!(!gather.is_full());
-        gather.push_bytes(b"x");
-        assert!(gather.is_full());
-
-        let mut gather = GatherPool::default().take();
-        let buf = buffers.alloc(8).unwrap();
-        for _ in 0..GATHER_PIECES_MAX - 1 {
-            gather.push_buf(buf.clone());
-        }
-        assert!(!gather.is_full());
-        gather.push_buf(buf);
-        assert!(gather.is_full());
-    }
-
-    proptest! {
-        #[test]
-        fn any_partial_progress_leaves_exactly_the_rest(
-            pieces in prop::collection::vec((any::<bool>(), 1_usize..300), 1..12),
-            steps in prop::collection::vec(0_usize..400, 0..20),
-        ) {
-            let (buffers, mut gather) = (pool(), GatherPool::default().take());
-            let mut expected = Vec::new();
-            for (number, (header, len)) in pieces.into_iter().enumerate() {
-                let fill = vec![u8::try_from(number).unwrap(); len];
-                if header {
-                    gather.push_bytes(&fill);
-                } else {
-                    let mut buf = buffers.alloc(len).unwrap();
-                    buf.truncate(len);
-                    buf.as_mut().unwrap().copy_from_slice(&fill);
-                    gather.push_buf(buf);
-                }
-                expected.extend_from_slice(&fill);
-            }
-            gather.prepare();
-            prop_assert_eq!(gather.bytes(), expected.len());
-            let mut sent = 0;
-            for step in steps {
-                let step = step.min(expected.len() - sent);
-                gather.advance(step);
-                sent += step;
-                prop_assert_eq!(gather.unsent(), expected.len() - sent);
-                prop_assert_eq!(unsent_bytes(&mut gather), &expected[sent..]);
-            }
-        }
-    }
-}
+mod tests;

@@ -404,7 +404,9 @@ impl Reactor {
         self.idle.expects_within(SEND_WAIT) && pause.is_none_or(|span| span < PAUSE_MIN)
     }
 
-    fn send_by_ring(&mut self, id: SocketId, gather: Gather) {
+    fn send_by_ring(&mut self, id: SocketId, mut gather: Gather) {
+        // The kernel may read it later.
+        gather.fix();
         let Driver::Uring(ring) = &mut self.driver else {
             return;
         };
@@ -443,7 +445,9 @@ impl Reactor {
     }
 
     /// The socket's buffer is full: the rest leaves when there is room.
-    fn block(&mut self, id: SocketId, gather: Gather) {
+    fn block(&mut self, id: SocketId, mut gather: Gather) {
+        // A part may have left: the rest is to be of the same moment.
+        gather.fix();
         if matches!(self.driver, Driver::Uring(_)) {
             if let Some(socket) = self.sockets.get_mut(id.0) {
                 socket.note_sent(true);

@@ -5,7 +5,9 @@ use std::io;
 use std::path::Path;
 
 use bowline_api::{Failure, Reason};
-use bowline_block::{Completions, Device, DeviceEvent, Geometry, Io, IoError, MemDevice};
+use bowline_block::{
+    Completions, Device, DeviceEvent, Geometry, Io, IoError, MediumView, MemDevice,
+};
 use bowline_engine_kernel::OpenOptions;
 use bowline_engine_kernel::{Backing as KernelBacking, Buffered, KernelDevice, OpenError};
 use bowline_nvme::Nanos;
@@ -115,6 +117,13 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.write_now(lba, data),
             Self::Kernel(device) => device.write_now(lba, data),
+        }
+    }
+
+    fn view_now(&self, lba: u64, bytes: usize) -> Result<MediumView, IoError> {
+        match self {
+            Self::Memory(device) => device.view_now(lba, bytes),
+            Self::Kernel(device) => device.view_now(lba, bytes),
         }
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::buf::{BufPool, IoBuf, PoolConfig};
+use crate::buf::{BufPool, IoBuf, PoolConfig, ViewedBuf};
 use crate::segments::Segments;
 
 fn pool() -> BufPool {
@@ -212,4 +212,40 @@ fn sizes_that_are_no_device_are_refused() {
         let error = MemDevice::new(size, block).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{size} {block}");
     }
+}
+
+#[test]
+fn view_is_what_a_read_would_return_until_it_is_copied() {
+    let (pool, mut device) = (pool(), MemDevice::new(8192, 512).unwrap());
+    assert_eq!(device.write_now(3, &[1; 1024]), Ok(()));
+    let view = device.view_now(3, 1024).unwrap();
+    let viewed = ViewedBuf::new(view, filled(&pool, 1024, 0xEE)).unwrap();
+    assert_eq!((viewed.len(), viewed.is_empty()), (1024, false));
+    assert_eq!(device.write_now(4, &[2; 512]), Ok(()));
+    let buf = viewed.copied();
+    assert_eq!(device.write_now(3, &[3; 1024]), Ok(()));
+    assert_eq!(buf[..], [[1; 512], [2; 512]].concat());
+}
+
+#[test]
+fn view_ends_with_the_device_and_outlives_it() {
+    let (pool, mut device) = (pool(), MemDevice::new(8192, 512).unwrap());
+    assert_eq!(device.write_now(15, &[4; 512]), Ok(()));
+    assert_eq!(device.view_now(15, 1024).unwrap_err(), IoError::OutOfRange);
+    assert_eq!(device.view_now(0, 511).unwrap_err(), IoError::Internal);
+    let view = device.view_now(15, 512).unwrap();
+    drop(device);
+    let viewed = ViewedBuf::new(view, filled(&pool, 512, 0xEE)).unwrap();
+    assert_eq!(viewed.copied()[..], [4; 512]);
+}
+
+#[test]
+fn view_takes_no_buffer_that_somebody_else_sees_or_that_does_not_fit() {
+    let (pool, device) = (pool(), MemDevice::new(8192, 512).unwrap());
+    let buf = filled(&pool, 512, 7);
+    let other = buf.clone();
+    let buf = ViewedBuf::new(device.view_now(0, 512).unwrap(), buf).unwrap_err();
+    drop(other);
+    let buf = ViewedBuf::new(device.view_now(0, 1024).unwrap(), buf).unwrap_err();
+    assert_eq!(buf[..], [7; 512]);
 }

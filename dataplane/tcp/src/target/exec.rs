@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 
 use bowline_block::{
     Completion, Completions, Device, DeviceEvent, Geometry, Io, IoBuf, IoError, Op, Segments,
+    ViewedBuf,
 };
 use bowline_nvme::{Nanos, Status};
 use bowline_nvmf::target::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
@@ -32,7 +33,33 @@ pub(super) struct Finished {
     pub(super) conn: ConnId,
     pub(super) slot: SlotId,
     pub(super) status: Status,
-    pub(super) buffer: Option<IoBuf>,
+    pub(super) data: Data,
+}
+
+/// What a command that has run gives back.
+#[derive(Default)]
+pub(super) enum Data {
+    #[default]
+    None,
+    Buffer(IoBuf),
+    /// Still in the medium of a device that need not be waited for.
+    View(ViewedBuf),
+}
+
+impl From<Option<IoBuf>> for Data {
+    fn from(buffer: Option<IoBuf>) -> Self {
+        buffer.map_or(Self::None, Self::Buffer)
+    }
+}
+
+impl Finished {
+    /// The turn ends: what stays here is copied out of the medium.
+    pub(super) fn fix(&mut self) {
+        self.data = match std::mem::take(&mut self.data) {
+            Data::View(viewed) => Data::Buffer(viewed.copied()),
+            other => other,
+        };
+    }
 }
 
 /// One namespace's device and what waits for it.
@@ -55,13 +82,14 @@ impl<D: Device> Unit<D> {
         self.is_immediate && self.order.is_free() && self.backlog.is_empty() && !self.retiring
     }
 
-    /// Runs a plain Read or Write on a device that need not be waited for.
+    /// Runs a plain Read or Write on a device that need not be waited for. A Read's data stays in
+    /// the medium if it can; `scratch` is used up if so.
     fn run_now(
         &mut self,
         op: &IoOp,
         payload: Option<&IoBuf>,
-        scratch: Option<&mut IoBuf>,
-    ) -> Option<Result<(), IoError>> {
+        scratch: &mut Option<IoBuf>,
+    ) -> Option<(Result<(), IoError>, Data)> {
         let bytes = |blocks: u32| blocks as usize * self.block_bytes as usize;
         match *op {
             IoOp::Read {
@@ -69,14 +97,30 @@ impl<D: Device> Unit<D> {
                 blocks,
                 fua: false,
             } if self.runs_now() => {
-                let into = scratch?.as_mut()?.get_mut(..bytes(blocks))?;
-                Some(self.device.read_now(lba, into))
+                let mut into = scratch.take_if(|into| into.len() >= bytes(blocks))?;
+                into.truncate(bytes(blocks));
+                Some(self.read_now(lba, into))
             }
             IoOp::Write { lba, blocks, .. } if self.runs_now() => {
                 let data = payload?.get(..bytes(blocks))?;
-                Some(self.device.write_now(lba, data))
+                Some((self.device.write_now(lba, data), Data::None))
             }
             _ => None,
+        }
+    }
+
+    fn read_now(&mut self, lba: u64, mut into: IoBuf) -> (Result<(), IoError>, Data) {
+        match self.device.view_now(lba, into.len()) {
+            Ok(view) => match ViewedBuf::new(view, into) {
+                Ok(viewed) => (Ok(()), Data::View(viewed)),
+                Err(_) => (Err(IoError::Internal), Data::None),
+            },
+            Err(IoError::Unsupported) => {
+                let bytes = into.as_mut().ok_or(IoError::Internal);
+                let result = bytes.and_then(|bytes| self.device.read_now(lba, bytes));
+                (result, Data::Buffer(into))
+            }
+            Err(error) => (Err(error), Data::Buffer(into)),
         }
     }
 }
@@ -276,12 +320,12 @@ impl<D: Device> Executor<D> {
             return;
         };
         let mut scratch = scratch;
-        if let Some(result) = unit.run_now(&command.op, payload.as_ref(), scratch.as_mut()) {
+        if let Some((result, data)) = unit.run_now(&command.op, payload.as_ref(), &mut scratch) {
             finished.push(Finished {
                 conn,
                 slot,
                 status: status_of(result),
-                buffer: scratch,
+                data,
             });
             return;
         }
@@ -496,13 +540,13 @@ impl<D: Device> Executor<D> {
             conn,
             slot,
             status,
-            buffer: None,
+            data: Data::None,
         }));
         finished.push(Finished {
             conn,
             slot,
             status,
-            buffer,
+            data: buffer.into(),
         });
     }
 
@@ -650,7 +694,7 @@ fn failed(
         conn,
         slot,
         status,
-        buffer: None,
+        data: Data::None,
     })
 }
 

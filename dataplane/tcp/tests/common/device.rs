@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bowline_block::{
     Completions, Device, DeviceEvent, ErrorRates, FaultDevice, FaultPlan, Geometry, Io, IoError,
-    MemDevice, Op,
+    MediumView, MemDevice, Op,
 };
 use bowline_nvme::Nanos;
 
@@ -52,6 +52,10 @@ impl Device for TestDevice {
 
     fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
         self.0.write_now(lba, data)
+    }
+
+    fn view_now(&self, lba: u64, bytes: usize) -> Result<MediumView, IoError> {
+        self.0.view_now(lba, bytes)
     }
 
     fn poll(&mut self, now: Nanos, out: &mut Completions) {

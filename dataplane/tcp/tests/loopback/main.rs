@@ -14,3 +14,4 @@ mod lifecycle;
 mod namespaces;
 mod reservation;
 mod status;
+mod views;

@@ -12,7 +12,7 @@ use bowline_nvmf::target::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
 use proptest::prelude::*;
 
 use super::step::CHUNK_BYTES;
-use super::{Executor, Finished};
+use super::{Data, Executor, Finished};
 
 mod withdraw;
 
@@ -481,7 +481,9 @@ fn read_with_fua_leaves_what_it_returns_on_stable_media() {
     assert_eq!(bench.waiting(), [(Op::Read, 8)]);
     bench.release(0);
     assert_eq!(bench.waiting(), [(Op::Write, 11)]);
-    let read = bench.finished.pop().and_then(|it| it.buffer).expect("data");
+    let Some(Data::Buffer(read)) = bench.finished.pop().map(|it| it.data) else {
+        panic!("no data");
+    };
     assert_eq!((read[2 * BLOCK], read[3 * BLOCK]), (9, 0));
     bench.release_all();
     // A flush that fails fails the read: nobody vouches for the data.

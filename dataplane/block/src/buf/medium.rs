@@ -149,6 +149,12 @@ impl ViewedBuf {
         self.buf.is_empty()
     }
 
+    /// Size in bytes of the buffer: what it keeps from others.
+    #[must_use]
+    pub fn buffer_bytes(&self) -> usize {
+        self.buf.buffer_bytes()
+    }
+
     /// The address of the first byte in the medium. Reading through it is allowed while this
     /// exists, on its thread, and not by way of a slice that is still there when a request runs.
     #[must_use]

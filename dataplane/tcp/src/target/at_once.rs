@@ -1,11 +1,11 @@
 //! Commands for devices that need not be waited for: done as they come out of the socket.
 //!
 //! A plain Read or Write that has arrived whole is run while its bytes are at hand, and its answer
-//! goes into the gather: no slot, no queue, and a Write's data is copied once, from the staging area
-//! to the medium. As long as there is room to send, that is, and nobody waits for a buffer; the
-//! usual way knows how to wait.
+//! goes into the gather: no slot, no queue. A Write's data is copied once, from the staging area to
+//! the medium; a Read's stays there until the turn's send. As long as there is room to send, that
+//! is, and nobody waits for a buffer; the usual way knows how to wait.
 
-use bowline_block::{BufPool, Device, IoBuf};
+use bowline_block::{BufPool, Device};
 use bowline_nvme::Nanos;
 use bowline_nvmf::frame::crc32c;
 use bowline_nvmf::target::{Accepted, Answer, ConnId, IoOp};
@@ -13,7 +13,7 @@ use bowline_reactor::Reactor;
 
 use super::TargetService;
 use super::budget::{self, Charge};
-use super::exec::Executor;
+use super::exec::{Executor, Found};
 use super::link::Link;
 
 impl<D: Device> TargetService<D> {
@@ -63,7 +63,7 @@ fn run<D: Device>(
     link: &Link,
     accepted: &Accepted<'_>,
     ceiling_bytes: usize,
-) -> Option<Option<IoBuf>> {
+) -> Option<Option<Found>> {
     let command = accepted.command();
     if !matches!(command.op, IoOp::Read { .. }) {
         return executor
@@ -78,21 +78,35 @@ fn run<D: Device>(
 }
 
 /// Puts an answer into the gather, with the data that was read.
-fn answer(cx: &mut Reactor, link: &mut Link, answer: &Answer, read: Option<IoBuf>) {
+fn answer(cx: &mut Reactor, link: &mut Link, answer: &Answer, read: Option<Found>) {
     let gather = link.gather(cx);
-    let Some(data) = read else {
-        gather.push_with(|arena| answer.encode_end(arena));
-        return;
-    };
-    let charge = Charge::of(&data);
-    let digest = answer.data_digest().then(|| crc32c(&data));
-    gather.push_with(|arena| answer.encode_before_data(arena));
-    gather.push_buf(data);
-    gather.push_with(|arena| {
-        if let Some(digest) = digest {
-            arena.extend_from_slice(&digest.to_le_bytes());
+    let charge = match read {
+        None => {
+            gather.push_with(|arena| answer.encode_end(arena));
+            return;
         }
-        answer.encode_end(arena);
-    });
+        Some(Found::InPlace(viewed)) if !answer.data_digest() => {
+            let charge = Charge::of_view(&viewed);
+            gather.push_with(|arena| answer.encode_before_data(arena));
+            gather.push_view(viewed);
+            gather.push_with(|arena| answer.encode_end(arena));
+            charge
+        }
+        Some(found) => {
+            // A digest must be that of the bytes that are sent.
+            let data = found.copied();
+            let charge = Charge::of(&data);
+            let digest = answer.data_digest().then(|| crc32c(&data));
+            gather.push_with(|arena| answer.encode_before_data(arena));
+            gather.push_buf(data);
+            gather.push_with(|arena| {
+                if let Some(digest) = digest {
+                    arena.extend_from_slice(&digest.to_le_bytes());
+                }
+                answer.encode_end(arena);
+            });
+            charge
+        }
+    };
     link.charge_gathered(charge);
 }

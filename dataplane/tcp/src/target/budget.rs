@@ -9,7 +9,7 @@
 //! part of a transfer when it holds nothing else. The first is twice as large when it is for a fused
 //! pair. Their memory is taken only when they are used.
 
-use bowline_block::{BufPool, ClassConfig, IoBuf, PoolConfig};
+use bowline_block::{BufPool, ClassConfig, IoBuf, PoolConfig, ViewedBuf};
 use bowline_nvmf::target::TargetConfig;
 
 /// A connection holds at most one part in so many of what is free.
@@ -36,6 +36,14 @@ impl Charge {
     pub(super) fn of(buffer: &IoBuf) -> Self {
         Self {
             bytes: buffer.buffer_bytes(),
+            landings: 0,
+        }
+    }
+
+    /// For the buffer of a Read whose data is still in its medium.
+    pub(super) fn of_view(viewed: &ViewedBuf) -> Self {
+        Self {
+            bytes: viewed.buffer_bytes(),
             landings: 0,
         }
     }

@@ -33,32 +33,23 @@ pub(super) struct Finished {
     pub(super) conn: ConnId,
     pub(super) slot: SlotId,
     pub(super) status: Status,
-    pub(super) data: Data,
+    pub(super) buffer: Option<IoBuf>,
 }
 
-/// What a command that has run gives back.
-#[derive(Default)]
-pub(super) enum Data {
-    #[default]
-    None,
-    Buffer(IoBuf),
-    /// Still in the medium of a device that need not be waited for.
-    View(ViewedBuf),
+/// What a Read that need not be waited for has found.
+pub(super) enum Found {
+    Copied(IoBuf),
+    /// It is still in the medium, where it may change until it is sent.
+    InPlace(ViewedBuf),
 }
 
-impl From<Option<IoBuf>> for Data {
-    fn from(buffer: Option<IoBuf>) -> Self {
-        buffer.map_or(Self::None, Self::Buffer)
-    }
-}
-
-impl Finished {
-    /// The turn ends: what stays here is copied out of the medium.
-    pub(super) fn fix(&mut self) {
-        self.data = match std::mem::take(&mut self.data) {
-            Data::View(viewed) => Data::Buffer(viewed.copied()),
-            other => other,
-        };
+impl Found {
+    /// The buffer, filled now at the latest.
+    pub(super) fn copied(self) -> IoBuf {
+        match self {
+            Self::Copied(buffer) => buffer,
+            Self::InPlace(viewed) => viewed.copied(),
+        }
     }
 }
 
@@ -82,14 +73,13 @@ impl<D: Device> Unit<D> {
         self.is_immediate && self.order.is_free() && self.backlog.is_empty() && !self.retiring
     }
 
-    /// Runs a plain Read or Write on a device that need not be waited for. A Read's data stays in
-    /// the medium if it can; `scratch` is used up if so.
+    /// Runs a plain Read or Write on a device that need not be waited for.
     fn run_now(
         &mut self,
         op: &IoOp,
         payload: Option<&IoBuf>,
-        scratch: &mut Option<IoBuf>,
-    ) -> Option<(Result<(), IoError>, Data)> {
+        scratch: Option<&mut IoBuf>,
+    ) -> Option<Result<(), IoError>> {
         let bytes = |blocks: u32| blocks as usize * self.block_bytes as usize;
         match *op {
             IoOp::Read {
@@ -97,30 +87,14 @@ impl<D: Device> Unit<D> {
                 blocks,
                 fua: false,
             } if self.runs_now() => {
-                let mut into = scratch.take_if(|into| into.len() >= bytes(blocks))?;
-                into.truncate(bytes(blocks));
-                Some(self.read_now(lba, into))
+                let into = scratch?.as_mut()?.get_mut(..bytes(blocks))?;
+                Some(self.device.read_now(lba, into))
             }
             IoOp::Write { lba, blocks, .. } if self.runs_now() => {
                 let data = payload?.get(..bytes(blocks))?;
-                Some((self.device.write_now(lba, data), Data::None))
+                Some(self.device.write_now(lba, data))
             }
             _ => None,
-        }
-    }
-
-    fn read_now(&mut self, lba: u64, mut into: IoBuf) -> (Result<(), IoError>, Data) {
-        match self.device.view_now(lba, into.len()) {
-            Ok(view) => match ViewedBuf::new(view, into) {
-                Ok(viewed) => (Ok(()), Data::View(viewed)),
-                Err(_) => (Err(IoError::Internal), Data::None),
-            },
-            Err(IoError::Unsupported) => {
-                let bytes = into.as_mut().ok_or(IoError::Internal);
-                let result = bytes.and_then(|bytes| self.device.read_now(lba, bytes));
-                (result, Data::Buffer(into))
-            }
-            Err(error) => (Err(error), Data::Buffer(into)),
         }
     }
 }
@@ -320,12 +294,12 @@ impl<D: Device> Executor<D> {
             return;
         };
         let mut scratch = scratch;
-        if let Some((result, data)) = unit.run_now(&command.op, payload.as_ref(), &mut scratch) {
+        if let Some(result) = unit.run_now(&command.op, payload.as_ref(), scratch.as_mut()) {
             finished.push(Finished {
                 conn,
                 slot,
                 status: status_of(result),
-                data,
+                buffer: scratch,
             });
             return;
         }
@@ -347,14 +321,14 @@ impl<D: Device> Executor<D> {
         self.immediate > 0
     }
 
-    /// Runs a Read if its device need not be waited for and nothing speaks against it, into what
+    /// Runs a Read if its device need not be waited for and nothing speaks against it, with what
     /// `alloc` has for so many bytes. `None`: [`start`](Self::start) it, also if the device failed,
     /// which is told there.
     pub(super) fn read_now(
         &mut self,
         command: &IoCommand,
         alloc: impl FnOnce(usize) -> Option<IoBuf>,
-    ) -> Option<IoBuf> {
+    ) -> Option<Found> {
         let unit = self.unit_now(command)?;
         let IoOp::Read {
             lba, fua: false, ..
@@ -363,8 +337,14 @@ impl<D: Device> Executor<D> {
             return None;
         };
         let mut buffer = alloc(command.bytes as usize)?;
-        unit.device.read_now(lba, buffer.as_mut()?).ok()?;
-        Some(buffer)
+        match unit.device.view_now(lba, buffer.len()) {
+            Ok(view) => ViewedBuf::new(view, buffer).ok().map(Found::InPlace),
+            Err(IoError::Unsupported) => {
+                unit.device.read_now(lba, buffer.as_mut()?).ok()?;
+                Some(Found::Copied(buffer))
+            }
+            Err(_) => None,
+        }
     }
 
     /// Runs a Write in the same way.
@@ -540,13 +520,13 @@ impl<D: Device> Executor<D> {
             conn,
             slot,
             status,
-            data: Data::None,
+            buffer: None,
         }));
         finished.push(Finished {
             conn,
             slot,
             status,
-            data: buffer.into(),
+            buffer,
         });
     }
 
@@ -694,7 +674,7 @@ fn failed(
         conn,
         slot,
         status,
-        data: Data::None,
+        buffer: None,
     })
 }
 

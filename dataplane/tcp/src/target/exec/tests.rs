@@ -12,7 +12,7 @@ use bowline_nvmf::target::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
 use proptest::prelude::*;
 
 use super::step::CHUNK_BYTES;
-use super::{Data, Executor, Finished};
+use super::{Executor, Finished};
 
 mod withdraw;
 
@@ -428,7 +428,7 @@ fn what_can_run_at_once_does_unless_a_pair_has_blocks_to_itself() {
     let got = executor
         .read_now(&read(8, false), alloc)
         .expect("it is read");
-    assert_eq!(got.as_slice(), data);
+    assert_eq!(got.copied().as_slice(), data);
     assert!(executor.read_now(&read(8, true), alloc).is_none(), "FUA");
     assert!(executor.read_now(&read(8, false), |_| None).is_none());
     bench.pair(2, 7, 5, 6);
@@ -481,9 +481,7 @@ fn read_with_fua_leaves_what_it_returns_on_stable_media() {
     assert_eq!(bench.waiting(), [(Op::Read, 8)]);
     bench.release(0);
     assert_eq!(bench.waiting(), [(Op::Write, 11)]);
-    let Some(Data::Buffer(read)) = bench.finished.pop().map(|it| it.data) else {
-        panic!("no data");
-    };
+    let read = bench.finished.pop().and_then(|it| it.buffer).expect("data");
     assert_eq!((read[2 * BLOCK], read[3 * BLOCK]), (9, 0));
     bench.release_all();
     // A flush that fails fails the read: nobody vouches for the data.

@@ -33,13 +33,13 @@ pub(super) struct Finished {
     pub(super) conn: ConnId,
     pub(super) slot: SlotId,
     pub(super) status: Status,
-    pub(super) buffer: Option<IoBuf>,
+    pub(super) data: Option<Found>,
 }
 
-/// What a Read that need not be waited for has found.
+/// The data that a command has found, in its buffer.
 pub(super) enum Found {
     Copied(IoBuf),
-    /// It is still in the medium, where it may change until it is sent.
+    /// It is still in the medium, where it may change until it is sent or the turn ends.
     InPlace(ViewedBuf),
 }
 
@@ -50,6 +50,13 @@ impl Found {
             Self::Copied(buffer) => buffer,
             Self::InPlace(viewed) => viewed.copied(),
         }
+    }
+}
+
+impl Finished {
+    /// The turn ends: what stays here is copied out of the medium.
+    pub(super) fn fix(&mut self) {
+        self.data = self.data.take().map(|found| Found::Copied(found.copied()));
     }
 }
 
@@ -73,13 +80,14 @@ impl<D: Device> Unit<D> {
         self.is_immediate && self.order.is_free() && self.backlog.is_empty() && !self.retiring
     }
 
-    /// Runs a plain Read or Write on a device that need not be waited for.
+    /// Runs a plain Read or Write on a device that need not be waited for. A Read's data stays in
+    /// the medium if it can; `scratch` is used up if so.
     fn run_now(
         &mut self,
         op: &IoOp,
         payload: Option<&IoBuf>,
-        scratch: Option<&mut IoBuf>,
-    ) -> Option<Result<(), IoError>> {
+        scratch: &mut Option<IoBuf>,
+    ) -> Option<Result<Option<Found>, IoError>> {
         let bytes = |blocks: u32| blocks as usize * self.block_bytes as usize;
         match *op {
             IoOp::Read {
@@ -87,14 +95,31 @@ impl<D: Device> Unit<D> {
                 blocks,
                 fua: false,
             } if self.runs_now() => {
-                let into = scratch?.as_mut()?.get_mut(..bytes(blocks))?;
-                Some(self.device.read_now(lba, into))
+                let mut into = scratch.take_if(|into| into.len() >= bytes(blocks))?;
+                into.truncate(bytes(blocks));
+                Some(self.read_now(lba, into).map(Some))
             }
             IoOp::Write { lba, blocks, .. } if self.runs_now() => {
                 let data = payload?.get(..bytes(blocks))?;
-                Some(self.device.write_now(lba, data))
+                Some(self.device.write_now(lba, data).map(|()| None))
             }
             _ => None,
+        }
+    }
+
+    /// Reads as many blocks as fit in `into`, which is used up.
+    fn read_now(&mut self, lba: u64, mut into: IoBuf) -> Result<Found, IoError> {
+        match self.device.view_now(lba, into.len()) {
+            Ok(view) => {
+                let viewed = ViewedBuf::new(view, into).map_err(|_| IoError::Internal)?;
+                Ok(Found::InPlace(viewed))
+            }
+            Err(IoError::Unsupported) => {
+                let bytes = into.as_mut().ok_or(IoError::Internal)?;
+                self.device.read_now(lba, bytes)?;
+                Ok(Found::Copied(into))
+            }
+            Err(error) => Err(error),
         }
     }
 }
@@ -294,12 +319,16 @@ impl<D: Device> Executor<D> {
             return;
         };
         let mut scratch = scratch;
-        if let Some(result) = unit.run_now(&command.op, payload.as_ref(), scratch.as_mut()) {
+        if let Some(result) = unit.run_now(&command.op, payload.as_ref(), &mut scratch) {
+            let (result, data) = match result {
+                Ok(data) => (Ok(()), data),
+                Err(error) => (Err(error), None),
+            };
             finished.push(Finished {
                 conn,
                 slot,
                 status: status_of(result),
-                buffer: scratch,
+                data,
             });
             return;
         }
@@ -336,15 +365,7 @@ impl<D: Device> Executor<D> {
         else {
             return None;
         };
-        let mut buffer = alloc(command.bytes as usize)?;
-        match unit.device.view_now(lba, buffer.len()) {
-            Ok(view) => ViewedBuf::new(view, buffer).ok().map(Found::InPlace),
-            Err(IoError::Unsupported) => {
-                unit.device.read_now(lba, buffer.as_mut()?).ok()?;
-                Some(Found::Copied(buffer))
-            }
-            Err(_) => None,
-        }
+        unit.read_now(lba, alloc(command.bytes as usize)?).ok()
     }
 
     /// Runs a Write in the same way.
@@ -520,13 +541,13 @@ impl<D: Device> Executor<D> {
             conn,
             slot,
             status,
-            buffer: None,
+            data: None,
         }));
         finished.push(Finished {
             conn,
             slot,
             status,
-            buffer,
+            data: buffer.map(Found::Copied),
         });
     }
 
@@ -674,7 +695,7 @@ fn failed(
         conn,
         slot,
         status,
-        buffer: None,
+        data: None,
     })
 }
 

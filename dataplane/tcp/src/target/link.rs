@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use bowline_block::{BufPool, IoBuf};
+use bowline_block::{BufPool, IoBuf, ViewedBuf};
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::{ConnId, SlotId};
 use bowline_reactor::{Gather, Reactor, SocketId};
@@ -11,10 +11,15 @@ use bowline_reactor::{Gather, Reactor, SocketId};
 use super::budget::{self, Charge, Request};
 use super::tx::Waiting;
 
+/// Places for views that an idle connection keeps: usually each is sent before the next is taken.
+const VIEWS_KEPT: usize = 4;
+
 pub(super) struct Link {
     pub(super) conn: ConnId,
     pub(super) socket: SocketId,
     places: Vec<Place>,
+    /// What Reads have found that is still in a medium: few, and none when a turn has ended.
+    views: Vec<(SlotId, ViewedBuf)>,
     /// What the next send will carry.
     gather: Option<Gather>,
     /// What this connection's commands keep from others, until their slot is free again and
@@ -69,6 +74,7 @@ impl Link {
             conn,
             socket,
             places: Vec::new(),
+            views: Vec::new(),
             gather: None,
             held: Charge::default(),
             gathered: Charge::default(),
@@ -97,6 +103,27 @@ impl Link {
 
     pub(super) fn bind(&mut self, slot: SlotId, buffer: IoBuf) {
         self.place_mut(slot).buffer = Some(buffer);
+    }
+
+    /// Binds what a Read has found, which stays in the medium until the turn ends.
+    pub(super) fn bind_view(&mut self, slot: SlotId, viewed: ViewedBuf) {
+        self.views.push((slot, viewed));
+    }
+
+    /// Takes what a Read has found, if it is still in the medium.
+    pub(super) fn take_view(&mut self, slot: SlotId) -> Option<ViewedBuf> {
+        let at = self.views.iter().position(|(of, _)| *of == slot)?;
+        Some(self.views.swap_remove(at).1)
+    }
+
+    /// The turn ends: what stays here is copied out of the medium.
+    fn fix(&mut self) {
+        if let Some(gather) = &mut self.gather {
+            gather.fix();
+        }
+        while let Some((slot, viewed)) = self.views.pop() {
+            self.bind(slot, viewed.copied());
+        }
     }
 
     pub(super) fn buffer(&self, slot: SlotId) -> Option<&IoBuf> {
@@ -147,6 +174,7 @@ impl Link {
     /// The slot is free. What it had may still be in the gather, or in the send under way, and is
     /// held until that has left.
     pub(super) fn release_with_gather(&mut self, slot: SlotId) {
+        drop(self.take_view(slot));
         let place = self.place_mut(slot);
         // The view in the gather keeps the memory until the bytes have left.
         place.buffer = None;
@@ -163,6 +191,7 @@ impl Link {
 
     /// The slot is free, and nothing of it is to be sent.
     pub(super) fn release(&mut self, slot: SlotId) {
+        drop(self.take_view(slot));
         let place = self.place_mut(slot);
         place.buffer = None;
         let charge = std::mem::take(&mut place.charge);
@@ -190,19 +219,17 @@ impl Link {
         self.gather.get_or_insert_with(|| cx.gather())
     }
 
-    /// Ends the connection's turn: sends what is gathered, unless an earlier send is still under
-    /// way.
+    /// Sends what is gathered, unless an earlier send is still under way. Either way the turn ends
+    /// for what is still in a medium.
     pub(super) fn flush(&mut self, cx: &mut Reactor, now: Nanos) {
-        if cx.is_sending(self.socket) {
-            if let Some(gather) = &mut self.gather {
-                // What Reads have found must not follow their medium beyond the turn.
-                gather.fix();
-            }
-        } else if let Some(gather) = self.gather.take() {
+        if !cx.is_sending(self.socket)
+            && let Some(gather) = self.gather.take()
+        {
             cx.send(self.socket, gather);
             self.leaving = std::mem::take(&mut self.gathered);
             self.sending_since = Some(now);
         }
+        self.fix();
     }
 
     /// The send under way has ended, and its gather is gone.
@@ -223,7 +250,7 @@ impl Link {
 
     /// Whether [`Link::tidy`] has something to give back, now or soon.
     pub(super) fn has_spare_memory(&self) -> bool {
-        self.deferred.capacity() > 0
+        self.deferred.capacity() > 0 || self.views.capacity() > VIEWS_KEPT
     }
 
     /// Gives memory back that only a busy connection needs.
@@ -231,6 +258,7 @@ impl Link {
         if self.deferred.is_empty() {
             self.deferred = VecDeque::new();
         }
+        self.views.shrink_to(VIEWS_KEPT);
     }
 
     /// Whether everything gathered has left.

@@ -511,6 +511,8 @@ impl<D: Device + 'static> Service for TargetService<D> {
         while let Some(conn) = self.touched.pop() {
             self.settle(cx, now, conn);
         }
+        // Answered in the next turn only.
+        self.finished.iter_mut().for_each(Finished::fix);
         self.advance_stop();
     }
 

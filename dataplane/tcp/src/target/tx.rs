@@ -7,7 +7,7 @@ use bowline_reactor::Reactor;
 
 use super::TargetService;
 use super::budget::{self, Charge, Wait};
-use super::exec::Withdrawn;
+use super::exec::{Found, Withdrawn};
 use super::link::Closing;
 use bowline_nvmf::frame::crc32c;
 
@@ -396,6 +396,22 @@ impl<D: Device> TargetService<D> {
         let Some(link) = self.links.get_mut(conn) else {
             return;
         };
+        let view = payload.and_then(|(slot, ..)| Some((slot, link.take_view(slot)?)));
+        if let Some((slot, viewed)) = view {
+            let is_whole =
+                payload.is_some_and(|(_, at, len)| at == 0 && viewed.len() == len as usize);
+            if is_whole && !pdu.data_digest() {
+                let gather = link.gather(cx);
+                gather.push_with(|arena| pdu.encode_into(arena));
+                gather.push_view(viewed);
+                if let Some(slot) = release {
+                    link.release_with_gather(slot);
+                }
+                return;
+            }
+            // The digest must be that of the bytes that are sent.
+            link.bind(slot, viewed.copied());
+        }
         let body = payload.and_then(|(slot, offset, len)| {
             let range = offset as usize..offset as usize + len as usize;
             let buffer: &IoBuf = link.buffer(slot)?;
@@ -432,8 +448,12 @@ impl<D: Device> TargetService<D> {
     /// Tells the machine what the devices have done.
     pub(super) fn complete_finished(&mut self, now: Nanos) {
         while let Some(done) = self.finished.pop() {
-            if let (Some(link), Some(buffer)) = (self.links.get_mut(done.conn), done.buffer) {
-                link.bind(done.slot, buffer);
+            if let Some(link) = self.links.get_mut(done.conn) {
+                match done.data {
+                    None => {}
+                    Some(Found::Copied(buffer)) => link.bind(done.slot, buffer),
+                    Some(Found::InPlace(viewed)) => link.bind_view(done.slot, viewed),
+                }
             }
             self.target.complete(now, done.conn, done.slot, done.status);
         }

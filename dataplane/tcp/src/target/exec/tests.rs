@@ -481,7 +481,8 @@ fn read_with_fua_leaves_what_it_returns_on_stable_media() {
     assert_eq!(bench.waiting(), [(Op::Read, 8)]);
     bench.release(0);
     assert_eq!(bench.waiting(), [(Op::Write, 11)]);
-    let read = bench.finished.pop().and_then(|it| it.buffer).expect("data");
+    let read = bench.finished.pop().and_then(|it| it.data).expect("data");
+    let read = read.copied();
     assert_eq!((read[2 * BLOCK], read[3 * BLOCK]), (9, 0));
     bench.release_all();
     // A flush that fails fails the read: nobody vouches for the data.

@@ -21,9 +21,10 @@ const NSID: NamespaceId = NamespaceId(1);
 /// What a memory device promises to read and write as one.
 const ATOMIC_BYTES: usize = 4096;
 
-/// Bytes of each Read, and how many a slow host has outstanding: more than sockets hold.
-const READ_BYTES: usize = 1 << 20;
-const READS: usize = 16;
+/// Bytes of each Read, of which several are gathered, and how many a slow host has outstanding: more
+/// than sockets hold.
+const READ_BYTES: usize = 128 << 10;
+const READS: usize = 100;
 
 /// What an atomic unit holds, all of which was written at once.
 fn version_of(unit: &[u8]) -> u8 {

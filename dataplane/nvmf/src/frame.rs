@@ -93,19 +93,34 @@ enum State {
     Broken,
 }
 
-/// A command capsule that is in the stream from its first byte to its last.
+/// What follows the header of a PDU that is in the stream from its first byte to its last.
 #[derive(Clone, Copy, Debug)]
-pub struct WholeCapsule<'a> {
-    /// The command.
-    pub sqe: Sqe,
-    /// Its data; [`WholeCapsule::is_intact`] judges it.
+pub struct WholePdu<'a> {
+    /// Its data; [`WholePdu::is_intact`] judges it.
     pub data: &'a [u8],
     digest: Option<[u8; 4]>,
     /// Of all of it, in the stream.
     pub bytes: usize,
 }
 
-impl WholeCapsule<'_> {
+impl<'a> WholePdu<'a> {
+    /// With which `input` begins, if all of it is there. It has no padding.
+    fn in_stream(input: &'a [u8], layout: &Layout) -> Option<Self> {
+        let start = usize::from(layout.span.bytes());
+        let end = start.checked_add(layout.payload_bytes as usize)?;
+        let data = input.get(start..end)?;
+        let digest = if layout.data_digest {
+            Some(*input.get(end..)?.first_chunk()?)
+        } else {
+            None
+        };
+        Some(Self {
+            data,
+            digest,
+            bytes: end + digest.map_or(0, |digest| digest.len()),
+        })
+    }
+
     /// Whether DDGST, if there is one, matches the data.
     pub fn is_intact(&self) -> bool {
         self.digest
@@ -177,7 +192,8 @@ impl FrameReader {
     /// is taken, unless the reader stands between two PDUs, all of the header is there and right,
     /// and no padding follows; [`FrameReader::handle`] finds out what it is instead.
     pub fn take_capsule(&mut self, input: &[u8]) -> Option<(usize, Sqe)> {
-        let (header, layout) = self.capsule_header(input)?;
+        let (header, layout): (&[u8; CapsuleCmd::SIZE], _) =
+            self.header_in(input, PduType::CapsuleCmd)?;
         *self.buffer.first_chunk_mut()? = *header;
         self.header_len = layout.span.header_bytes;
         self.state = State::behind(&layout);
@@ -188,40 +204,38 @@ impl FrameReader {
     /// The command capsule with which `input` begins, under the same conditions and if all of its
     /// data is there too. Nothing is taken: who is done with it goes on behind its bytes, and who
     /// is not gives them to the reader.
-    pub fn whole_capsule<'a>(&mut self, input: &'a [u8]) -> Option<WholeCapsule<'a>> {
-        let (header, layout) = self.capsule_header(input)?;
-        let start = usize::from(layout.span.bytes());
-        let end = start.checked_add(layout.payload_bytes as usize)?;
-        let data = input.get(start..end)?;
-        let digest = if layout.data_digest {
-            Some(*input.get(end..)?.first_chunk()?)
-        } else {
-            None
-        };
-        Some(WholeCapsule {
-            sqe: Sqe(*header.last_chunk()?),
-            data,
-            digest,
-            bytes: end + digest.map_or(0, |digest| digest.len()),
-        })
+    pub fn whole_capsule<'a>(&mut self, input: &'a [u8]) -> Option<(Sqe, WholePdu<'a>)> {
+        let (header, layout): (&[u8; CapsuleCmd::SIZE], _) =
+            self.header_in(input, PduType::CapsuleCmd)?;
+        let sqe = Sqe(*header.last_chunk()?);
+        Some((sqe, WholePdu::in_stream(input, &layout)?))
     }
 
-    /// The header of a command capsule, if `input` begins with one between two PDUs, all of it is
-    /// there and right, and no padding follows.
-    fn capsule_header<'a>(
+    /// The same for an H2CData PDU.
+    pub fn whole_h2c_data<'a>(&mut self, input: &'a [u8]) -> Option<(H2CData, WholePdu<'a>)> {
+        let (header, layout): (&[u8; H2CData::SIZE], _) =
+            self.header_in(input, PduType::H2CData)?;
+        let header = H2CData::decode_rest(header, &layout).ok()?;
+        Some((header, WholePdu::in_stream(input, &layout)?))
+    }
+
+    /// The header of `N` bytes of a PDU of this type, if `input` begins with one between two PDUs,
+    /// all of it is there and right, and no padding follows.
+    fn header_in<'a, const N: usize>(
         &mut self,
         input: &'a [u8],
-    ) -> Option<(&'a [u8; CapsuleCmd::SIZE], Layout)> {
-        let header: &[u8; CapsuleCmd::SIZE] = input.first_chunk()?;
+        pdu_type: PduType,
+    ) -> Option<(&'a [u8; N], Layout)> {
+        let header: &[u8; N] = input.first_chunk()?;
         if !self.is_between_pdus() {
             return None;
         }
         let layout = self.layout_of(*header.first_chunk()?).ok()?;
-        if layout.span.pdu_type != PduType::CapsuleCmd || layout.pad_bytes > 0 {
+        if layout.span.pdu_type != pdu_type || layout.pad_bytes > 0 {
             return None;
         }
         if layout.span.digest_bytes > 0 {
-            let digest = input.get(CapsuleCmd::SIZE..)?.first_chunk()?;
+            let digest = input.get(N..)?.first_chunk()?;
             if crc32c(header).to_le_bytes() != *digest {
                 return None;
             }
@@ -389,9 +403,7 @@ impl FrameReader {
     /// Decodes the header in the buffer and moves on to its data, if it has any.
     fn header_event(&mut self) -> Event {
         let decoded = match self.judged {
-            Some((_, layout)) => self
-                .decode(layout.span.pdu_type)
-                .map(|header| (header, layout)),
+            Some((_, layout)) => self.decode(&layout).map(|header| (header, layout)),
             None => Err(Violation::field(0)),
         };
         match decoded {
@@ -406,9 +418,9 @@ impl FrameReader {
         }
     }
 
-    fn decode(&self, pdu_type: PduType) -> Result<Header, Violation> {
+    fn decode(&self, layout: &Layout) -> Result<Header, Violation> {
         let (bytes, digests) = (self.header_bytes(), self.digests);
-        Ok(match pdu_type {
+        Ok(match layout.span.pdu_type {
             PduType::IcReq => Header::IcReq(IcReq::decode(bytes)?),
             PduType::IcResp => Header::IcResp(IcResp::decode(bytes)?),
             PduType::H2CTermReq | PduType::C2HTermReq => {
@@ -416,7 +428,10 @@ impl FrameReader {
             }
             PduType::CapsuleCmd => Header::CapsuleCmd(CapsuleCmd::decode(bytes, digests)?),
             PduType::CapsuleResp => Header::CapsuleResp(CapsuleResp::decode(bytes, digests)?),
-            PduType::H2CData => Header::H2CData(H2CData::decode(bytes, digests)?),
+            PduType::H2CData => {
+                let header = bytes.first_chunk().ok_or(Violation::field(4))?;
+                Header::H2CData(H2CData::decode_rest(header, layout)?)
+            }
             PduType::C2HData => Header::C2HData(C2HData::decode(bytes, digests)?),
             PduType::R2t => Header::R2t(R2t::decode(bytes, digests)?),
         })

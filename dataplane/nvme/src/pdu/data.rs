@@ -38,11 +38,16 @@ impl H2CData {
     /// Reads a header. DATAL agrees with PLEN afterwards; the range is the owner's to judge.
     pub fn decode(bytes: &[u8], digests: Digests) -> Result<Self, Violation> {
         let (layout, bytes) = header_of::<SIZE>(PduType::H2CData, bytes, digests)?;
+        Self::decode_rest(&bytes, &layout)
+    }
+
+    /// The same for one whose common header has been judged: `layout` is what it says.
+    pub fn decode_rest(bytes: &[u8; SIZE], layout: &Layout) -> Result<Self, Violation> {
         Ok(Self {
-            cccid: CommandId(u16_at(&bytes, 8)),
-            ttag: u16_at(&bytes, 10),
-            datao: u32_at(&bytes, 12),
-            datal: datal(&layout, &bytes)?,
+            cccid: CommandId(u16_at(bytes, 8)),
+            ttag: u16_at(bytes, 10),
+            datao: u32_at(bytes, 12),
+            datal: datal(layout, bytes)?,
             last: bytes[1] & FLAG_LAST != 0,
         })
     }

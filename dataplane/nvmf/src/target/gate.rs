@@ -38,12 +38,8 @@ impl<'a> Gate<'a> {
         sqe: &Sqe,
         accepted_for: NamespaceHandle,
     ) -> Result<IoPlan, Refusal> {
-        match self.plan(key, sqe) {
-            Ok(plan) if plan.namespace() != accepted_for => {
-                Err((Status::INVALID_NAMESPACE.dnr(), NSID_AT))
-            }
-            plan => plan,
-        }
+        self.plan(key, sqe)
+            .and_then(|plan| is_for(plan, accepted_for))
     }
 
     /// Turns the ranges in a command's data into what its device is to do; no range, nothing.
@@ -67,6 +63,15 @@ impl<'a> Gate<'a> {
             .and_then(|at| self.subsystems.get(at)?.as_ref())
             .map(|subsystem| &subsystem.namespaces)
             .ok_or((Status::INVALID_NAMESPACE.dnr(), NSID_AT))
+    }
+}
+
+/// The plan, if it is still for the device that the command was accepted for.
+pub(super) fn is_for(plan: IoPlan, accepted_for: NamespaceHandle) -> Result<IoPlan, Refusal> {
+    if plan.namespace() == accepted_for {
+        Ok(plan)
+    } else {
+        Err((Status::INVALID_NAMESPACE.dnr(), NSID_AT))
     }
 }
 

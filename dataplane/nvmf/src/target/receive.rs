@@ -387,9 +387,26 @@ impl Connection {
         None
     }
 
+    /// Data has arrived for a transfer, or begins to.
+    fn h2c_data(&mut self, data: &H2CData) -> Result<(), Violation> {
+        let slot = self.transfer_of(data)?;
+        // After a digest error the rest is only counted.
+        let drop = self
+            .slots
+            .get(slot)
+            .is_none_or(|it| !it.status.is_success());
+        self.landing = Landing {
+            slot: Some(slot),
+            start: data.datao,
+            next: data.datao,
+            drop,
+        };
+        Ok(())
+    }
+
     /// Finds the transfer that an H2CData PDU belongs to, by its tag alone, and checks that the
     /// data is exactly what is due. [TCP-1.0 §3.6.2.6]
-    fn h2c_data(&mut self, data: &H2CData) -> Result<(), Violation> {
+    pub(super) fn transfer_of(&self, data: &H2CData) -> Result<SlotId, Violation> {
         let sequence = Violation::new(Fes::SEQUENCE_ERROR);
         let slot = self.slots.by_tag(data.ttag).ok_or(sequence)?;
         let maxh2cdata = self.maxh2cdata;
@@ -410,14 +427,6 @@ impl Connection {
         if data.last != (end == Some(command.r2t_end)) {
             return Err(Violation::field(COMMON_FLAGS));
         }
-        // After a digest error the rest is only counted.
-        let drop = !command.status.is_success();
-        self.landing = Landing {
-            slot: Some(slot),
-            start: data.datao,
-            next: data.datao,
-            drop,
-        };
-        Ok(())
+        Ok(slot)
     }
 }

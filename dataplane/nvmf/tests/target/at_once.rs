@@ -1,7 +1,7 @@
 //! Commands that are run as they come end as those that are not.
 
-use bowline_nvme::opcode::io as opcode;
-use bowline_nvme::pdu::Digests;
+use bowline_nvme::opcode::{admin, io as opcode};
+use bowline_nvme::pdu::{Digests, H2CData, R2t};
 use bowline_nvme::{CommandId, Fuse, NamespaceId, Nanos, Sgl, Sqe, Status};
 use bowline_nvmf::target::{AnaConfig, AnaState, ConnId, NsGeometry, TargetConfig};
 use proptest::prelude::*;
@@ -91,11 +91,20 @@ struct Draft {
 enum Step {
     /// Commands that arrive together, in pieces of so many bytes.
     Send(Vec<Draft>, usize),
-    /// The oldest R2T is answered.
-    Answer,
+    /// The oldest R2T is answered, in two PDUs if it is split, with a damaged byte or without.
+    Answer {
+        is_split: bool,
+        is_damaged: bool,
+    },
+    /// The latest Write that waits for its data is aborted.
+    Abort,
     ReadOnly(bool),
     Access(AnaState),
     Disable,
+}
+
+fn rarely(odds: f64) -> impl Strategy<Value = bool> {
+    prop::bool::weighted(odds)
 }
 
 fn draft() -> impl Strategy<Value = Draft> {
@@ -111,7 +120,6 @@ fn draft() -> impl Strategy<Value = Draft> {
         opcode::WRITE_ZEROES,
         0x7F,
     ]);
-    let rarely = |odds| prop::bool::weighted(odds);
     let lba = prop_oneof![9 => 0..16_u64, 1 => BLOCKS - 2..BLOCKS + 2, 1 => Just(u64::MAX)];
     let fuse = prop_oneof![
         18 => Just(Fuse::Normal),
@@ -156,7 +164,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]);
     prop_oneof![
         40 => (prop::collection::vec(draft(), 1..4), pieces).prop_map(|(all, at)| Step::Send(all, at)),
-        12 => Just(Step::Answer),
+        12 => (rarely(0.2), rarely(0.1)).prop_map(|(is_split, is_damaged)| {
+            Step::Answer { is_split, is_damaged }
+        }),
+        2 => Just(Step::Abort),
         2 => any::<bool>().prop_map(Step::ReadOnly),
         3 => states.prop_map(Step::Access),
         1 => Just(Step::Disable),
@@ -183,7 +194,9 @@ impl Draft {
         let mut sgl = Sgl::transport(len + self.excess);
         if in_capsule {
             data = pattern(u8::try_from(self.cid).expect("small"), len as usize);
-            sgl = Sgl::in_capsule(len + self.excess);
+            // A wrong length ends the connection, before or after those ahead are answered.
+            let excess = if place == 0 { self.excess } else { 0 };
+            sgl = Sgl::in_capsule(len + excess);
         }
         let mut sqe: Sqe = io(self.opcode, self.lba(place), self.blocks)
             .with_nsid(NamespaceId(self.nsid))
@@ -205,13 +218,15 @@ impl Draft {
 
 /// What the host sees, in an order that is the same however commands that arrive together
 /// overtake each other. Tags name slots, which plain commands do not need.
-fn seen(glue: &mut Glue, id: ConnId, is_batch: bool) -> (Vec<String>, Vec<Reply>) {
+fn seen(glue: &mut Glue, id: ConnId, is_batch: bool) -> (Vec<String>, Vec<R2t>) {
     let mut replies = glue.replies(id);
-    let r2ts = replies.iter().filter(|it| matches!(it, Reply::R2t(_)));
-    let r2ts: Vec<Reply> = r2ts.cloned().collect();
+    let mut r2ts = Vec::new();
     for reply in &mut replies {
         match reply {
-            Reply::R2t(r2t) => r2t.ttag = 0,
+            Reply::R2t(r2t) => {
+                r2ts.push(*r2t);
+                r2t.ttag = 0;
+            }
             Reply::Response(cqe) if is_batch => cqe.sqhd = 0,
             _ => {}
         }
@@ -223,13 +238,41 @@ fn seen(glue: &mut Glue, id: ConnId, is_batch: bool) -> (Vec<String>, Vec<Reply>
     (seen, r2ts)
 }
 
+/// The data that an R2T asks for.
+fn transfer(glue: &mut Glue, id: ConnId, r2t: &R2t, is_split: bool, is_damaged: bool) -> Vec<u8> {
+    let all = h2c_data(r2t);
+    let data = pattern(9, r2t.r2tl as usize);
+    let mut bytes = if is_split {
+        let first = H2CData {
+            datal: 4,
+            last: false,
+            ..all
+        };
+        let second = H2CData {
+            datao: all.datao + 4,
+            datal: all.datal - 4,
+            ..all
+        };
+        let mut bytes = glue.h2c(id, first, &data[..4]);
+        bytes.extend(glue.h2c(id, second, &data[4..]));
+        bytes
+    } else {
+        glue.h2c(id, all, &data)
+    };
+    if is_damaged && glue.digests(id).data {
+        let last = bytes.len() - 5;
+        bytes[last] ^= 1;
+    }
+    bytes
+}
+
 /// One of the two targets that are compared.
 struct Side {
     glue: Glue,
     admin: ConnId,
     id: ConnId,
     /// R2Ts that were not answered yet.
-    open: Vec<Reply>,
+    open: Vec<R2t>,
 }
 
 impl Side {
@@ -254,13 +297,25 @@ impl Side {
                 glue.chunk = *piece;
                 glue.receive(id, &bytes);
             }
-            Step::Answer => {
-                if !self.open.is_empty()
-                    && let Reply::R2t(r2t) = self.open.remove(0)
-                {
-                    let data = pattern(9, r2t.r2tl as usize);
-                    let bytes = glue.h2c(id, h2c_data(&r2t), &data);
+            Step::Answer {
+                is_split,
+                is_damaged,
+            } => {
+                if !self.open.is_empty() {
+                    let r2t = self.open.remove(0);
+                    let bytes = transfer(glue, id, &r2t, *is_split, *is_damaged);
                     glue.receive(id, &bytes);
+                }
+            }
+            Step::Abort => {
+                if let Some(r2t) = self.open.last() {
+                    let cdw10 = u32::from(r2t.cccid.0) << 16 | 1;
+                    glue.send(
+                        self.admin,
+                        Sqe::new(admin::ABORT)
+                            .with_cdw(10, cdw10)
+                            .with_sgl1(Sgl::transport(0)),
+                    );
                 }
             }
             Step::ReadOnly(read_only) => {
@@ -283,8 +338,10 @@ impl Side {
             Step::Disable => glue.set_cc(self.admin, CC_ENABLE & !1),
         }
         let is_batch = matches!(step, Step::Send(drafts, _) if drafts.len() > 1);
-        let (seen, open) = seen(glue, id, is_batch);
+        let (mut seen, open) = seen(glue, id, is_batch);
         self.open.extend(open);
+        let of_admin = glue.replies(self.admin);
+        seen.extend(of_admin.iter().map(|it| format!("{it:?}")));
         seen
     }
 

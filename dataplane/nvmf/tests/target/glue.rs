@@ -364,7 +364,11 @@ impl Glue {
             other => panic!("not plain: {other:?}"),
         }
         let answer = queue.succeeded(&accepted);
-        let sent = &mut self.conns.get_mut(&id.index).expect("tracked").sent;
+        let conn = self.conns.get_mut(&id.index).expect("tracked");
+        if let Some(slot) = accepted.slot() {
+            assert!(conn.buffers.remove(&slot).is_some());
+        }
+        let sent = &mut conn.sent;
         answer.encode_before_data(sent);
         sent.extend(&read);
         if answer.data_digest() {

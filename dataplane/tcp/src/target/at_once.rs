@@ -46,7 +46,15 @@ impl<D: Device> TargetService<D> {
             )
         {
             answer(cx, link, &queue.succeeded(&accepted), read);
+            if let Some(slot) = accepted.slot() {
+                link.release(slot);
+            }
             at += accepted.bytes();
+        }
+        // What was released just now may be enough for those who wait.
+        let may_go_on = at > 0 && link.has_waiting();
+        if may_go_on {
+            self.pump(cx, now, conn);
         }
         if at > 0 && self.touched.last() != Some(&conn) {
             self.touched.push(conn);

@@ -141,7 +141,7 @@ struct LoadFlags {
     #[arg(long, value_name = "NUMBER")]
     core: Option<usize>,
     /// What the client does while it waits: spin takes a whole core, park adds the time to wake up,
-    /// doze sleeps for short times by the clock, for throughput with little processor time
+    /// doze sleeps for short times by the clock, for larger batches
     #[arg(long, value_enum, default_value_t = PollFlag::Spin)]
     poll: PollFlag,
     /// Decides addresses, mix and arrivals: the same seed gives the same ones

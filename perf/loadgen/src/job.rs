@@ -76,7 +76,7 @@ pub enum Poll {
     Spin,
     /// Sleeps until the kernel wakes it.
     Park,
-    /// Sleeps for short times by the clock, and nobody has to wake it: for throughput.
+    /// Sleeps for short times by the clock, and nobody has to wake it: for larger batches.
     Doze,
 }
 

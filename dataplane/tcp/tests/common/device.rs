@@ -98,6 +98,18 @@ impl<D: Device> Device for Shaped<D> {
         self.inner.try_submit(io)
     }
 
+    fn is_immediate(&self) -> bool {
+        self.inner.is_immediate()
+    }
+
+    fn read_now(&mut self, lba: u64, into: &mut [u8]) -> Result<(), IoError> {
+        self.inner.read_now(lba, into)
+    }
+
+    fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
+        self.inner.write_now(lba, data)
+    }
+
     fn poll(&mut self, now: Nanos, out: &mut Completions) {
         self.inner.poll(now, out);
     }

@@ -1,32 +1,35 @@
 //! Many peers that each keep a little of a small pool: everybody still gets on.
 
+use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
-use bowline_block::{ClassConfig, PoolConfig};
+use bowline_block::{ClassConfig, IoBuf, PoolConfig};
 use bowline_nvme::Nanos;
 use bowline_nvme::Sgl;
 use bowline_nvme::pdu::Digests;
 use bowline_nvmf::host::command;
 use bowline_nvmf::target::{Deadlines, Hosts, TargetConfig};
-use bowline_reactor::{Config, IoBackend};
+use bowline_reactor::{Config, IoBackend, PollMode};
 
+use crate::common::device::{Shaped, TestDevice, memory};
 use crate::common::initiator::{Bystander, Disk};
 use crate::common::raw::Raw;
-use crate::common::rig::{DISK_BYTES, NQN, Rig};
+use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
 use crate::common::{DEADLINE, on_both_backends, pattern, until};
 use crate::{NSID, changed_data, deadlines, granted, write_sqe};
 
 on_both_backends!(
     peers_that_stop_within_a_capsule_leave_enough_for_others,
     transfers_move_in_parts_while_peers_hold_the_pool,
+    command_that_ended_as_it_got_its_buffer_is_answered_at_once,
     peers_that_trickle_are_closed_though_they_never_pause,
     orderly_end_does_not_wait_for_a_peer_that_does_not_read,
 );
 
 /// Few buffers of each size: forty connections want more of any.
-fn small_pool(io: IoBackend, config: TargetConfig) -> Rig {
+fn small_pool(io: IoBackend) -> Config {
     let class = |bytes, count| ClassConfig { bytes, count };
     let classes = vec![
         class(4 << 10, 16),
@@ -34,12 +37,15 @@ fn small_pool(io: IoBackend, config: TargetConfig) -> Rig {
         class(128 << 10, 4),
         class(1 << 20, 2),
     ];
-    let reactor = Config {
+    Config {
         io,
         pool: PoolConfig { classes },
         ..Config::default()
-    };
-    let rig = Rig::empty(reactor, config);
+    }
+}
+
+fn rig_with_small_pool(io: IoBackend) -> Rig {
+    let rig = Rig::empty(small_pool(io), TargetConfig::default());
     rig.add_subsystem(NQN, Hosts::Any);
     rig.add_memory(NQN, DISK_BYTES);
     rig
@@ -68,7 +74,7 @@ fn check_disk(rig: &Rig, io: IoBackend) {
 }
 
 fn peers_that_stop_within_a_capsule_leave_enough_for_others(io: IoBackend) {
-    let rig = small_pool(io, TargetConfig::default());
+    let rig = rig_with_small_pool(io);
     let bystander = Bystander::start(rig.address);
     let (admin, mut peers) = queues(&rig);
     for peer in &mut peers {
@@ -92,7 +98,7 @@ fn peers_that_stop_within_a_capsule_leave_enough_for_others(io: IoBackend) {
 }
 
 fn transfers_move_in_parts_while_peers_hold_the_pool(io: IoBackend) {
-    let rig = small_pool(io, TargetConfig::default());
+    let rig = rig_with_small_pool(io);
     let bystander = Bystander::start(rig.address);
     let (admin, mut peers) = queues(&rig);
     // Half of them announce data and send none, the others ask for data and read none.
@@ -115,6 +121,47 @@ fn transfers_move_in_parts_while_peers_hold_the_pool(io: IoBackend) {
     drop((admin, peers));
     bystander.stop();
     rig.await_nothing_left();
+}
+
+thread_local! {
+    /// What a test holds of the pool of its reactor, whose thread's this is.
+    static HELD: RefCell<Vec<IoBuf>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A Read that waited for memory of the pool got it and was run at once by a device that need not
+/// be waited for. Its answer stayed where it was until something else woke the reactor.
+fn command_that_ended_as_it_got_its_buffer_is_answered_at_once(io: IoBackend) {
+    // A reactor that looks around on its own would find the answer.
+    let reactor = Config {
+        poll: PollMode::Never,
+        ..small_pool(io)
+    };
+    let rig = Rig::empty(reactor, TargetConfig::default());
+    rig.add_subsystem(NQN, Hosts::Any);
+    rig.add_namespace(NQN, || {
+        TestDevice::new(Shaped {
+            inner: memory(DISK_BYTES, BLOCK),
+            // 128 KiB that may not be cut.
+            shape: |geometry| geometry.atomic_write_blocks = 256,
+        })
+    });
+    let (mut peer, _admin) = Raw::io(rig.address, Digests::NONE);
+    rig.call(|_, cx, _| {
+        let all = std::iter::from_fn(|| cx.pool().alloc(1));
+        HELD.with_borrow_mut(|held| held.extend(all));
+    });
+    let read = command::read(NSID, 0, 255).with_sgl1(Sgl::transport(128 << 10));
+    let capsule = peer.capsule_with(read, &[]);
+    peer.send(&capsule);
+    until("the Read waits", || {
+        (rig.usage().waiting == 1).then_some(())
+    });
+    rig.call(|_, _, _| HELD.with_borrow_mut(Vec::clear));
+    let data = peer.recv().expect("data").c2h();
+    assert_eq!(
+        (data.cccid, data.datao, data.datal),
+        (peer.last_cid(), 0, 128 << 10)
+    );
 }
 
 /// Sends a byte whenever a tenth of a second has passed, until the connection ends.
@@ -148,7 +195,7 @@ fn peers_that_trickle_are_closed_though_they_never_pause(io: IoBackend) {
         deadlines: deadlines(),
         ..TargetConfig::default()
     };
-    let rig = Rig::with(io, bowline_reactor::PollMode::Adaptive, config);
+    let rig = Rig::with(io, PollMode::Adaptive, config);
     let bystander = Bystander::start(rig.address);
     let (mut peer, _admin) = Raw::io(rig.address, Digests::NONE);
     let write = write_sqe(4096).with_sgl1(Sgl::in_capsule(4096));
@@ -174,7 +221,7 @@ fn orderly_end_does_not_wait_for_a_peer_that_does_not_read(io: IoBackend) {
         },
         ..TargetConfig::default()
     };
-    let rig = Rig::with(io, bowline_reactor::PollMode::Adaptive, config);
+    let rig = Rig::with(io, PollMode::Adaptive, config);
     let (mut admin, cntlid) = Raw::admin(rig.address, Digests::NONE);
     let mut queue = Raw::initialized(rig.address, Digests::NONE);
     assert!(queue.connect_queue(1, cntlid, 127).status.is_success());

@@ -10,6 +10,7 @@ mod host;
 mod machine;
 mod remote;
 mod scenario;
+mod watch;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -19,7 +20,9 @@ use bowline_reactor::IoBackend;
 use clap::{Parser, Subcommand, ValueEnum};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::machine::Counts;
 use crate::scenario::{SCENARIOS, Scenario};
+use crate::watch::Watch;
 
 #[derive(Parser)]
 #[command(name = "bowline-guard")]
@@ -33,7 +36,8 @@ enum Command {
     /// Prints the names of all scenarios, and of what kind each is: `cost`, or `growth`, which is
     /// there to be compared with a smaller one.
     List,
-    /// Runs a scenario in this process and prints how many commands were counted.
+    /// Runs a scenario in this process and prints how many commands were counted, and the turns,
+    /// system calls and allocations of the target that they took.
     Run {
         scenario: String,
         /// Engine of the reactor.
@@ -48,7 +52,12 @@ enum Command {
         subsystem: String,
         /// Bursts.
         rounds: u32,
+        /// Also count the system calls that the reactors of this process make meanwhile.
+        #[arg(long, value_name = "PID")]
+        watch: Option<u32>,
     },
+    /// Ends well if this machine lets system calls be counted, as `drive --watch` does.
+    Probe,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -88,7 +97,16 @@ fn run(command: &Command) -> Result<()> {
             };
             let scenario = Scenario::of(scenario)?;
             let counted = scenario.run(io).context(scenario.name)?;
-            println!("commands {} turns {}", counted.commands, counted.turns);
+            let Counts {
+                turns,
+                system_calls,
+                allocations,
+            } = counted.counts;
+            let commands = counted.commands;
+            println!("commands {commands}");
+            println!("turns {turns}");
+            println!("system_calls {system_calls}");
+            println!("allocations {allocations}");
             Ok(())
         }
         Command::Drive {
@@ -96,12 +114,18 @@ fn run(command: &Command) -> Result<()> {
             address,
             subsystem,
             rounds,
+            watch,
         } => {
             let scenario = Scenario::of(scenario)?;
+            let mut watch = watch.map(Watch::reactors).transpose()?;
             let commands = remote::drive(scenario, *address, subsystem, *rounds)?;
             println!("commands {commands}");
+            if let Some(watch) = &mut watch {
+                println!("system_calls {}", watch.count()?);
+            }
             Ok(())
         }
+        Command::Probe => watch::probe(),
     }
 }
 

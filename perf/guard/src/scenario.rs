@@ -7,7 +7,7 @@ use bowline_nvme::{ControllerId, NamespaceId, Sgl, Sqe};
 use bowline_reactor::IoBackend;
 
 use crate::host::{Burst, Names, Queue};
-use crate::machine::{BLOCK_BYTES, Machine, NQN};
+use crate::machine::{BLOCK_BYTES, Counts, Machine, NQNS};
 
 /// Rounds that are counted, and as many before that, in which tables grow and memory is touched.
 const ROUNDS: u32 = 64;
@@ -47,8 +47,9 @@ pub(crate) struct Scenario {
     digests: Digests,
     /// Hosts beside, of two connections each, on which nothing happens.
     idle: u32,
-    /// Hosts that take part, each with this depth.
+    /// Hosts that take part, each with this depth, shared evenly by the reactors.
     busy: u32,
+    reactors: u32,
     namespaces: u32,
     /// Namespaces that commands go to in turn, from the first on.
     over: u16,
@@ -62,6 +63,7 @@ const NONE: Scenario = Scenario {
     digests: Digests::NONE,
     idle: 0,
     busy: 1,
+    reactors: 1,
     namespaces: 1,
     over: 1,
 };
@@ -88,7 +90,9 @@ scenarios! {
     read_4k_qd128 { depth: 128 }
     read_4k_digests_qd32 { digests: DIGESTS }
     read_512_qd32 { bytes: 512 }
+    read_16k_qd32 { bytes: 16 * KIB }
     read_128k_qd1 { bytes: 128 * KIB, depth: 1 }
+    read_128k_qd32 { bytes: 128 * KIB }
     read_1m_qd1 { bytes: 1024 * KIB, depth: 1 }
     write_4k_qd1 { op: Op::Write, depth: 1 }
     write_4k_qd32 { op: Op::Write }
@@ -97,7 +101,9 @@ scenarios! {
     write_4k_r2t_qd1 { op: Op::WriteByR2t, depth: 1 }
     write_4k_r2t_qd32 { op: Op::WriteByR2t }
     write_512_qd32 { op: Op::Write, bytes: 512 }
+    write_16k_qd32 { op: Op::Write, bytes: 16 * KIB }
     write_128k_qd1 { op: Op::Write, bytes: 128 * KIB, depth: 1 }
+    write_128k_qd32 { op: Op::Write, bytes: 128 * KIB }
     write_1m_qd1 { op: Op::Write, bytes: 1024 * KIB, depth: 1 }
     compare_4k_qd1 { op: Op::Compare, depth: 1 }
     flush_qd1 { op: Op::Flush, bytes: 0, depth: 1 }
@@ -105,7 +111,12 @@ scenarios! {
     read_4k_qd1_beside_1000_idle { depth: 1, idle: 500 }
     read_4k_qd32_beside_1000_idle { idle: 500 }
     write_4k_qd32_beside_1000_idle { op: Op::Write, idle: 500 }
-    read_4k_qd1_on_each_of_500 { depth: 1, busy: 500 }
+    read_4k_qd1_on_each_of_1000 { depth: 1, busy: 1000 }
+    write_4k_qd1_on_each_of_1000 { op: Op::Write, depth: 1, busy: 1000 }
+    read_4k_qd1_on_2_reactors { depth: 1, busy: 2, reactors: 2 }
+    read_4k_qd32_on_2_reactors { busy: 2, reactors: 2 }
+    write_4k_qd32_on_2_reactors { op: Op::Write, busy: 2, reactors: 2 }
+    read_128k_qd32_on_2_reactors { bytes: 128 * KIB, busy: 2, reactors: 2 }
     read_4k_qd1_of_10000_namespaces { depth: 1, namespaces: 10_000 }
     read_4k_qd32_of_10000_namespaces { namespaces: 10_000 }
     read_4k_qd32_over_32_of_10000_namespaces { namespaces: 10_000, over: 32 }
@@ -121,7 +132,7 @@ scenarios! {
 /// What a run did in the counted part.
 pub(crate) struct Counted {
     pub(crate) commands: u64,
-    pub(crate) turns: u64,
+    pub(crate) counts: Counts,
 }
 
 impl Scenario {
@@ -156,11 +167,16 @@ impl Scenario {
     pub(crate) fn run(&self, io: IoBackend) -> Result<Counted> {
         let rounds = self.rounds();
         let hosts = self.idle + self.busy + 2 * rounds;
-        let mut machine = Machine::new(io, 2 * hosts, DISK_BYTES)?;
+        let mut machine = Machine::new(io, self.reactors, 2 * hosts, DISK_BYTES)?;
         machine.add_namespaces(1..self.namespaces)?;
         let mut idle = Vec::new();
         for host in 0..self.idle {
-            idle.push(Association::new(&mut machine, Digests::NONE, host)?);
+            idle.push(Association::new(
+                &mut machine,
+                Digests::NONE,
+                NQNS[0],
+                host,
+            )?);
         }
         match self.op {
             Op::Connect => self.connect(machine, rounds),
@@ -171,9 +187,11 @@ impl Scenario {
 
     fn bursts(&self, mut machine: Machine, rounds: u32) -> Result<Counted> {
         let mut busy = Vec::new();
-        for host in 0..self.busy {
+        let subsystems = NQNS.iter().take(usize::try_from(self.reactors)?).cycle();
+        for (host, subsystem) in (0..self.busy).zip(subsystems) {
             let host = self.idle + host;
-            busy.push(Association::new(&mut machine, self.digests, host)?);
+            let one = Association::new(&mut machine, self.digests, subsystem, host)?;
+            busy.push(one);
         }
         let burst = self.burst(&busy.first().context("a connection")?.queue)?;
         for _ in 0..rounds {
@@ -185,7 +203,7 @@ impl Scenario {
         }
         Ok(Counted {
             commands: u64::from(self.commands()) * u64::from(rounds),
-            turns: machine.turns(),
+            counts: machine.counts(),
         })
     }
 
@@ -205,11 +223,12 @@ impl Scenario {
                 machine.count();
             }
             let host = self.idle + round;
-            connected.push(Association::admin(&mut machine, Digests::NONE, host)?);
+            let names = Names::of(NQNS[0], host);
+            connected.push(Association::admin(&mut machine, Digests::NONE, &names)?);
         }
         Ok(Counted {
             commands: u64::from(rounds),
-            turns: machine.turns(),
+            counts: machine.counts(),
         })
     }
 
@@ -220,7 +239,7 @@ impl Scenario {
         machine.add_namespaces(warm..warm + rounds)?;
         Ok(Counted {
             commands: u64::from(rounds),
-            turns: 0,
+            counts: machine.counts(),
         })
     }
 
@@ -273,18 +292,22 @@ pub(crate) struct Association {
 }
 
 impl Association {
-    fn new(machine: &mut Machine, digests: Digests, host: u32) -> Result<Self> {
-        let (admin, cntlid) = Self::admin(machine, digests, host)?;
+    fn new(machine: &mut Machine, digests: Digests, subsystem: &str, host: u32) -> Result<Self> {
+        let names = Names::of(subsystem, host);
+        let (admin, cntlid) = Self::admin(machine, digests, &names)?;
         let mut queue = Queue::new(machine.dial()?, digests, machine)?;
-        queue.connect(1, cntlid, &Names::of(NQN, host), machine)?;
+        queue.connect(1, cntlid, &names, machine)?;
         Ok(Self { admin, queue })
     }
 
     /// An enabled controller.
-    fn admin(machine: &mut Machine, digests: Digests, host: u32) -> Result<(Queue, ControllerId)> {
+    fn admin(
+        machine: &mut Machine,
+        digests: Digests,
+        names: &Names<'_>,
+    ) -> Result<(Queue, ControllerId)> {
         let mut admin = Queue::new(machine.dial()?, digests, machine)?;
-        let names = Names::of(NQN, host);
-        let cntlid = admin.connect(0, ControllerId::DYNAMIC, &names, machine)?;
+        let cntlid = admin.connect(0, ControllerId::DYNAMIC, names, machine)?;
         admin.enable(machine)?;
         Ok((admin, cntlid))
     }

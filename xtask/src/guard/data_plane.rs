@@ -2,6 +2,7 @@
 //! is the difference between so many bursts and twice as many: start, connecting, asking and stop
 //! do not count.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -14,11 +15,11 @@ use serde::Deserialize;
 
 use crate::process;
 
-use super::EPOLL;
 use super::callgrind;
 use super::figures::{Group, Parts, are_kept};
-use super::script::Programs;
+use super::script::{self, Programs};
 use super::spread;
+use super::{EPOLL, URING};
 
 /// Where namespace 1 is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,8 +78,11 @@ const NQN: &str = "nqn.2026-11.io.bowline:guard:process";
 const ATTEMPTS: u32 = 5;
 /// The metrics answer within five seconds or not at all.
 const METRICS_LIMIT: Duration = Duration::from_secs(10);
-/// Whose system calls and whose allocations are counted.
+/// The reactor's system calls by its own counters, and as the kernel counts them, whoever makes
+/// them there.
 const REACTOR: &str = "reactor";
+const KERNEL: &str = "kernel";
+/// Whose allocations are counted.
 const PROCESS: &str = "process";
 /// Reactors' counters of system calls on the data path.
 const SYSCALLS: &[&str] = &[
@@ -90,27 +94,108 @@ const SYSCALLS: &[&str] = &[
     "bowline_reactor_accept_calls_total",
 ];
 
-/// What the design allows with `io_uring` over memory, whatever is on file: system calls per I/O.
-const LIMITS: &[(&str, f64)] = &[
-    ("read_4k_qd1", 2.1),
-    ("read_4k_qd32", 0.15),
-    ("write_4k_qd1", 2.1),
-    ("write_4k_qd32", 0.15),
+/// What the design allows, whatever is on file: system calls per I/O of the reactor.
+struct Limits {
+    engine: &'static str,
+    medium: Medium,
+    scenarios: &'static [(&'static str, f64)],
+}
+
+const LIMITS: &[Limits] = &[
+    Limits {
+        engine: URING,
+        medium: Medium::Memory,
+        scenarios: &[
+            ("read_4k_qd1", 2.1),
+            ("read_4k_qd32", 0.15),
+            ("write_4k_qd1", 2.1),
+            ("write_4k_qd32", 0.15),
+        ],
+    },
+    // The scheduler's choice, but no command costs more than one alone does.
+    Limits {
+        engine: EPOLL,
+        medium: Medium::File,
+        scenarios: &[("read_4k_qd32", 4.0), ("write_4k_qd32", 4.0)],
+    },
 ];
 
-/// What goes beyond the design's limits in this group.
-pub(super) fn beyond_limits(group: &Group) -> Vec<String> {
-    let figure = |name: &str| group.get(name)?.get(REACTOR).copied();
-    let beyond = |&(name, limit): &(&str, f64)| match figure(name) {
-        Some(found) if found <= limit => None,
-        Some(found) => Some(format!("{name}: {found:.3} per I/O; at most {limit}")),
-        None => Some(format!("{name} was not counted")),
+/// What goes beyond the design's limits in the groups that were counted, `group` gives them.
+pub(super) fn beyond_limits<'a>(group: impl Fn(&str, Medium) -> Option<&'a Group>) -> Vec<String> {
+    let mut beyond = Vec::new();
+    for limits in LIMITS {
+        let Some(group) = group(limits.engine, limits.medium) else {
+            continue;
+        };
+        for (name, limit) in limits.scenarios {
+            let of = format!("{} over {}: {name}", limits.engine, limits.medium.name());
+            match group.get(*name).and_then(|parts| parts.get(REACTOR)) {
+                Some(found) if found <= limit => {}
+                Some(found) => beyond.push(format!("{of}: {found:.3} per I/O, at most {limit}")),
+                None => beyond.push(format!("{of} was not counted")),
+            }
+        }
+    }
+    beyond
+}
+
+/// Whether other threads do what the drive is asked for.
+fn has_thread_pool(engine: &str, medium: Medium) -> bool {
+    engine == EPOLL && medium == Medium::File
+}
+
+/// Takes out of a group what depends on the scheduler: only limits hold it.
+pub(super) fn take_unsteady(engine: &str, medium: Medium, group: &mut Group) -> Group {
+    let is_unsteady = |name: &str| {
+        let mut bursts = BURSTS.iter().filter(|bursts| bursts.scenario == name);
+        // The thread pool hands back drive requests as they end: how many at a time is its choice.
+        has_thread_pool(engine, medium) && bursts.any(|bursts| bursts.commands > 1)
     };
-    LIMITS.iter().filter_map(beyond).collect()
+    let (unsteady, steady) = std::mem::take(group)
+        .into_iter()
+        .partition(|(name, _)| is_unsteady(name));
+    *group = steady;
+    unsteady
+}
+
+/// Where the kernel's count was not to be had this time, the one on file stays.
+pub(super) fn keep_kernels_count(
+    filed: &BTreeMap<String, Group>,
+    found: &mut BTreeMap<String, Group>,
+) {
+    for (kind, group) in found {
+        for (scenario, parts) in group {
+            let before = filed.get(kind).and_then(|group| group.get(scenario));
+            if let Some(&count) = before.and_then(|parts| parts.get(KERNEL)) {
+                parts.entry(KERNEL.to_owned()).or_insert(count);
+            }
+        }
+    }
+}
+
+/// System calls of a reactor: by its own counters, and by the kernel's where that lets us.
+#[derive(Clone, Copy)]
+struct Calls {
+    reactor: u64,
+    kernel: Option<u64>,
+}
+
+impl Calls {
+    const MOST: Self = Self {
+        reactor: u64::MAX,
+        kernel: Some(u64::MAX),
+    };
+
+    fn min(self, other: Self) -> Self {
+        Self {
+            reactor: self.reactor.min(other.reactor),
+            kernel: self.kernel.zip(other.kernel).map(|(a, b)| a.min(b)),
+        }
+    }
 }
 
 impl Programs {
-    /// System calls of the reactor per I/O, by its own counters; `filed` is what they were.
+    /// System calls of the reactor per I/O; `filed` is what they were.
     ///
     /// Target and host share a core: a burst is sent as a whole before anybody looks at it.
     pub(super) fn syscalls(
@@ -128,23 +213,35 @@ impl Programs {
         };
         let mut plane = Plane::start(pinned(&self.bowline), engine, medium, scratch.path())?;
         let run = |plane: &Plane, scenario, rounds| {
+            let mut guard = pinned(&self.guard);
+            if self.watches {
+                guard.args(["drive", "--watch", &plane.child.id().to_string()]);
+            } else {
+                guard.arg("drive");
+            }
             let before = plane.syscalls()?;
-            plane.drive(pinned(&self.guard), scenario, rounds)?;
-            Ok::<_, anyhow::Error>(plane.syscalls()?.saturating_sub(before))
+            let said = plane.drive(guard, scenario, rounds)?;
+            let reactor = plane.syscalls()?.saturating_sub(before);
+            let kernel = self.watches.then(|| script::told(&said, "system_calls"));
+            let kernel = kernel.transpose()?.map(u64::from);
+            Ok::<_, anyhow::Error>(Calls { reactor, kernel })
         };
         let mut found = Group::new();
         for bursts in BURSTS {
-            // The thread pool hands back drive requests as they end: how many at a time is the
-            // scheduler's choice.
-            if engine == EPOLL && medium == Medium::File && bursts.commands > 1 {
-                continue;
-            }
             let before = filed.and_then(|filed| filed.get(bursts.scenario));
-            let (mut once, mut twice) = (u64::MAX, u64::MAX);
-            let parts = least(REACTOR, before, || {
+            let (mut once, mut twice) = (Calls::MOST, Calls::MOST);
+            let parts = least(before, || {
                 once = once.min(run(&plane, bursts.scenario, bursts.rounds)?);
                 twice = twice.min(run(&plane, bursts.scenario, 2 * bursts.rounds)?);
-                bursts.per_io(once, twice)
+                let reactor = bursts.per_io(once.reactor, twice.reactor)?;
+                let mut parts = Parts::from([(REACTOR.to_owned(), reactor)]);
+                // How often the thread pool has to be woken is the scheduler's choice.
+                if let (Some(once), Some(twice)) = (once.kernel, twice.kernel)
+                    && !has_thread_pool(engine, medium)
+                {
+                    parts.insert(KERNEL.to_owned(), bursts.per_io(once, twice)?);
+                }
+                Ok(parts)
             });
             let parts = parts.with_context(|| bursts.scenario.to_owned())?;
             found.insert(bursts.scenario.to_owned(), parts);
@@ -160,10 +257,11 @@ impl Programs {
         let count = |bursts: &Bursts| {
             let before = filed.and_then(|filed| filed.get(bursts.scenario));
             let (mut once, mut twice) = (u64::MAX, u64::MAX);
-            least(PROCESS, before, || {
+            least(before, || {
                 once = once.min(self.allocate(medium, bursts.scenario, bursts.rounds)?);
                 twice = twice.min(self.allocate(medium, bursts.scenario, 2 * bursts.rounds)?);
-                bursts.per_io(once, twice)
+                let allocations = bursts.per_io(once, twice)?;
+                Ok(Parts::from([(PROCESS.to_owned(), allocations)]))
             })
         };
         spread(BURSTS, |bursts| bursts.scenario, count)
@@ -179,7 +277,9 @@ impl Programs {
             .arg(format!("--callgrind-out-file={}", counts.display()))
             .arg(&self.bowline);
         let mut plane = Plane::start(command, EPOLL, medium, scratch.path())?;
-        plane.drive(Command::new(&self.guard), scenario, rounds)?;
+        let mut guard = Command::new(&self.guard);
+        guard.arg("drive");
+        plane.drive(guard, scenario, rounds)?;
         plane.stop()?;
         let text = fs::read_to_string(&counts).context("callgrind left no counts")?;
         match callgrind::allocations(&text) {
@@ -190,14 +290,10 @@ impl Programs {
 }
 
 /// Takes what `attempt` gives until it is as good as the figure on file, but not for ever.
-fn least(
-    part: &str,
-    filed: Option<&Parts>,
-    mut attempt: impl FnMut() -> Result<f64>,
-) -> Result<Parts> {
+fn least(filed: Option<&Parts>, mut attempt: impl FnMut() -> Result<Parts>) -> Result<Parts> {
     let mut parts = Parts::new();
     for _ in 0..ATTEMPTS {
-        parts = Parts::from([(part.to_owned(), attempt()?)]);
+        parts = attempt()?;
         if filed.is_some_and(|filed| are_kept(filed, &parts)) {
             break;
         }
@@ -273,11 +369,11 @@ impl Plane {
         Ok(plane)
     }
 
-    /// Has `guard` send so many bursts.
-    fn drive(&self, mut guard: Command, scenario: &str, rounds: u32) -> Result<()> {
+    /// Has `guard`, which is told to drive, send so many bursts; gives what it says.
+    fn drive(&self, mut guard: Command, scenario: &str, rounds: u32) -> Result<String> {
         let address = self.ready.listen.first().context("no listener")?;
-        guard.args(["drive", scenario, address, NQN, &rounds.to_string()]);
-        process::capture(&mut guard).map(drop)
+        guard.args([scenario, address, NQN, &rounds.to_string()]);
+        process::capture(&mut guard)
     }
 
     /// System calls on the data path so far.
@@ -347,37 +443,65 @@ mod tests {
         assert_eq!(bursts.per_io(29, 189).unwrap().to_bits(), 0.1_f64.to_bits());
     }
 
+    fn parts(figure: f64) -> Parts {
+        Parts::from([(REACTOR.to_owned(), figure)])
+    }
+
     #[test]
     fn limits_hold_whatever_is_on_file() {
-        let parts = |figure: f64| Parts::from([(REACTOR.to_owned(), figure)]);
-        let named = LIMITS
-            .iter()
-            .map(|&(name, limit)| (name.to_owned(), parts(limit)));
-        let mut group: Group = named.collect();
-        assert_eq!(beyond_limits(&group), [""; 0]);
+        let named = LIMITS[0].scenarios.iter();
+        let mut group: Group = named
+            .map(|&(name, limit)| (name.to_owned(), parts(limit)))
+            .collect();
+        let beyond = |group: &Group| {
+            beyond_limits(|engine, medium| {
+                (engine == URING && medium == Medium::Memory).then_some(group)
+            })
+        };
+        assert_eq!(beyond(&group), [""; 0]);
         group.insert("read_4k_qd32".to_owned(), parts(0.2));
         group.remove("write_4k_qd1");
         assert_eq!(
-            beyond_limits(&group),
+            beyond(&group),
             [
-                "read_4k_qd32: 0.200 per I/O; at most 0.15",
-                "write_4k_qd1 was not counted"
+                "uring over memory: read_4k_qd32: 0.200 per I/O, at most 0.15",
+                "uring over memory: write_4k_qd1 was not counted"
             ]
         );
     }
 
     #[test]
+    fn what_a_thread_pool_hands_back_is_held_by_limits_only() {
+        let named = BURSTS.iter();
+        let all: Group = named
+            .map(|bursts| (bursts.scenario.to_owned(), parts(1.0)))
+            .collect();
+        let names = |engine, medium| {
+            let mut group = all.clone();
+            let unsteady = take_unsteady(engine, medium, &mut group);
+            assert_eq!(group.len() + unsteady.len(), all.len());
+            unsteady.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(EPOLL, Medium::File),
+            ["read_4k_qd32", "write_4k_qd32"]
+        );
+        assert_eq!(names(URING, Medium::File), [""; 0]);
+        assert_eq!(names(EPOLL, Medium::Memory), [""; 0]);
+    }
+
+    #[test]
     fn attempts_end_with_one_that_is_as_good_as_the_file() {
-        let filed = Parts::from([(REACTOR.to_owned(), 2.0)]);
+        let filed = parts(2.0);
         let mut left = vec![2.0, 3.0, 4.0];
-        let parts = least(REACTOR, Some(&filed), || Ok(left.pop().unwrap())).unwrap();
-        assert_eq!(parts, filed);
+        let found = least(Some(&filed), || Ok(parts(left.pop().unwrap()))).unwrap();
+        assert_eq!(found, filed);
         let mut tries = 0;
         let mut fail = || {
             tries += 1;
-            Ok(3.0)
+            Ok(parts(3.0))
         };
-        least(REACTOR, Some(&filed), &mut fail).unwrap();
+        least(Some(&filed), &mut fail).unwrap();
         assert_eq!(tries, ATTEMPTS);
     }
 }

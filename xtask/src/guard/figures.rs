@@ -80,8 +80,22 @@ impl Figures {
     }
 }
 
+/// The most that a figure may be now.
+fn limit(then: f64) -> f64 {
+    then * (1.0 + TOLERANCE) + NOTHING
+}
+
 fn has_risen(then: f64, now: f64) -> bool {
-    now > then * (1.0 + TOLERANCE) + NOTHING
+    now > limit(then)
+}
+
+/// A figure before and after, and the change as people say it.
+fn change(then: f64, now: f64) -> String {
+    let change = format!("{then:.3} -> {now:.3}");
+    if then < NOTHING {
+        return change;
+    }
+    format!("{change} ({:+.1} %)", (now / then - 1.0) * 100.0)
 }
 
 /// Whether nothing has risen.
@@ -113,8 +127,9 @@ impl Changes {
                     changes.worse.push(format!("{scenario} has no {part}"));
                     continue;
                 };
-                let line = format!("{scenario}: {part} {then:.3} -> {now:.3}");
+                let line = format!("{scenario}: {part} {}", change(then, now));
                 if has_risen(then, now) {
+                    let line = format!("{line}, at most {:.3}", limit(then));
                     changes.worse.push(line);
                 } else if now < then * (1.0 - TOLERANCE) - NOTHING {
                     changes.better.push(line);
@@ -145,8 +160,34 @@ mod tests {
         let filed = group(&[("a", 100.0), ("b", 100.0), ("c", 100.0), ("d", 100.0)]);
         let found = group(&[("a", 106.0), ("b", 104.0), ("c", 96.0), ("d", 94.0)]);
         let changes = Changes::between(&filed, &found);
-        assert_eq!(changes.worse, ["a: target 100.000 -> 106.000"]);
-        assert_eq!(changes.better, ["d: target 100.000 -> 94.000"]);
+        assert_eq!(
+            changes.worse,
+            ["a: target 100.000 -> 106.000 (+6.0 %), at most 105.020"]
+        );
+        assert_eq!(changes.better, ["d: target 100.000 -> 94.000 (-6.0 %)"]);
+    }
+
+    #[test]
+    fn five_per_cent_are_let_pass_and_the_next_instruction_is_not() {
+        // 2048 commands of 2500 instructions each.
+        let filed = group(&[("a", 2500.0)]);
+        let found = |sum: u32| group(&[("a", f64::from(sum) / 2048.0)]);
+        let (allowed, all) = (5_376_000, 5_376_041);
+        for sum in [allowed, all - 1] {
+            let changes = Changes::between(&filed, &found(sum));
+            assert_eq!(changes, Changes::default(), "{sum}");
+        }
+        let changes = Changes::between(&filed, &found(all));
+        assert_eq!(changes.worse.len(), 1, "{changes:?}");
+    }
+
+    #[test]
+    fn one_call_more_per_command_is_told_whatever_it_was_before() {
+        for before in [0.0, 0.094, 2.005, 4.0] {
+            let filed = group(&[("a", before)]);
+            let changes = Changes::between(&filed, &group(&[("a", before + 1.0)]));
+            assert_eq!(changes.worse.len(), 1, "{before}: {changes:?}");
+        }
     }
 
     #[test]
@@ -154,7 +195,7 @@ mod tests {
         let filed = group(&[("a", 0.0), ("b", 0.0)]);
         let found = group(&[("a", 0.01), ("b", 0.03)]);
         let changes = Changes::between(&filed, &found);
-        assert_eq!(changes.worse, ["b: target 0.000 -> 0.030"]);
+        assert_eq!(changes.worse, ["b: target 0.000 -> 0.030, at most 0.020"]);
         assert!(changes.better.is_empty());
     }
 

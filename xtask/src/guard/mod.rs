@@ -6,8 +6,10 @@ mod data_plane;
 mod figures;
 mod growth;
 mod script;
+mod tools;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
@@ -16,16 +18,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::process;
 use crate::tally::{Tally, seconds};
 use crate::workspace::Workspace;
-use crate::{debian, process};
 
 use data_plane::Medium;
 use figures::{Changes, Figures, Group, MadeWith, Parts};
 use script::Programs;
+use tools::Tools;
 
 /// Where figures are kept, relative to the root.
 const FILE: &str = "perf/results/guard.toml";
+/// What is made of them for people.
+const GROWTH: &str = "perf/results/GROWTH.md";
 /// The profile that is counted, which is the one that everything is tested with.
 const PROFILE: &str = "release";
 
@@ -35,17 +40,25 @@ const EPOLL: &str = "epoll";
 const URING: &str = "uring";
 
 pub(crate) fn run(workspace: &Workspace, tally: &mut Tally, renew: bool) {
-    if let Err(why) = valgrind() {
-        return tally.unavailable("perf guard", &format!("{why:#}"));
+    if !cfg!(all(target_arch = "x86_64", target_env = "gnu")) {
+        return tally.unavailable("perf guard", &"figures are of x86-64 with glibc");
     }
+    let tools = Tools::find(tally);
     let mut built = None;
     tally.check("perf guard: build", || {
         built = Some(Programs::build(workspace)?);
         Ok(())
     });
-    let Some(programs) = built else {
+    let Some(mut programs) = built else {
         return;
     };
+    match programs.try_watch() {
+        Ok(()) => programs.watches = true,
+        Err(why) => {
+            let name = "perf guard: system calls as the kernel counts them";
+            tally.skipped(name, &format!("{why:#}"));
+        }
+    }
     let path = workspace.root().join(FILE);
     // To be written anew, or not there yet: nothing is held against it.
     let filed = if renew {
@@ -56,72 +69,120 @@ pub(crate) fn run(workspace: &Workspace, tally: &mut Tally, renew: bool) {
             Err(error) => return tally.failed("perf guard: figures", &format!("{error:#}")),
         }
     };
-    let found = count(&programs, filed.as_ref(), tally);
-    if let Some(group) = found.get(&instructions_with(EPOLL)) {
+    let found = Counting {
+        programs: &programs,
+        tools,
+        filed: filed.as_ref(),
+    }
+    .count(tally);
+    let group = |kind: String| found.groups.get(&kind);
+    let epoll = group(instructions_with(EPOLL)).zip(group(calls_with(EPOLL)));
+    if let Some((instructions, calls)) = epoll {
         tally.check("perf guard: growth", || {
-            let broken = growth::broken(group);
-            if broken.is_empty() {
-                return Ok(());
-            }
-            bail!("\n  {}", broken.join("\n  "))
+            none(&growth::broken(instructions, calls))
         });
     }
-    if let Some(group) = found.get(&syscalls_with(URING, Medium::Memory)) {
-        tally.check("perf guard: system calls", || {
-            let beyond = data_plane::beyond_limits(group);
-            if beyond.is_empty() {
-                return Ok(());
-            }
-            bail!("\n  {}", beyond.join("\n  "))
-        });
-    }
+    tally.check("perf guard: system calls", || {
+        none(&data_plane::beyond_limits(|engine, medium| {
+            found.syscalls.get(&syscalls_with(engine, medium))
+        }))
+    });
+    let table = workspace.root().join(GROWTH);
     if renew {
-        tally.check("perf guard: renew", || write(&path, found));
+        tally.check("perf guard: renew", || write(&path, &table, found.groups));
     } else {
-        compare(filed.as_ref(), &found, tally);
+        compare(filed.as_ref(), &found.groups, tally);
+        if let Some(filed) = &filed {
+            tally.check("perf guard: table of growth", || check_table(&table, filed));
+        }
     }
 }
 
-/// Everything that can be counted here, by group.
-fn count(
-    programs: &Programs,
-    filed: Option<&Figures>,
-    tally: &mut Tally,
-) -> BTreeMap<String, Group> {
-    let mut found = BTreeMap::new();
-    for engine in [EPOLL, URING] {
-        if let Err(why) = programs.try_engine(engine) {
-            let name = format!("perf guard: {engine}");
-            if engine == URING {
-                tally.unavailable(&name, &format!("{why:#}"));
-            } else {
-                tally.failed(&name, &format!("{why:#}"));
+fn none(broken: &[String]) -> Result<()> {
+    if broken.is_empty() {
+        return Ok(());
+    }
+    bail!("\n  {}", broken.join("\n  "))
+}
+
+/// What was counted.
+#[derive(Default)]
+struct Found {
+    /// What the file holds, by kind.
+    groups: BTreeMap<String, Group>,
+    /// All system calls of the real process, also those that only limits hold.
+    syscalls: BTreeMap<String, Group>,
+}
+
+/// What is counted, and with what.
+struct Counting<'a> {
+    programs: &'a Programs,
+    tools: Tools,
+    filed: Option<&'a Figures>,
+}
+
+impl Counting<'_> {
+    /// Everything that can be counted here.
+    fn count(&self, tally: &mut Tally) -> Found {
+        let mut found = Found::default();
+        for engine in [EPOLL, URING] {
+            match self.programs.try_engine(engine) {
+                Ok(()) => self.count_engine(engine, &mut found, tally),
+                Err(why) => {
+                    let name = format!("perf guard: {engine}");
+                    if engine == URING {
+                        tally.unavailable(&name, &format!("{why:#}"));
+                    } else {
+                        tally.failed(&name, &format!("{why:#}"));
+                    }
+                }
             }
-            continue;
         }
+        found
+    }
+
+    fn count_engine(&self, engine: &str, found: &mut Found, tally: &mut Tally) {
+        let programs = self.programs;
+        let filed = |kind: &str| self.filed.and_then(|filed| filed.figures.get(kind));
         let mut take = |kind: String, count: &dyn Fn() -> Result<Group>| {
             let started = Instant::now();
             match count() {
                 Ok(group) => {
                     println!("{kind}: counted in {}", seconds(started.elapsed()));
-                    found.insert(kind, group);
+                    Some((kind, group))
                 }
-                Err(why) => tally.failed(&format!("perf guard: {kind}"), &format!("{why:#}")),
+                Err(why) => {
+                    tally.failed(&format!("perf guard: {kind}"), &format!("{why:#}"));
+                    None
+                }
             }
         };
-        take(instructions_with(engine), &|| programs.instructions(engine));
+        let calls = take(calls_with(engine), &|| programs.calls(engine));
+        found.groups.extend(calls);
+        if self.tools.valgrind {
+            let kind = instructions_with(engine);
+            let instructions = take(kind, &|| programs.instructions(engine));
+            found.groups.extend(instructions);
+        }
         for medium in Medium::ALL {
             let kind = syscalls_with(engine, medium);
-            let known = filed.and_then(|filed| filed.figures.get(&kind));
-            take(kind, &|| programs.syscalls(engine, medium, known));
-            if engine == EPOLL {
+            if self.tools.taskset
+                && let Some((kind, mut group)) = take(kind.clone(), &|| {
+                    programs.syscalls(engine, medium, filed(&kind))
+                })
+            {
+                found.syscalls.insert(kind.clone(), group.clone());
+                data_plane::take_unsteady(engine, medium, &mut group);
+                found.groups.insert(kind, group);
+            }
+            if self.tools.valgrind && engine == EPOLL {
                 let kind = format!("allocations_{engine}_{}", medium.name());
-                let known = filed.and_then(|filed| filed.figures.get(&kind));
-                take(kind, &|| programs.allocations(medium, known));
+                let count = || programs.allocations(medium, filed(&kind));
+                let allocations = take(kind.clone(), &count);
+                found.groups.extend(allocations);
             }
         }
     }
-    found
 }
 
 /// The name of a group of figures.
@@ -130,23 +191,13 @@ fn instructions_with(engine: &str) -> String {
 }
 
 /// The name of a group of figures.
-fn syscalls_with(engine: &str, medium: Medium) -> String {
-    format!("syscalls_{engine}_{}", medium.name())
+fn calls_with(engine: &str) -> String {
+    format!("calls_{engine}")
 }
 
-/// Callgrind, installed if need be.
-fn valgrind() -> Result<()> {
-    if !cfg!(all(target_arch = "x86_64", target_env = "gnu")) {
-        bail!("figures are of x86-64 with glibc");
-    }
-    if process::find_program("valgrind").is_some() {
-        return Ok(());
-    }
-    match debian::unusable() {
-        Some(why) => bail!("valgrind is not here, and {why}"),
-        // Valgrind needs the symbols of the C library's loader.
-        None => debian::install(&["valgrind", "libc6-dbg"]),
-    }
+/// The name of a group of figures.
+fn syscalls_with(engine: &str, medium: Medium) -> String {
+    format!("syscalls_{engine}_{}", medium.name())
 }
 
 /// Does `work` for every item, as many at a time as there are cores, and collects what it gives.
@@ -193,7 +244,7 @@ fn made_with() -> Result<MadeWith> {
 }
 
 /// Replaces what was counted; what this machine cannot count stays.
-fn write(path: &Path, found: BTreeMap<String, Group>) -> Result<()> {
+fn write(path: &Path, table: &Path, mut found: BTreeMap<String, Group>) -> Result<()> {
     let made_with = made_with()?;
     let mut figures = match Figures::read(path) {
         Ok(figures) if figures.made_with == made_with => figures,
@@ -202,8 +253,23 @@ fn write(path: &Path, found: BTreeMap<String, Group>) -> Result<()> {
             figures: BTreeMap::new(),
         },
     };
+    data_plane::keep_kernels_count(&figures.figures, &mut found);
     figures.figures.extend(found);
-    figures.write(path)
+    figures.write(path)?;
+    // What holds the tables is asked for again when the file is.
+    let Some(text) = growth::table(&figures) else {
+        return Ok(());
+    };
+    fs::write(table, text).with_context(|| format!("cannot write {}", table.display()))
+}
+
+fn check_table(path: &Path, filed: &Figures) -> Result<()> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the tables in {}", path.display()))?;
+    if growth::table(filed) != Some(text) {
+        bail!("{GROWTH} is not made of the figures in {FILE}: cargo xtask perf guard --renew");
+    }
+    Ok(())
 }
 
 /// The figures on file, if they are of what is counted here.
@@ -232,7 +298,8 @@ fn compare(filed: Option<&Figures>, found: &BTreeMap<String, Group>, tally: &mut
                 return Ok(());
             }
             bail!(
-                "\n  {}\n  what has to cost more is renewed: cargo xtask perf guard --renew",
+                "\n  {}\n  where: perf/guard/README.md says how to look at a scenario; what has to \
+                 cost more is renewed in the same commit: cargo xtask perf guard --renew",
                 changes.worse.join("\n  ")
             )
         });

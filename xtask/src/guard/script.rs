@@ -21,6 +21,11 @@ const COUNTED: &str = "*counted_*";
 const PINNED_ROUTINES: &str = "glibc.cpu.hwcaps=-AVX2,-AVX,-AVX_Fast_Unaligned_Load,-ERMS,-FSRM:\
     glibc.cpu.x86_non_temporal_threshold=1073741824";
 
+/// What a run tells beside the number of its commands, and is held per command.
+pub(super) const SYSTEM_CALLS: &str = "system_calls";
+pub(super) const ALLOCATIONS: &str = "allocations";
+const CALLS: &[&str] = &[SYSTEM_CALLS, ALLOCATIONS];
+
 struct Scenario {
     name: String,
     /// There to be compared with a smaller one.
@@ -31,7 +36,16 @@ struct Scenario {
 pub(super) struct Programs {
     pub(super) bowline: PathBuf,
     pub(super) guard: PathBuf,
+    /// Whether the kernel's own count of system calls is to be had.
+    pub(super) watches: bool,
     scenarios: Vec<Scenario>,
+}
+
+/// The number in the line that begins with this word.
+pub(super) fn told(said: &str, word: &str) -> Result<u32> {
+    let line = |line: &str| line.strip_prefix(word)?.trim().parse().ok();
+    let number = said.lines().find_map(line);
+    number.with_context(|| format!("the program did not tell its {word}: {said}"))
 }
 
 impl Programs {
@@ -61,8 +75,14 @@ impl Programs {
         Ok(Self {
             bowline: folder.join("bowline"),
             guard,
+            watches: false,
             scenarios,
         })
+    }
+
+    /// Whether this machine lets the system calls of another process be counted.
+    pub(super) fn try_watch(&self) -> Result<()> {
+        process::capture(Command::new(&self.guard).arg("probe")).map(drop)
     }
 
     /// Whether this machine lets a reactor use the engine.
@@ -75,13 +95,32 @@ impl Programs {
     /// Instructions per command of all scenarios, of those that show growth with one engine only.
     pub(super) fn instructions(&self, engine: &str) -> Result<Group> {
         let scratch = tempfile::tempdir().context("no folder for temporary files")?;
-        let wanted = |it: &&Scenario| engine == EPOLL || !it.is_growth;
-        let wanted: Vec<&Scenario> = self.scenarios.iter().filter(wanted).collect();
-        let count = |it: &&Scenario| self.count(&it.name, engine, scratch.path());
-        spread(&wanted, |it| &it.name, count)
+        let count = |it: &&Scenario| self.count_instructions(&it.name, engine, scratch.path());
+        spread(&self.wanted(engine), |it| &it.name, count)
     }
 
-    fn count(&self, name: &str, engine: &str, scratch: &Path) -> Result<Parts> {
+    /// System calls and allocations per command of the same scenarios.
+    pub(super) fn calls(&self, engine: &str) -> Result<Group> {
+        let count = |it: &&Scenario| {
+            let mut command = Command::new(&self.guard);
+            command.args(["run", &it.name, "--engine", engine]);
+            let said = process::capture(&mut command)?;
+            let commands = told(&said, "commands")?;
+            let per_command = CALLS.iter().map(|&part| {
+                let sum = told(&said, part)?;
+                Ok((part.to_owned(), f64::from(sum) / f64::from(commands)))
+            });
+            per_command.collect::<Result<Parts>>()
+        };
+        spread(&self.wanted(engine), |it| &it.name, count)
+    }
+
+    fn wanted(&self, engine: &str) -> Vec<&Scenario> {
+        let wanted = |it: &&Scenario| engine == EPOLL || !it.is_growth;
+        self.scenarios.iter().filter(wanted).collect()
+    }
+
+    fn count_instructions(&self, name: &str, engine: &str, scratch: &Path) -> Result<Parts> {
         let file = scratch.join(name);
         let mut command = Command::new("valgrind");
         command
@@ -92,10 +131,7 @@ impl Programs {
             .arg(&self.guard)
             .args(["run", name, "--engine", engine]);
         let said = process::capture(&mut command)?;
-        let commands: f64 = said
-            .strip_prefix("commands ")
-            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-            .with_context(|| format!("{name} did not say how many commands it ran: {said}"))?;
+        let commands = f64::from(told(&said, "commands")?);
         let text = fs::read_to_string(&file)
             .with_context(|| format!("callgrind left no {}", file.display()))?;
         let sums = Instructions::read(&text);

@@ -255,6 +255,7 @@ fn small(digests: Digests) -> Setting {
         withheld: false,
         depth: 4,
         failures: None,
+        at_once: false,
     }
 }
 

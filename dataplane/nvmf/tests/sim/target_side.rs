@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bowline_nvme::{Nanos, Status};
 use bowline_nvmf::frame::crc32c;
 use bowline_nvmf::target::{
-    ConnId, IoCommand, IoOp, Output, Path, ReservationState, Rx, SlotId, StoreRequest, Target,
-    TxPdu,
+    Answer, ConnId, IoCommand, IoOp, Output, Path, ReservationState, Rx, SlotId, StoreRequest,
+    Target, TxPdu,
 };
 
 /// PDU type of C2HTermReq, the last word on a connection.
@@ -122,15 +122,25 @@ impl TargetSide {
         self.pump(now);
     }
 
-    /// Hands bytes in for as long as the stream wants them, and says how many it took.
-    pub(crate) fn receive(&mut self, now: Nanos, id: ConnId, bytes: &[u8]) -> usize {
+    /// Hands bytes in for as long as the stream wants them, and says how many it took. `device` runs
+    /// a Read or a Write at once, or does not.
+    pub(crate) fn receive(
+        &mut self,
+        now: Nanos,
+        id: ConnId,
+        bytes: &[u8],
+        device: &mut dyn FnMut(IoCommand, &mut [u8]) -> bool,
+    ) -> usize {
         let mut taken = 0;
         while taken < bytes.len() && self.is_open(id) {
             let rest = &bytes[taken..];
             let rx = self.target.rx(id);
             let used = match rx {
                 Rx::Hold | Rx::Closed => break,
-                Rx::Bytes => self.target.handle_bytes(now, id, rest),
+                Rx::Bytes => match self.run_at_once(now, id, rest, device) {
+                    0 => self.target.handle_bytes(now, id, rest),
+                    used => used,
+                },
                 Rx::Discard { len } => {
                     let count = u32::try_from(rest.len()).unwrap_or(u32::MAX).min(len);
                     self.target.handle_payload(now, id, count, None);
@@ -146,6 +156,49 @@ impl TargetSide {
             taken += used;
         }
         taken
+    }
+
+    /// Runs the command with which `bytes` begin, if it can be run as it comes, and says how many
+    /// bytes it was.
+    fn run_at_once(
+        &mut self,
+        now: Nanos,
+        id: ConnId,
+        bytes: &[u8],
+        device: &mut dyn FnMut(IoCommand, &mut [u8]) -> bool,
+    ) -> usize {
+        let window = self.window;
+        if self.conn(id).is_none_or(|conn| conn.sent.len() >= window) {
+            return 0;
+        }
+        let Some(mut queue) = self.target.at_once(now, id) else {
+            return 0;
+        };
+        let Some(accepted) = queue.accept(bytes) else {
+            return 0;
+        };
+        let command = *accepted.command();
+        let is_read = matches!(command.op, IoOp::Read { .. });
+        let mut data = match accepted.data() {
+            _ if is_read => vec![0xEE; command.bytes as usize],
+            Some(data) => data.to_vec(),
+            None => return 0,
+        };
+        assert_eq!(data.len(), command.bytes as usize, "{command:?}");
+        if !device(command, &mut data) {
+            return 0;
+        }
+        let answer = queue.succeeded(&accepted);
+        if let Some(slot) = accepted.slot() {
+            self.release(id, slot);
+        }
+        let conn = self.conn(id).expect("it is there");
+        assert!(
+            conn.closed.is_none() && !conn.terminated,
+            "a command is run after the last word"
+        );
+        conn.answer(&answer, is_read.then_some(&data[..]));
+        accepted.bytes()
     }
 
     fn land(&mut self, now: Nanos, id: ConnId, rx: Rx, rest: &[u8]) -> usize {
@@ -449,6 +502,19 @@ impl Conn {
     /// fuzzer's instruments.
     pub(crate) fn take_sent(&mut self) -> Vec<u8> {
         Vec::from(std::mem::take(&mut self.sent))
+    }
+
+    fn answer(&mut self, answer: &Answer, read: Option<&[u8]>) {
+        let mut bytes = Vec::new();
+        answer.encode_before_data(&mut bytes);
+        if let Some(data) = read {
+            bytes.extend(data);
+            if answer.data_digest() {
+                bytes.extend(crc32c(data).to_le_bytes());
+            }
+        }
+        answer.encode_end(&mut bytes);
+        self.sent.extend(bytes);
     }
 
     fn send(&mut self, pdu: &TxPdu, payload: Option<(SlotId, u32, u32)>) {

@@ -44,6 +44,8 @@ pub(crate) struct Setting {
     pub(crate) depth: usize,
     /// Devices fail once in so many commands.
     pub(crate) failures: Option<u64>,
+    /// Devices run some Reads and Writes as they come.
+    pub(crate) at_once: bool,
 }
 
 impl Setting {
@@ -63,6 +65,7 @@ impl Setting {
             withheld: random.one_in(2),
             depth: 1 + random.index(12),
             failures: None,
+            at_once: random.one_in(2),
         }
     }
 }
@@ -439,7 +442,8 @@ impl World {
                     moved = true;
                 }
             }
-            moved |= link.deliver_to_target(now, &mut self.side, &mut self.random);
+            let disks = self.setting.at_once.then_some(&mut self.disks);
+            moved |= link.deliver_to_target(now, &mut self.side, &mut self.random, disks);
             moved |= link.deliver_to_host(now, &mut self.hosts, &mut self.random);
             self.side.pump(now);
         }
@@ -605,6 +609,7 @@ impl Link {
         now: Nanos,
         side: &mut TargetSide,
         random: &mut Random,
+        mut at_once: Option<&mut Disks>,
     ) -> bool {
         let Some(id) = self.conn else {
             self.to_target.pieces.clear();
@@ -613,7 +618,11 @@ impl Link {
         let mut moved = false;
         while let Some((_, piece)) = self.to_target.pieces.pop_front_if(|(at, _)| *at <= now) {
             let len = self.let_through(now, piece.len(), random);
-            let taken = side.receive(now, id, &piece[..len]);
+            let taken = side.receive(now, id, &piece[..len], &mut |command, data| {
+                // Now and then it has something else to do first.
+                let disks = at_once.as_mut().filter(|_| !random.one_in(8));
+                disks.is_some_and(|it| it.run(random, command, data, None).is_success())
+            });
             moved |= taken > 0;
             if taken < len {
                 // Held: the rest waits in the network.

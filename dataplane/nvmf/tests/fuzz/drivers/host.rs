@@ -225,7 +225,7 @@ impl Fuzz {
             }
             for (queue, conn) in self.links.clone() {
                 let bytes = self.host.sent(queue);
-                self.side.receive(self.now, conn, &bytes);
+                self.side.receive(self.now, conn, &bytes, &mut |_, _| false);
                 self.side.pump(self.now);
                 moved |= !bytes.is_empty();
                 moved |= self.answers(queue, conn, input);
@@ -252,7 +252,8 @@ impl Fuzz {
                 },
                 Happened::Close(queue, last_words) => {
                     if let Some(&conn) = self.links.get(&queue) {
-                        self.side.receive(self.now, conn, &last_words);
+                        self.side
+                            .receive(self.now, conn, &last_words, &mut |_, _| false);
                     }
                     self.close(queue);
                 }

@@ -58,6 +58,8 @@ struct Fuzz {
     /// The honest host whom nothing may disturb: its admin and its I/O queue.
     bystander: [Peer; 2],
     next_handle: u32,
+    /// Devices run Reads and Writes as they come.
+    at_once: bool,
 }
 
 pub(crate) fn run(bytes: &[u8]) {
@@ -161,6 +163,7 @@ impl Fuzz {
             peers: Vec::new(),
             bystander,
             next_handle: 4,
+            at_once: free & 8 != 0,
         };
         fuzz.connect_bystander();
         fuzz.side.generous = free & 0x80 == 0;
@@ -187,7 +190,8 @@ impl Fuzz {
             27 => self.raw(input),
             28 => self.damaged(input),
             29 => self.flood(input),
-            30 => self.check_bystander(),
+            30 if operation & 1 == 0 => self.check_bystander(),
+            30 => self.at_once = operation & 2 == 0,
             _ => match operation & 7 {
                 0 => self.side.generous = true,
                 1 => self.side.generous = false,
@@ -502,8 +506,11 @@ impl Fuzz {
         let now = self.now;
         loop {
             let mut moved = false;
-            for peer in self.peers.iter_mut().chain(&mut self.bystander) {
-                moved |= carry(&mut self.side, now, peer);
+            for peer in &mut self.peers {
+                moved |= carry(&mut self.side, now, peer, self.at_once);
+            }
+            for peer in &mut self.bystander {
+                moved |= carry(&mut self.side, now, peer, false);
             }
             if !moved {
                 break;
@@ -699,8 +706,8 @@ impl Fuzz {
 }
 
 /// Sends what a peer has, takes what there is for it; whether anything moved.
-fn carry(side: &mut TargetSide, now: Nanos, peer: &mut Peer) -> bool {
-    let taken = side.receive(now, peer.id, &peer.unsent);
+fn carry(side: &mut TargetSide, now: Nanos, peer: &mut Peer, at_once: bool) -> bool {
+    let taken = side.receive(now, peer.id, &peer.unsent, &mut |_, _| at_once);
     peer.was_taken(taken);
     side.pump(now);
     let sent: Vec<u8> = match side.conn(peer.id) {

@@ -65,7 +65,8 @@ pub trait Device {
     /// Writes whole blocks from `lba` on, before it returns. They are then as durable as with FUA.
     ///
     /// # Errors
-    /// As a completion's; [`IoError::Unsupported`] unless the device is immediate.
+    /// As a completion's; [`IoError::Unsupported`] unless the device is immediate. Nothing has
+    /// changed then, and the caller may submit the same request.
     fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
         let _ = (lba, data);
         Err(IoError::Unsupported)

@@ -3,9 +3,9 @@
 //! A command that has arrived whole, and whose device need not be waited for, has ended before
 //! anybody could ask about it. So it needs no slot, no buffer that is bound to one, and no place in
 //! the queue of outputs. A Write that had to ask for its data has a slot already, and leaves it in
-//! the same way when all of that has arrived. Whatever is special about a command or its connection is not done here:
-//! the command stays in the stream and goes through [`Target::handle_bytes`]. Both ways ask the
-//! same functions what they think of it.
+//! the same way when all of that has arrived. Whatever is special about a command or its connection
+//! is not done here: the command stays in the stream and goes through [`Target::handle_bytes`]. Both
+//! ways ask the same functions what they think of it.
 
 use bowline_nvme::opcode::io as opcode;
 use bowline_nvme::pdu::{C2HData, CapsuleResp, Digests, PduType};

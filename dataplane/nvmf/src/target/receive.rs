@@ -24,7 +24,7 @@ const H2C_TTAG: u32 = 10;
 
 impl Target {
     /// Takes received bytes that [`Target::rx`] called `Bytes` and says how many it used. Call
-    /// `rx` again afterwards: the rest may be payload.
+    /// `rx` again afterwards: the rest may be payload, or further PDUs.
     pub fn handle_bytes(&mut self, now: Nanos, id: ConnId, bytes: &[u8]) -> usize {
         let mut used = 0;
         while let Some(connection) = self.connections.get_mut(id) {

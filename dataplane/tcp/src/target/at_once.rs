@@ -3,7 +3,8 @@
 //! A plain Read or Write that has arrived whole is run while its bytes are at hand, and its answer
 //! goes into the gather: no slot, no queue. A Write's data is copied once, from the staging area to
 //! the medium; a Read's stays there until the turn's send. As long as there is room to send, that
-//! is, and nobody waits for a buffer; the usual way knows how to wait.
+//! is, nothing older of the connection waits for such room, and, for a Read, no command waits for a
+//! buffer; the usual way knows how to wait.
 
 use bowline_block::{BufPool, Device};
 use bowline_nvme::Nanos;
@@ -34,6 +35,10 @@ impl<D: Device> TargetService<D> {
         let (Some(mut queue), Some(link)) = (queue, self.links.get_mut(conn)) else {
             return 0;
         };
+        if link.behind {
+            // Room that a send has left is for older commands first, or they would never see it.
+            return 0;
+        }
         let mut at = 0;
         while link.has_room()
             && let Some(accepted) = queue.accept(&input[at..])

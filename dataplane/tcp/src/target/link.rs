@@ -44,6 +44,8 @@ pub(super) struct Link {
     carry: Vec<u8>,
     /// The peer sends small PDUs, so that little is received at a time.
     pub(super) dense: bool,
+    /// The machine may have more to be done than there was room for: what comes now goes behind it.
+    pub(super) behind: bool,
     /// Listed among the service's stalled links.
     pub(super) stalled: bool,
     /// Set when the target wants the socket closed once everything gathered has left.
@@ -86,6 +88,7 @@ impl Link {
             send_listed: false,
             carry,
             dense: true,
+            behind: false,
             stalled: false,
             closing: None,
             leaving_to: None,
@@ -291,7 +294,7 @@ impl Link {
 mod tests {
     use std::net::{TcpListener, TcpStream};
 
-    use bowline_block::MemDevice;
+    use bowline_block::{Device, MemDevice};
     use bowline_nvmf::target::TargetConfig;
     use bowline_reactor::{Config, LocalReactor};
 
@@ -320,10 +323,37 @@ mod tests {
         assert!(is_free(&link), "it had left before");
     }
 
+    /// What a Read found in a medium and cannot be sent in its turn may not change with the medium:
+    /// its host may have lost its access before the next turn.
+    fn check_views(mut link: Link, cx: &mut Reactor) {
+        let mut device = MemDevice::new(1 << 20, 512).expect("memory");
+        device.write_now(0, &[1; 4096]).expect("within");
+        let buffer = cx.pool().alloc(4096).expect("room");
+        let view = device.view_now(0, 4096).expect("within");
+        let viewed = ViewedBuf::new(view, buffer).expect("as long");
+        link.gather(cx).push_bytes(&[1; 64]);
+        link.flush(cx, Nanos::ZERO);
+        link.bind_view(SlotId(0), viewed);
+        link.flush(cx, Nanos::ZERO);
+        device.write_now(0, &[2; 4096]).expect("within");
+        let buffer = link.buffer(SlotId(0)).expect("what was found");
+        assert!(buffer.iter().all(|byte| *byte == 1));
+        assert!(link.take_view(SlotId(0)).is_none());
+    }
+
     /// What a part of a Read had was counted until the next send. When the part had left before
     /// the next was asked for, none came: the rest of the Read waited for itself.
     #[test]
     fn what_has_left_already_is_not_held_until_something_else_leaves() {
+        on_a_reactor(check);
+    }
+
+    #[test]
+    fn what_was_found_in_a_medium_is_copied_before_the_turn_ends() {
+        on_a_reactor(check_views);
+    }
+
+    fn on_a_reactor(check: fn(Link, &mut Reactor)) {
         LocalReactor::new(&Config::default(), |cx, _| {
             let listener = TcpListener::bind("127.0.0.1:0")?;
             let socket = cx.attach(TcpStream::connect(listener.local_addr()?)?)?;

@@ -51,13 +51,14 @@ impl<D: Device> TargetService<D> {
     pub(super) fn pump(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId) {
         self.supply_deferred(cx, now, conn);
         loop {
-            if let Some(link) = self.links.get(conn) {
+            if let Some(link) = self.links.get_mut(conn) {
                 // Back-pressure: a host that does not read gets no more work done.
                 // But one that is ending has only that left to say.
                 let has_room = link.has_room() || self.target.rx(conn) == Rx::Closed;
                 if link.closing.is_some() || link.leaving_to.is_some() {
                     return;
                 }
+                link.behind = !has_room;
                 if !has_room {
                     // Others may wait for what it has at its device.
                     while let Some(output) = self.target.poll_withdrawal(now, conn) {

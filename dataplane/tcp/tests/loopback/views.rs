@@ -1,9 +1,14 @@
 //! Reads that are sent straight from a memory device, while others change what they read.
 
+use std::collections::HashMap;
+
+use bowline_block::{ClassConfig, PoolConfig};
 use bowline_nvme::pdu::Digests;
 use bowline_nvme::{NamespaceId, Sgl, Status};
 use bowline_nvmf::host::command;
-use bowline_reactor::IoBackend;
+use bowline_nvmf::target::{Hosts, TargetConfig};
+use bowline_reactor::{Config, IoBackend};
+use socket2::SockRef;
 
 use crate::common::initiator::Disk;
 use crate::common::raw::{Raw, crc};
@@ -14,6 +19,7 @@ on_both_backends!(
     reads_of_a_slow_host_are_neither_torn_nor_older_than_writes_before_them,
     digests_are_of_the_bytes_that_are_sent,
     reads_in_flight_outlive_their_namespace,
+    commands_are_overtaken_only_by_what_was_outstanding_with_them,
 );
 
 const NSID: NamespaceId = NamespaceId(1);
@@ -32,10 +38,19 @@ fn version_of(unit: &[u8]) -> u8 {
     unit[0]
 }
 
+/// An I/O queue whose socket takes little at a time, and its admin queue.
+fn slow_host(rig: &Rig) -> (Raw, Raw) {
+    let (host, admin) = Raw::io(rig.address, Digests::NONE);
+    SockRef::from(&host.stream)
+        .set_recv_buffer_size(64 << 10)
+        .expect("an open socket");
+    (host, admin)
+}
+
 /// Asks for the first bytes of the namespace, and reads nothing of the answer.
-fn ask(host: &mut Raw, nsid: NamespaceId, count: usize) {
+fn ask(host: &mut Raw, count: usize) {
     let blocks = u16::try_from(READ_BYTES / 512 - 1).expect("a transfer");
-    let read = command::read(nsid, 0, blocks);
+    let read = command::read(NSID, 0, blocks);
     let length = u32::try_from(READ_BYTES).expect("a transfer");
     let all: Vec<u8> = (0..count)
         .flat_map(|_| host.capsule_with(read.with_sgl1(Sgl::transport(length)), &[]))
@@ -70,11 +85,11 @@ fn write_all(disk: &mut Disk, version: u8) {
 fn reads_of_a_slow_host_are_neither_torn_nor_older_than_writes_before_them(io: IoBackend) {
     let rig = Rig::new(io);
     let mut disk = Disk::connect(rig.address, io);
-    let (mut host, admin) = Raw::io(rig.address, Digests::NONE);
+    let (mut host, admin) = slow_host(&rig);
     for round in 0..4_u8 {
         let before = 1 + 20 * round;
         write_all(&mut disk, before);
-        ask(&mut host, NSID, READS);
+        ask(&mut host, READS);
         // The device is changed while the reads wait for their host.
         for version in before + 1..before + 15 {
             write_all(&mut disk, version);
@@ -103,7 +118,7 @@ fn digests_are_of_the_bytes_that_are_sent(io: IoBackend) {
     };
     let (mut host, admin) = Raw::io(rig.address, digests);
     write_all(&mut disk, 1);
-    ask(&mut host, NSID, READS);
+    ask(&mut host, READS);
     for version in 2..10 {
         write_all(&mut disk, version);
     }
@@ -124,7 +139,7 @@ fn reads_in_flight_outlive_their_namespace(io: IoBackend) {
     let mut disk = Disk::connect(rig.address, io);
     write_all(&mut disk, 7);
     let (mut host, admin) = Raw::io(rig.address, Digests::NONE);
-    ask(&mut host, NSID, READS);
+    ask(&mut host, READS);
     rig.call(|target, _, now| target.remove_namespace(now, NQN, NSID))
         .expect("it is there");
     rig.add_memory(NQN, DISK_BYTES);
@@ -137,5 +152,55 @@ fn reads_in_flight_outlive_their_namespace(io: IoBackend) {
     assert!(statuses.iter().all(is_known), "{statuses:?}");
     drop((host, admin));
     disk.disconnect();
+    rig.await_nothing_left();
+}
+
+/// Room that a send had left went to commands that had just arrived, not to those which had found
+/// none. Some of these waited for as long as their host sent others.
+fn commands_are_overtaken_only_by_what_was_outstanding_with_them(io: IoBackend) {
+    /// What fills a gather.
+    const GATHERED: usize = 8;
+    const OUTSTANDING: usize = 14 * GATHERED;
+    // Memory is not what they wait for.
+    let class = |bytes, count| ClassConfig { bytes, count };
+    let classes = vec![class(4096, 256), class(READ_BYTES, 1024)];
+    let config = Config {
+        io,
+        pool: PoolConfig { classes },
+        ..Config::default()
+    };
+    let rig = Rig::empty(config, TargetConfig::default());
+    rig.add_subsystem(NQN, Hosts::Any);
+    rig.add_memory(NQN, DISK_BYTES);
+    let (mut host, admin) = slow_host(&rig);
+    let mut begun = HashMap::new();
+    let mut ended = 0;
+    let read = |host: &mut Raw, ended: usize, begun: &mut HashMap<_, _>| {
+        ask(host, 1);
+        begun.insert(host.last_cid(), ended);
+    };
+    for _ in 0..OUTSTANDING {
+        read(&mut host, ended, &mut begun);
+    }
+    for _ in 0..40 {
+        for _ in 0..GATHERED {
+            read(&mut host, ended, &mut begun);
+        }
+        let until = ended + GATHERED;
+        while ended < until {
+            let pdu = host.recv().expect("an answer");
+            let cid = match pdu.kind() {
+                0x05 => pdu.cqe().cid,
+                _ if pdu.c2h().success => pdu.c2h().cccid,
+                _ => continue,
+            };
+            begun.remove(&cid).expect("outstanding");
+            ended += 1;
+        }
+        let oldest = begun.values().min().expect("some are outstanding");
+        let overtaken = ended - oldest;
+        assert!(overtaken < OUTSTANDING + 3 * GATHERED, "by {overtaken}");
+    }
+    drop((host, admin));
     rig.await_nothing_left();
 }

@@ -266,6 +266,10 @@ impl Bench {
         let record = cycle::run(targets.len(), extent, |index| {
             self.slice(&targets[index], cell, client)
         })?;
+        if record.cycles() == 0 {
+            // Nothing was decided; the cell finds the machine as busy, or measures all of them.
+            return Ok(targets);
+        }
         let figure = Figure::main(cell);
         let default = Contender::Spdk(SpdkVariant::DEFAULT);
         let mut order: Vec<usize> = (0..targets.len()).collect();

@@ -18,6 +18,11 @@
 #include <spdk/uuid.h>
 #include <spdk/version.h>
 
+/* As it was called before 24.09. */
+#ifndef SPDK_ENV_NUMA_ID_ANY
+#define SPDK_ENV_NUMA_ID_ANY SPDK_ENV_SOCKET_ID_ANY
+#endif
+
 #if SPDK_VERSION < SPDK_VERSION_NUM(24, 5, 0)
 #error "SPDK 24.05 or later is needed"
 #endif
@@ -43,6 +48,7 @@ shim_is_double(void)
 }
 
 static shim_log_fn g_log;
+static enum shim_log_level g_log_level;
 
 static void
 log_line(int level, const char *file, const int line, const char *function, const char *format,
@@ -51,7 +57,8 @@ log_line(int level, const char *file, const int line, const char *function, cons
 	char message[1024];
 	int length = vsnprintf(message, sizeof(message), format, args);
 
-	if (length < 0) {
+	/* A library that has a function for its log leaves levels to it. */
+	if (length < 0 || level > (int)g_log_level) {
 		return;
 	}
 	if ((size_t)length >= sizeof(message)) {
@@ -67,6 +74,7 @@ void
 shim_log_open(shim_log_fn log, enum shim_log_level level)
 {
 	g_log = log;
+	g_log_level = level;
 	spdk_log_set_level((enum spdk_log_level)level);
 	spdk_log_set_print_level((enum spdk_log_level)level);
 	spdk_log_open(log_line);
@@ -608,6 +616,24 @@ pair_done(struct spdk_bdev_io *io, bool success, void *context)
 	request->done(request->context, status);
 }
 
+/* SPDK trusts its caller with this: a device would read or write beyond what it was given. */
+static bool
+covers(const shim_bdev_desc *desc, const struct shim_slice *slices, uint32_t count, uint64_t blocks)
+{
+	uint64_t block_bytes = spdk_bdev_get_data_block_size(spdk_bdev_desc_get_bdev(desc->desc));
+	uint64_t wanted, bytes = 0;
+
+	if (__builtin_mul_overflow(blocks, block_bytes, &wanted)) {
+		return false;
+	}
+	for (uint32_t i = 0; i < count; i++) {
+		if (__builtin_add_overflow(bytes, slices[i].bytes, &bytes)) {
+			return false;
+		}
+	}
+	return bytes == wanted;
+}
+
 /* SPDK does not change what it is given, but does not say so. */
 static struct iovec *
 to_iov(const struct shim_slice *slices)
@@ -619,6 +645,9 @@ int
 shim_bdev_read(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
 	       uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
 {
+	if (!covers(desc, slices, slice_count, blocks)) {
+		return -EINVAL;
+	}
 	return spdk_bdev_readv_blocks(desc->desc, to_channel(channel), to_iov(slices),
 				      (int)slice_count, block, blocks, request_done, request);
 }
@@ -627,6 +656,9 @@ int
 shim_bdev_write(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
 		uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
 {
+	if (!covers(desc, slices, slice_count, blocks)) {
+		return -EINVAL;
+	}
 	return spdk_bdev_writev_blocks(desc->desc, to_channel(channel), to_iov(slices),
 				       (int)slice_count, block, blocks, request_done, request);
 }
@@ -637,6 +669,10 @@ shim_bdev_compare_and_write(shim_bdev_desc *desc, shim_channel *channel,
 			    const struct shim_slice *write, uint32_t write_count, uint64_t block,
 			    uint64_t blocks, struct shim_request *request)
 {
+	if (!covers(desc, compare, compare_count, blocks) ||
+	    !covers(desc, write, write_count, blocks)) {
+		return -EINVAL;
+	}
 	return spdk_bdev_comparev_and_writev_blocks(desc->desc, to_channel(channel),
 			to_iov(compare), (int)compare_count, to_iov(write), (int)write_count, block,
 			blocks, pair_done, request);

@@ -132,7 +132,10 @@ void shim_poller_unregister(shim_poller *poller);
 
 /* --- Subsystems and their configuration ---------------------------------------------------------- */
 
-/* The end of something begun: 0, or a negative errno. What went wrong is in the log. */
+/*
+ * The end of something begun: 0, or a negative errno. What went wrong is in the log. It may be told
+ * before the function that began it has returned.
+ */
 typedef void (*shim_done_fn)(void *context, int result);
 
 /*
@@ -145,7 +148,7 @@ void shim_subsystems_start(const char *json, size_t json_bytes, shim_done_fn don
 
 /*
  * Runs the methods of a further configuration in the started subsystems, on the application's
- * thread; one at a time. -ENOTSUP where the library cannot (before 24.05).
+ * thread; one at a time.
  */
 void shim_configure(const char *json, size_t json_bytes, shim_done_fn done, void *context);
 
@@ -251,8 +254,10 @@ struct shim_request {
 
 /*
  * Requests, on the thread of the channel. 0: `done` will be called, but not before the function has
- * returned. -ENOMEM: too many are on their way; try again when one has ended. Other errors: the
- * request makes no sense for this device. Payload, slices and request stay as they are until `done`.
+ * returned. -ENOMEM: too many are on their way; try again after the next poll, as what is short is
+ * shared with other channels. -EINVAL: the range is not within the device, or the slices are not
+ * together as long as the blocks. Other errors: the request makes no sense for this device. Payload,
+ * slices and request stay as they are until `done`.
  */
 int shim_bdev_read(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
 		   uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request);

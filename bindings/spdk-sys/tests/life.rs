@@ -375,6 +375,19 @@ fn requests_that_make_no_sense_are_refused(life: &Life) {
         )
     };
     assert_eq!(rc, -22, "EINVAL");
+    // SAFETY: refused, so nothing is kept.
+    let rc = unsafe {
+        shim_bdev_read(
+            open.desc,
+            open.channel,
+            &raw const piece,
+            1,
+            0,
+            2,
+            &raw mut request,
+        )
+    };
+    assert_eq!(rc, -22, "memory for one block, and two of the device");
     assert_eq!(open.read(life, 2047, &mut bytes), 0);
     assert_eq!(cell.take(), None, "what was refused is not told");
     open.close();

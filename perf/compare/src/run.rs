@@ -266,7 +266,7 @@ impl Bench {
         let record = cycle::run(targets.len(), extent, |index| {
             self.slice(&targets[index], cell, client)
         })?;
-        if record.cycles() == 0 {
+        if !record.is_publishable() {
             // Nothing was decided; the cell finds the machine as busy, or measures all of them.
             return Ok(targets);
         }

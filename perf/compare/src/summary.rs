@@ -76,8 +76,15 @@ const TWIN: usize = 1;
 /// Compares the subject with one of the others in every figure that the client tells.
 pub(crate) fn compare(record: &Record, other: usize, gated: bool) -> Vec<FigureResult> {
     let figures = Figure::ALL.iter().filter_map(|&figure| {
-        let estimate = estimate(&record.pairs(figure, SUBJECT, other))?;
-        let noise = noise(&record.pairs(figure, SUBJECT, TWIN))?;
+        let pairs = record.pairs(figure, SUBJECT, other);
+        let same = record.pairs(figure, SUBJECT, TWIN);
+        // What only some slices tell, percentiles of few commands, would be that of the fast ones.
+        let is_told = |(one, other): &(f64, f64)| *one > 0.0 && *other > 0.0;
+        if !pairs.iter().chain(&same).all(is_told) {
+            return None;
+        }
+        let estimate = estimate(&pairs)?;
+        let noise = noise(&same)?;
         Some(FigureResult {
             figure,
             estimate,

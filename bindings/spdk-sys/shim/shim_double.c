@@ -7,7 +7,7 @@
  *   bdev_null_create {name, num_blocks, block_size}      bdev_null_delete {name}
  *   bdev_null_resize {name, new_size}                    (MiB)
  *   bdev_error_create {base_name}                        (a device EE_NAME in front of NAME)
- *   bdev_error_inject_error {name, io_type, error_type, num}    ("failure", "nomem")
+ *   bdev_error_inject_error {name, io_type, error_type, num}    ("failure" only)
  *   bdev_error_delete {name}
  */
 #include "shim.h"
@@ -661,103 +661,141 @@ finish(struct ended *ended, uint16_t status)
 	return rc;
 }
 
-/*
- * With the lock held: where the blocks are, or the status that ends the request. A device that keeps
- * nothing gives null and success.
- */
-static uint16_t
-locate(struct bdev *bdev, uint32_t operation, uint64_t block, uint64_t blocks, uint8_t **place)
-{
-	if (bdev->removed) {
-		return STATUS_ABORTED_RESET;
-	}
-	if (bdev->failures > 0 && (bdev->failing & operation) != 0) {
-		bdev->failures--;
-		return STATUS_INTERNAL;
-	}
-	while (bdev->base != NULL) {
-		bdev = bdev->base;
-	}
-	*place = bdev->data == NULL ? NULL : bdev->data + block * bdev->block_bytes;
-	(void)blocks;
-	return STATUS_SUCCESS;
-}
+/* Blocks of a device that a request is for. */
+struct target {
+	struct shim_bdev_desc *desc;
+	uint32_t operation;
+	uint64_t block;
+	uint64_t blocks;
+};
 
 /* What SPDK refuses to accept at all. */
 static int
-check(const struct bdev *bdev, uint64_t block, uint64_t blocks)
+check(const struct target *target)
 {
-	if (block > bdev->blocks || blocks > bdev->blocks - block) {
+	const struct bdev *bdev = target->desc->bdev;
+	bool reads = target->operation == SHIM_BDEV_READ || target->operation == SHIM_BDEV_FLUSH;
+
+	if (target->block > bdev->blocks || target->blocks > bdev->blocks - target->block) {
 		return -EINVAL;
+	}
+	return reads || target->desc->writer ? 0 : -EBADF;
+}
+
+/*
+ * Begins a request that SPDK would accept, and takes the lock, which `leave` gives back. `place` is
+ * where its blocks are, or null on a device that keeps nothing or if the status is not success.
+ */
+static int
+enter(const struct target *target, struct shim_channel *channel, struct shim_request *request,
+      struct ended **ended, uint8_t **place)
+{
+	struct bdev *bdev = target->desc->bdev;
+	int rc = begin(channel, request, ended);
+
+	if (rc != 0) {
+		return rc;
+	}
+	pthread_mutex_lock(&g_lock);
+	rc = check(target);
+	if (rc != 0) {
+		pthread_mutex_unlock(&g_lock);
+		free(*ended);
+		return rc;
+	}
+	*place = NULL;
+	(*ended)->status = STATUS_SUCCESS;
+	if (bdev->removed) {
+		(*ended)->status = STATUS_ABORTED_RESET;
+	} else if (bdev->failures > 0 && (bdev->failing & target->operation) != 0) {
+		bdev->failures--;
+		(*ended)->status = STATUS_INTERNAL;
+	} else {
+		while (bdev->base != NULL) {
+			bdev = bdev->base;
+		}
+		if (bdev->data != NULL) {
+			*place = bdev->data + target->block * bdev->block_bytes;
+		}
 	}
 	return 0;
 }
 
-static uint64_t
-bytes_of(const struct shim_slice *slices, uint32_t count)
+static int
+leave(struct ended *ended)
+{
+	pthread_mutex_unlock(&g_lock);
+	return finish(ended, ended->status);
+}
+
+/* Whether the slices are together as long as the blocks. */
+static bool
+covers(const struct target *target, const struct shim_slice *slices, uint32_t count)
 {
 	uint64_t bytes = 0;
 
 	for (uint32_t i = 0; i < count; i++) {
 		bytes += slices[i].bytes;
 	}
-	return bytes;
+	return bytes == target->blocks * target->desc->bdev->block_bytes;
 }
 
-static int
-transfer(struct shim_bdev_desc *desc, struct shim_channel *channel, uint32_t operation,
-	 const struct shim_slice *slices, uint32_t count, uint64_t block, uint64_t blocks,
-	 struct shim_request *request)
+static void
+fill(uint8_t *place, const struct shim_slice *slices, uint32_t count)
 {
-	struct ended *ended;
-	uint8_t *place = NULL;
-	uint16_t status;
-	int rc = begin(channel, request, &ended);
-
-	if (rc != 0) {
-		return rc;
+	for (uint32_t i = 0; i < count; i++) {
+		memcpy(place, slices[i].base, slices[i].bytes);
+		place += slices[i].bytes;
 	}
-	pthread_mutex_lock(&g_lock);
-	rc = check(desc->bdev, block, blocks);
-	if (rc == 0 && bytes_of(slices, count) != blocks * desc->bdev->block_bytes) {
-		rc = -EINVAL;
-	}
-	if (rc == 0 && operation == SHIM_BDEV_WRITE && !desc->writer) {
-		rc = -EBADF;
-	}
-	if (rc != 0) {
-		pthread_mutex_unlock(&g_lock);
-		free(ended);
-		return rc;
-	}
-	status = locate(desc->bdev, operation, block, blocks, &place);
-	for (uint32_t i = 0; status == STATUS_SUCCESS && i < count; i++) {
-		if (operation == SHIM_BDEV_WRITE && place != NULL) {
-			memcpy(place, slices[i].base, slices[i].bytes);
-			place += slices[i].bytes;
-		} else if (operation == SHIM_BDEV_READ && place != NULL) {
-			memcpy(slices[i].base, place, slices[i].bytes);
-			place += slices[i].bytes;
-		} else if (operation == SHIM_BDEV_READ) {
-			memset(slices[i].base, 0, slices[i].bytes);
-		}
-	}
-	pthread_mutex_unlock(&g_lock);
-	return finish(ended, status);
 }
 
 int
 shim_bdev_read(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
 	       uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
 {
-	return transfer(desc, channel, SHIM_BDEV_READ, slices, slice_count, block, blocks, request);
+	struct target target = { desc, SHIM_BDEV_READ, block, blocks };
+	struct ended *ended;
+	uint8_t *place;
+	int rc;
+
+	if (!covers(&target, slices, slice_count)) {
+		return -EINVAL;
+	}
+	rc = enter(&target, channel, request, &ended, &place);
+	if (rc != 0) {
+		return rc;
+	}
+	for (uint32_t i = 0; ended->status == STATUS_SUCCESS && i < slice_count; i++) {
+		if (place != NULL) {
+			memcpy(slices[i].base, place, slices[i].bytes);
+			place += slices[i].bytes;
+		} else {
+			memset(slices[i].base, 0, slices[i].bytes);
+		}
+	}
+	return leave(ended);
 }
 
 int
 shim_bdev_write(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
 		uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
 {
-	return transfer(desc, channel, SHIM_BDEV_WRITE, slices, slice_count, block, blocks, request);
+	struct target target = { desc, SHIM_BDEV_WRITE, block, blocks };
+	struct ended *ended;
+	uint8_t *place;
+	int rc;
+
+	if (!covers(&target, slices, slice_count)) {
+		return -EINVAL;
+	}
+	rc = enter(&target, channel, request, &ended, &place);
+	if (rc != 0) {
+		return rc;
+	}
+	if (place != NULL) {
+		fill(place, slices, slice_count);
+	}
+	return leave(ended);
 }
 
 static bool
@@ -778,95 +816,66 @@ shim_bdev_compare_and_write(shim_bdev_desc *desc, shim_channel *channel,
 			    const struct shim_slice *write, uint32_t write_count, uint64_t block,
 			    uint64_t blocks, struct shim_request *request)
 {
+	struct target target = { desc, SHIM_BDEV_COMPARE_AND_WRITE, block, blocks };
 	struct ended *ended;
-	uint8_t *place = NULL;
-	uint16_t status;
-	uint64_t bytes;
-	int rc = begin(channel, request, &ended);
+	uint8_t *place;
+	int rc;
 
+	if (!covers(&target, compare, compare_count) || !covers(&target, write, write_count) ||
+	    blocks != 1) {
+		return -EINVAL;
+	}
+	rc = enter(&target, channel, request, &ended, &place);
 	if (rc != 0) {
 		return rc;
 	}
-	pthread_mutex_lock(&g_lock);
-	bytes = blocks * desc->bdev->block_bytes;
-	rc = check(desc->bdev, block, blocks);
-	if (rc == 0 && (bytes_of(compare, compare_count) != bytes ||
-			bytes_of(write, write_count) != bytes || blocks != 1)) {
-		rc = -EINVAL;
-	}
-	if (rc == 0 && !desc->writer) {
-		rc = -EBADF;
-	}
-	if (rc != 0) {
-		pthread_mutex_unlock(&g_lock);
-		free(ended);
-		return rc;
-	}
-	status = locate(desc->bdev, SHIM_BDEV_COMPARE_AND_WRITE, block, blocks, &place);
-	if (status == STATUS_SUCCESS && place != NULL) {
-		if (!is_equal(place, compare, compare_count)) {
-			status = STATUS_MISCOMPARE;
+	if (place != NULL) {
+		if (is_equal(place, compare, compare_count)) {
+			fill(place, write, write_count);
 		} else {
-			for (uint32_t i = 0; i < write_count; i++) {
-				memcpy(place, write[i].base, write[i].bytes);
-				place += write[i].bytes;
-			}
+			ended->status = STATUS_MISCOMPARE;
 		}
 	}
-	pthread_mutex_unlock(&g_lock);
-	return finish(ended, status);
+	return leave(ended);
 }
 
 /* Flush, unmap and write zeroes. */
 static int
-without_data(struct shim_bdev_desc *desc, struct shim_channel *channel, uint32_t operation,
-	     uint64_t block, uint64_t blocks, struct shim_request *request)
+without_data(const struct target *target, struct shim_channel *channel, struct shim_request *request)
 {
 	struct ended *ended;
-	uint8_t *place = NULL;
-	uint16_t status;
-	int rc = begin(channel, request, &ended);
+	uint8_t *place;
+	int rc = enter(target, channel, request, &ended, &place);
 
 	if (rc != 0) {
 		return rc;
 	}
-	pthread_mutex_lock(&g_lock);
-	rc = check(desc->bdev, block, blocks);
-	if (rc == 0 && operation != SHIM_BDEV_FLUSH && !desc->writer) {
-		rc = -EBADF;
+	if (place != NULL && target->operation != SHIM_BDEV_FLUSH) {
+		memset(place, 0, target->blocks * target->desc->bdev->block_bytes);
 	}
-	if (rc != 0) {
-		pthread_mutex_unlock(&g_lock);
-		free(ended);
-		return rc;
-	}
-	status = locate(desc->bdev, operation, block, blocks, &place);
-	if (status == STATUS_SUCCESS && place != NULL && operation != SHIM_BDEV_FLUSH) {
-		memset(place, 0, blocks * desc->bdev->block_bytes);
-	}
-	pthread_mutex_unlock(&g_lock);
-	return finish(ended, status);
+	return leave(ended);
 }
 
 int
 shim_bdev_flush(shim_bdev_desc *desc, shim_channel *channel, uint64_t block, uint64_t blocks,
 		struct shim_request *request)
 {
-	return without_data(desc, channel, SHIM_BDEV_FLUSH, block, blocks, request);
+	return without_data(&(struct target){ desc, SHIM_BDEV_FLUSH, block, blocks }, channel, request);
 }
 
 int
 shim_bdev_unmap(shim_bdev_desc *desc, shim_channel *channel, uint64_t block, uint64_t blocks,
 		struct shim_request *request)
 {
-	return without_data(desc, channel, SHIM_BDEV_UNMAP, block, blocks, request);
+	return without_data(&(struct target){ desc, SHIM_BDEV_UNMAP, block, blocks }, channel, request);
 }
 
 int
 shim_bdev_write_zeroes(shim_bdev_desc *desc, shim_channel *channel, uint64_t block,
 		       uint64_t blocks, struct shim_request *request)
 {
-	return without_data(desc, channel, SHIM_BDEV_WRITE_ZEROES, block, blocks, request);
+	return without_data(&(struct target){ desc, SHIM_BDEV_WRITE_ZEROES, block, blocks }, channel,
+			    request);
 }
 
 int

@@ -135,6 +135,17 @@ fn slice(bytes: &mut [u8]) -> shim_slice {
     }
 }
 
+/// Reads or writes.
+type Transfer = unsafe extern "C" fn(
+    *mut shim_bdev_desc,
+    *mut shim_channel,
+    *const shim_slice,
+    u32,
+    u64,
+    u64,
+    *mut shim_request,
+) -> c_int;
+
 struct Open {
     desc: *mut shim_bdev_desc,
     channel: *mut shim_channel,
@@ -173,28 +184,19 @@ impl Open {
     }
 
     fn write(&self, life: &Life, block: u64, bytes: &mut [u8]) -> u16 {
+        self.transfer(life, shim_bdev_write, block, bytes)
+    }
+
+    fn read(&self, life: &Life, block: u64, bytes: &mut [u8]) -> u16 {
+        self.transfer(life, shim_bdev_read, block, bytes)
+    }
+
+    fn transfer(&self, life: &Life, function: Transfer, block: u64, bytes: &mut [u8]) -> u16 {
         let piece = slice(bytes);
         let blocks = bytes.len() as u64 / 512;
         // SAFETY: piece and payload live until the end was told.
         life.io(|request| unsafe {
-            shim_bdev_write(
-                self.desc,
-                self.channel,
-                &raw const piece,
-                1,
-                block,
-                blocks,
-                request,
-            )
-        })
-    }
-
-    fn read(&self, life: &Life, block: u64, bytes: &mut [u8]) -> u16 {
-        let piece = slice(bytes);
-        let blocks = bytes.len() as u64 / 512;
-        // SAFETY: as above.
-        life.io(|request| unsafe {
-            shim_bdev_read(
+            function(
                 self.desc,
                 self.channel,
                 &raw const piece,

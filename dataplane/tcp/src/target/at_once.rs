@@ -8,7 +8,6 @@
 
 use bowline_block::{BufPool, Device};
 use bowline_nvme::Nanos;
-use bowline_nvmf::frame::crc32c;
 use bowline_nvmf::target::{Accepted, Answer, ConnId, IoOp};
 use bowline_reactor::Reactor;
 
@@ -16,6 +15,7 @@ use super::TargetService;
 use super::budget::{self, Charge};
 use super::exec::{Executor, Found};
 use super::link::Link;
+use super::tx::push_data;
 
 impl<D: Device> TargetService<D> {
     /// Runs the commands with which `input` begins, up to one that has to go the usual way.
@@ -93,33 +93,12 @@ fn run<D: Device>(
 /// Puts an answer into the gather, with the data that was read.
 fn answer(cx: &mut Reactor, link: &mut Link, answer: &Answer, read: Option<Found>) {
     let gather = link.gather(cx);
-    let charge = match read {
-        None => {
-            gather.push_with(|arena| answer.encode_end(arena));
-            return;
-        }
-        Some(Found::InPlace(viewed)) if !answer.data_digest() => {
-            let charge = Charge::of_view(&viewed);
-            gather.push_with(|arena| answer.encode_before_data(arena));
-            gather.push_view(viewed);
-            gather.push_with(|arena| answer.encode_end(arena));
-            charge
-        }
-        Some(found) => {
-            // A digest must be that of the bytes that are sent.
-            let data = found.copied();
-            let charge = Charge::of(&data);
-            let digest = answer.data_digest().then(|| crc32c(&data));
-            gather.push_with(|arena| answer.encode_before_data(arena));
-            gather.push_buf(data);
-            gather.push_with(|arena| {
-                if let Some(digest) = digest {
-                    arena.extend_from_slice(&digest.to_le_bytes());
-                }
-                answer.encode_end(arena);
-            });
-            charge
-        }
-    };
-    link.charge_gathered(charge);
+    gather.push_with(|arena| answer.encode_before_data(arena));
+    let charge = read.map(|found| {
+        let charge = Charge::of_found(&found);
+        push_data(gather, found, answer.data_digest());
+        charge
+    });
+    gather.push_with(|arena| answer.encode_end(arena));
+    link.charge_gathered(charge.unwrap_or_default());
 }

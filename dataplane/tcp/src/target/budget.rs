@@ -9,8 +9,10 @@
 //! part of a transfer when it holds nothing else. The first is twice as large when it is for a fused
 //! pair. Their memory is taken only when they are used.
 
-use bowline_block::{BufPool, ClassConfig, IoBuf, PoolConfig, ViewedBuf};
+use bowline_block::{BufPool, ClassConfig, IoBuf, PoolConfig};
 use bowline_nvmf::target::TargetConfig;
+
+use super::exec::Found;
 
 /// A connection holds at most one part in so many of what is free.
 const SHARE: usize = 4;
@@ -40,12 +42,13 @@ impl Charge {
         }
     }
 
-    /// For the buffer of a Read whose data is still in its medium.
-    pub(super) fn of_view(viewed: &ViewedBuf) -> Self {
-        Self {
-            bytes: viewed.buffer_bytes(),
-            landings: 0,
-        }
+    /// For the buffer of what a Read has found, filled or not.
+    pub(super) fn of_found(found: &Found) -> Self {
+        let bytes = match found {
+            Found::Copied(buffer) => buffer.buffer_bytes(),
+            Found::InPlace(viewed) => viewed.buffer_bytes(),
+        };
+        Self { bytes, landings: 0 }
     }
 
     /// For the connection's own buffer for data in a capsule.

@@ -9,6 +9,7 @@ use bowline_nvmf::target::{ConnId, SlotId};
 use bowline_reactor::{Gather, Reactor, SocketId};
 
 use super::budget::{self, Charge, Request};
+use super::exec::Found;
 use super::tx::Waiting;
 
 /// Places for views that an idle connection keeps: usually each is sent before the next is taken.
@@ -114,7 +115,7 @@ impl Link {
     }
 
     /// Takes what a Read has found, if it is still in the medium.
-    pub(super) fn take_view(&mut self, slot: SlotId) -> Option<ViewedBuf> {
+    fn take_view(&mut self, slot: SlotId) -> Option<ViewedBuf> {
         let at = self.views.iter().position(|(of, _)| *of == slot)?;
         Some(self.views.swap_remove(at).1)
     }
@@ -127,6 +128,19 @@ impl Link {
         while let Some((slot, viewed)) = self.views.pop() {
             self.bind(slot, viewed.copied());
         }
+    }
+
+    /// A part of what a slot's buffer holds or its Read has found.
+    pub(super) fn data(&mut self, slot: SlotId, offset: u32, len: u32) -> Option<Found> {
+        let range = offset as usize..offset as usize + len as usize;
+        if let Some(viewed) = self.take_view(slot) {
+            if range == (0..viewed.len()) {
+                return Some(Found::InPlace(viewed));
+            }
+            self.bind(slot, viewed.copied());
+        }
+        let buffer = self.buffer(slot)?;
+        (range.end <= buffer.len()).then(|| Found::Copied(buffer.slice(range)))
     }
 
     pub(super) fn buffer(&self, slot: SlotId) -> Option<&IoBuf> {

@@ -3,7 +3,7 @@
 use bowline_block::{Device, IoBuf};
 use bowline_nvme::{Nanos, Status};
 use bowline_nvmf::target::{ConnId, IoCommand, IoOp, Output, Rx, SlotId, TxPdu};
-use bowline_reactor::Reactor;
+use bowline_reactor::{Gather, Reactor};
 
 use super::TargetService;
 use super::budget::{self, Charge, Wait};
@@ -397,27 +397,7 @@ impl<D: Device> TargetService<D> {
         let Some(link) = self.links.get_mut(conn) else {
             return;
         };
-        let view = payload.and_then(|(slot, ..)| Some((slot, link.take_view(slot)?)));
-        if let Some((slot, viewed)) = view {
-            let is_whole =
-                payload.is_some_and(|(_, at, len)| at == 0 && viewed.len() == len as usize);
-            if is_whole && !pdu.data_digest() {
-                let gather = link.gather(cx);
-                gather.push_with(|arena| pdu.encode_into(arena));
-                gather.push_view(viewed);
-                if let Some(slot) = release {
-                    link.release_with_gather(slot);
-                }
-                return;
-            }
-            // The digest must be that of the bytes that are sent.
-            link.bind(slot, viewed.copied());
-        }
-        let body = payload.and_then(|(slot, offset, len)| {
-            let range = offset as usize..offset as usize + len as usize;
-            let buffer: &IoBuf = link.buffer(slot)?;
-            (range.end <= buffer.len()).then(|| buffer.slice(range))
-        });
+        let body = payload.and_then(|(slot, offset, len)| link.data(slot, offset, len));
         debug_assert_eq!(
             payload.is_some(),
             body.is_some(),
@@ -426,11 +406,7 @@ impl<D: Device> TargetService<D> {
         let gather = link.gather(cx);
         gather.push_with(|arena| pdu.encode_into(arena));
         if let Some(body) = body {
-            let digest = pdu.data_digest().then(|| crc32c(&body));
-            gather.push_buf(body);
-            if let Some(digest) = digest {
-                gather.push_bytes(&digest.to_le_bytes());
-            }
+            push_data(gather, body, pdu.data_digest());
         }
         if let Some(slot) = release {
             link.release_with_gather(slot);
@@ -457,6 +433,21 @@ impl<D: Device> TargetService<D> {
                 }
             }
             self.target.complete(now, done.conn, done.slot, done.status);
+        }
+    }
+}
+
+/// Appends data, followed by its CRC32C if it has a digest: that must be of the bytes that are sent.
+pub(super) fn push_data(gather: &mut Gather, data: Found, has_digest: bool) {
+    match data {
+        Found::InPlace(viewed) if !has_digest => gather.push_view(viewed),
+        data => {
+            let buffer = data.copied();
+            let digest = has_digest.then(|| crc32c(&buffer));
+            gather.push_buf(buffer);
+            if let Some(digest) = digest {
+                gather.push_bytes(&digest.to_le_bytes());
+            }
         }
     }
 }

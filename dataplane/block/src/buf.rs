@@ -25,11 +25,13 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 mod medium;
+mod memory;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use medium::Medium;
 pub use medium::{MediumView, ViewedBuf};
+pub use memory::PoolMemory;
 
 /// Alignment of every buffer, and the granularity of their sizes, in bytes.
 pub const BUFFER_ALIGN: usize = 4096;
@@ -82,6 +84,16 @@ impl PoolConfig {
                 .and_then(|bytes| sum.checked_add(bytes))
         })
     }
+
+    fn checked_bytes(&self) -> io::Result<usize> {
+        let total = self
+            .total_bytes()
+            .ok_or_else(|| invalid("pool size overflows"))?;
+        if total == 0 {
+            return Err(invalid("a pool needs at least one buffer"));
+        }
+        Ok(total)
+    }
 }
 
 /// How a size class is used.
@@ -121,14 +133,17 @@ pub unsafe trait Region {
 }
 
 /// Anonymous private memory: reads as zeroes, and takes memory only where it was written.
-pub(crate) struct Mapping {
+pub struct Mapping {
     base: NonNull<u8>,
     len: usize,
 }
 
 impl Mapping {
     /// Maps `len` bytes, rounded up to whole pages by the kernel.
-    pub(crate) fn new(len: usize) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// When the kernel has no room for it.
+    pub fn new(len: usize) -> io::Result<Self> {
         // SAFETY: an anonymous mapping at an address of the kernel's choice touches no existing
         // memory; the result is checked.
         let base = unsafe {
@@ -171,6 +186,14 @@ pub(crate) fn memory_bytes() -> u64 {
     };
     let pages = u64::try_from(pages).unwrap_or(0);
     pages.saturating_mul(u64::try_from(page_bytes).unwrap_or(0))
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Drop for Mapping {
@@ -230,12 +253,7 @@ impl BufPool {
     /// When the configuration has no buffer, a size of 0 or not a multiple of [`BUFFER_ALIGN`], or
     /// more buffers or bytes than can be counted; or when the memory cannot be mapped.
     pub fn new(config: PoolConfig) -> io::Result<Self> {
-        let total = config
-            .total_bytes()
-            .ok_or_else(|| invalid("pool size overflows"))?;
-        if total == 0 {
-            return Err(invalid("a pool needs at least one buffer"));
-        }
+        let total = config.checked_bytes()?;
         Self::with_region(config, Box::new(Mapping::new(total)?))
     }
 

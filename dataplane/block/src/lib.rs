@@ -21,8 +21,8 @@ mod mem;
 mod segments;
 
 pub use buf::{
-    BUFFER_ALIGN, BufPool, ClassConfig, ClassStats, IoBuf, MediumView, PoolConfig, PoolStats,
-    Region, ViewedBuf,
+    BUFFER_ALIGN, BufPool, ClassConfig, ClassStats, IoBuf, Mapping, MediumView, PoolConfig,
+    PoolMemory, PoolStats, Region, ViewedBuf,
 };
 pub use device::{Completions, Device, DeviceEvent, MEDIA_WARNING_INTERVAL};
 pub use fault::{CachePlan, CrashReport, ErrorRates, FaultDevice, FaultPlan, Latency};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use bowline_block::PoolConfig;
+use bowline_block::{PoolConfig, PoolMemory};
 
 /// Which engine moves bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub struct Config {
     pub mailbox_depth: usize,
     /// The reactor's buffers.
     pub pool: PoolConfig,
+    /// What they lie in: a drive that reads and writes buffers by itself may need its own.
+    pub memory: PoolMemory,
 }
 
 /// Default mailbox depth, in messages.
@@ -60,6 +62,7 @@ impl Default for Config {
             name: "reactor".to_owned(),
             mailbox_depth: MAILBOX_DEPTH,
             pool: PoolConfig::with_budget(POOL_BYTES),
+            memory: PoolMemory::default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use bowline_block::BufPool;
+use bowline_block::{BufPool, PoolMemory};
 use bowline_nvme::Nanos;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -71,6 +71,7 @@ pub struct Reactor {
     pub(crate) shared: Arc<SharedCounters>,
     gathers: GatherPool,
     pool: BufPool,
+    memory: PoolMemory,
     staging: Option<Staging>,
     info: BackendInfo,
 }
@@ -124,7 +125,8 @@ impl Reactor {
             pause_told_again_at: Nanos::ZERO,
             shared: Arc::default(),
             gathers: GatherPool::default(),
-            pool: BufPool::new(config.pool.clone())?,
+            pool: config.memory.pool(config.pool.clone())?,
+            memory: config.memory.clone(),
             staging: None,
             info,
         })
@@ -468,6 +470,12 @@ impl Reactor {
     #[must_use]
     pub const fn pool(&self) -> &BufPool {
         &self.pool
+    }
+
+    /// Where its buffers' memory comes from, for further pools of buffers that go to devices.
+    #[must_use]
+    pub const fn memory(&self) -> &PoolMemory {
+        &self.memory
     }
 
     /// The time of this turn.

@@ -525,7 +525,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 mod tests {
     use std::net::{SocketAddr, TcpStream};
 
-    use bowline_block::{ClassConfig, PoolConfig};
+    use bowline_block::{ClassConfig, PoolConfig, PoolMemory};
 
     use super::*;
     use crate::clock::monotonic_now;
@@ -583,6 +583,7 @@ mod tests {
                         count: 1,
                     }],
                 },
+                memory: PoolMemory::default(),
             };
             let made = LocalReactor::new(&config, |_, _| Ok(AskedTwice::default()));
             let mut local = made.unwrap();

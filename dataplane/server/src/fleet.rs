@@ -72,8 +72,10 @@ impl Fleet {
         for (index, cpu) in cpus.into_iter().enumerate() {
             let (target, not_flushed) = (target.clone(), Arc::clone(&not_flushed));
             let keeper = keeper.cloned();
-            let service = move |mailbox: Mailbox<TargetMessage<Backing>>| {
-                let service = Service::new(target).with_flush_failures(not_flushed);
+            let service = move |cx: &mut Reactor, mailbox: Mailbox<TargetMessage<Backing>>| {
+                let service = Service::new(target)
+                    .with_memory(cx.memory())
+                    .with_flush_failures(not_flushed);
                 match keeper {
                     Some(keeper) => {
                         service.with_reservation_store(Box::new(keeper.for_reactor(mailbox)))
@@ -141,7 +143,7 @@ async fn send<M: Send + 'static>(mailbox: &Mailbox<M>, mut message: M) -> Result
 impl Member {
     fn start(
         config: &Config,
-        service: impl FnOnce(Mailbox<TargetMessage<Backing>>) -> Service + Send + 'static,
+        service: impl FnOnce(&mut Reactor, Mailbox<TargetMessage<Backing>>) -> Service + Send + 'static,
         index: usize,
         cpu: Option<usize>,
         ended: Sender<Ended>,
@@ -154,9 +156,9 @@ impl Member {
             ..ReactorConfig::default()
         };
         let (alive, end) = mpsc::channel();
-        let make = move |_cx: &mut Reactor, mailbox| {
+        let make = move |cx: &mut Reactor, mailbox| {
             Ok(Served {
-                service: service(mailbox),
+                service: service(cx, mailbox),
                 _alive: alive,
             })
         };

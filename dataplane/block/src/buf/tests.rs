@@ -290,3 +290,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn pool_in_an_engines_memory_takes_all_it_needs_at_once_and_fails_where_there_is_no_more() {
+    let config = || PoolConfig {
+        classes: vec![ClassConfig {
+            bytes: 8192,
+            count: 3,
+        }],
+    };
+    assert!(!PoolMemory::default().is_engines());
+    assert_eq!(
+        PoolMemory::default().pool(config()).unwrap().total_bytes(),
+        3 * 8192
+    );
+    let left = std::sync::atomic::AtomicUsize::new(4 * 8192);
+    let memory = PoolMemory::from_source(move |bytes| {
+        use std::sync::atomic::Ordering::Relaxed;
+        left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes))
+            .map_err(|_| io::ErrorKind::OutOfMemory)?;
+        Ok(Box::new(Mapping::new(bytes)?))
+    });
+    let pool = memory.clone().pool(config()).unwrap();
+    assert_eq!((pool.total_bytes(), pool.region().1), (3 * 8192, 3 * 8192));
+    let refused = memory.pool(config()).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::OutOfMemory);
+    let empty = PoolConfig { classes: vec![] };
+    let refused = memory.pool(empty).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+}

@@ -91,6 +91,7 @@ pub(crate) fn config(io: IoBackend) -> Config {
         name,
         mailbox_depth,
         pool: PoolConfig { classes },
+        ..Config::default()
     }
 }
 

@@ -7,9 +7,10 @@
 //! Beside the pool every connection has two buffers of its own, so that it never waits for
 //! others: one for data that arrives in a capsule, which its device gives back, and one for a
 //! part of a transfer when it holds nothing else. The first is twice as large when it is for a fused
-//! pair. Their memory is taken only when they are used.
+//! pair. Their memory is taken only when they are used; an engine's, which is taken at once, only
+//! as connections come.
 
-use bowline_block::{BufPool, ClassConfig, IoBuf, PoolConfig};
+use bowline_block::{BufPool, ClassConfig, IoBuf, PoolConfig, PoolMemory};
 use bowline_nvmf::target::TargetConfig;
 
 use super::exec::Found;
@@ -92,29 +93,58 @@ pub(super) struct Request {
     pub(super) held: Charge,
 }
 
+/// Connections for which an engine's memory is taken at a time.
+const CONNECTIONS_PER_PART: usize = 64;
+
 /// The buffers that connections have beside the pool.
 pub(super) struct Reserve {
-    buffers: Option<BufPool>,
+    memory: PoolMemory,
+    parts: Vec<BufPool>,
+    /// Connections that each part has buffers for.
+    part_connections: usize,
     bytes: usize,
 }
 
 impl Reserve {
     /// Memory for the most connections there can be; none of it is touched yet. Without address
-    /// space for it, connections wait for the pool.
-    pub(super) fn new(config: &TargetConfig) -> Self {
+    /// space for it, connections wait for the pool. Of an engine's there is none before
+    /// [`make_room`](Self::make_room).
+    pub(super) fn new(config: &TargetConfig, memory: &PoolMemory) -> Self {
         let icd_bytes = config.icd_bytes as usize;
-        let bytes = icd_bytes.max(CONTROL_BYTES).next_multiple_of(4096);
         let connections = config.connections_max as usize;
+        let mut reserve = Self {
+            memory: memory.clone(),
+            parts: Vec::new(),
+            part_connections: connections,
+            bytes: icd_bytes.max(CONTROL_BYTES).next_multiple_of(4096),
+        };
+        if memory.is_engines() {
+            reserve.part_connections = connections.min(CONNECTIONS_PER_PART);
+        } else {
+            reserve.parts.extend(reserve.part());
+        }
+        reserve
+    }
+
+    fn part(&self) -> Option<BufPool> {
         let class = |bytes, count| ClassConfig { bytes, count };
         // A fused pair has one buffer for the data of both, which may come in two capsules.
         let classes = vec![
-            class(bytes, RESERVED * connections),
-            class(2 * bytes, connections),
+            class(self.bytes, RESERVED * self.part_connections),
+            class(2 * self.bytes, self.part_connections),
         ];
-        Self {
-            buffers: BufPool::new(PoolConfig { classes }).ok(),
-            bytes,
+        self.memory.pool(PoolConfig { classes }).ok()
+    }
+
+    /// Whether so many connections can have their buffers. Always, but in an engine's memory.
+    pub(super) fn make_room(&mut self, connections: usize) -> bool {
+        while self.memory.is_engines() && self.parts.len() * self.part_connections < connections {
+            let Some(part) = self.part() else {
+                return false;
+            };
+            self.parts.push(part);
         }
+        true
     }
 
     /// Size of each buffer, but for that of a pair in capsules.
@@ -124,13 +154,12 @@ impl Reserve {
 
     /// Buffers in use.
     pub(super) fn used(&self) -> usize {
-        let stats = self.buffers.as_ref().map(BufPool::stats);
-        let classes = stats.map(|stats| stats.classes).unwrap_or_default();
-        classes.iter().map(|class| class.used).sum()
+        let classes = self.parts.iter().flat_map(|part| part.stats().classes);
+        classes.map(|class| class.used).sum()
     }
 
     fn alloc(&self, bytes: usize) -> Option<IoBuf> {
-        self.buffers.as_ref()?.alloc(bytes)
+        self.parts.iter().find_map(|part| part.alloc(bytes))
     }
 }
 
@@ -196,6 +225,7 @@ pub(super) fn for_standstill(
 
 #[cfg(test)]
 mod tests {
+    use bowline_block::Mapping;
     use proptest::prelude::*;
 
     use super::*;
@@ -209,10 +239,15 @@ mod tests {
     }
 
     fn reserve(connections_max: u32) -> Reserve {
-        Reserve::new(&TargetConfig {
+        reserve_in(connections_max, &PoolMemory::default())
+    }
+
+    fn reserve_in(connections_max: u32, memory: &PoolMemory) -> Reserve {
+        let config = TargetConfig {
             connections_max,
             ..TargetConfig::default()
-        })
+        };
+        Reserve::new(&config, memory)
     }
 
     fn request(bytes: usize, held: Charge) -> Request {
@@ -295,6 +330,27 @@ mod tests {
         assert_eq!(pair.len(), 2 * reserve.bytes());
         drop(taken);
         assert!(for_capsule(&pool, &reserve, &request(512, charge)).is_some());
+    }
+
+    /// A part holds the buffers of 64 connections: 64 KiB each.
+    #[test]
+    fn engines_memory_is_taken_as_connections_come_and_refuses_those_it_has_none_for() {
+        let left = std::sync::atomic::AtomicUsize::new(2 * 64 * (64 << 10));
+        let memory = PoolMemory::from_source(move |bytes| {
+            use std::sync::atomic::Ordering::Relaxed;
+            left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes))
+                .map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+            Ok(Box::new(Mapping::new(bytes)?))
+        });
+        let mut reserve = reserve_in(4096, &memory);
+        assert!(reserve.alloc(4096).is_none() && reserve.make_room(64));
+        let taken: Vec<IoBuf> = std::iter::from_fn(|| reserve.alloc(4096)).collect();
+        assert_eq!(taken.len(), 64 * (RESERVED + 1));
+        assert!(reserve.make_room(65) && reserve.alloc(4096).is_some());
+        assert_eq!(reserve.used(), taken.len());
+        assert!(reserve.make_room(128) && !reserve.make_room(129));
+        let mut plain = reserve_in(4096, &PoolMemory::default());
+        assert!(plain.make_room(4096) && plain.parts.len() == 1);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use bowline_block::{Device, IoBuf};
+use bowline_block::{Device, IoBuf, PoolMemory};
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::{ConnId, ExpiryReason, Handoff, Path, Target, TargetConfig};
 use bowline_reactor::{DetachError, Gather, ListenerId, Mailbox, Reactor, Service, SocketId};
@@ -124,7 +124,7 @@ impl<D: Device> TargetService<D> {
     #[must_use]
     pub fn new(config: TargetConfig) -> Self {
         let target = Target::new(config);
-        let reserve = Reserve::new(target.config());
+        let reserve = Reserve::new(target.config(), &PoolMemory::default());
         Self {
             target,
             executor: Executor::new(),
@@ -154,8 +154,18 @@ impl<D: Device> TargetService<D> {
         }
     }
 
+    /// Has what connections hold besides the reactor's pool in this memory: the reactor's, as both
+    /// go to devices.
+    #[must_use]
+    pub fn with_memory(mut self, memory: &PoolMemory) -> Self {
+        self.reserve = Reserve::new(self.target.config(), memory);
+        self
+    }
+
     fn open_link(&mut self, cx: &mut Reactor, now: Nanos, stream: TcpStream, path: Path) {
-        let Some(conn) = self.target.open(now, path) else {
+        let has_room = self.reserve.make_room(self.links.len() + 1);
+        let opened = has_room.then(|| self.target.open(now, path)).flatten();
+        let Some(conn) = opened else {
             // The host sees a closed connection and tries again.
             if let Some(left_out) = self.log_limits.connections.admit(now) {
                 tracing::warn!(peer = %path.peer, left_out, "connection beyond a limit not served");
@@ -179,7 +189,9 @@ impl<D: Device> TargetService<D> {
             stream,
             carry,
         } = adoption;
-        let Some(conn) = self.target.adopt(now, handoff) else {
+        let has_room = self.reserve.make_room(self.links.len() + 1);
+        let adopted = has_room.then(|| self.target.adopt(now, handoff)).flatten();
+        let Some(conn) = adopted else {
             if let Some(left_out) = self.log_limits.connections.admit(now) {
                 let peer = stream.peer_addr().ok().map(tracing::field::display);
                 tracing::warn!(peer, left_out, "connection beyond a limit not served");

@@ -85,7 +85,9 @@ impl Rig {
         let flush_failures = Arc::default();
         let counted = Arc::clone(&flush_failures);
         let handle = spawn(reactor, move |cx, _| {
-            let target = TargetService::new(config).with_flush_failures(counted);
+            let target = TargetService::new(config)
+                .with_memory(cx.memory())
+                .with_flush_failures(counted);
             let mut target = shape(target);
             target.listen(cx, listener, 1)?;
             Ok(target)

@@ -4,14 +4,16 @@
 use std::collections::BTreeMap;
 
 use bowline_nvme::nqn::Nqn;
-use bowline_nvme::pdu::{C2HData, CapsuleResp, Digests, R2t};
+use bowline_nvme::pdu::{C2HData, CapsuleResp, Digests, Direction, R2t, TermReq};
 use bowline_nvme::{CommandId, Cqe, NamespaceId, Nanos, Status};
 use bowline_nvmf::frame::crc32c;
-use bowline_nvmf::host::{ControllerConfig, HostEvent, HostState, command};
+use bowline_nvmf::host::{ControllerConfig, HostEvent, HostState, Rx, command};
 use bowline_nvmf::target::{ConnId, Hosts, Path, SubsystemConfig, Target, TargetConfig};
 
+use super::conduct::ControllerConduct;
 use super::host_side::{Happened, HostSide};
 use super::input::Input;
+use super::referee::Referee;
 use super::target::namespace;
 use super::target_side::TargetSide;
 
@@ -32,7 +34,10 @@ struct Fuzz {
     side: TargetSide,
     now: Nanos,
     links: BTreeMap<u16, ConnId>,
+    /// Know what the host has to say to what it was sent.
+    referees: BTreeMap<u16, Referee<ControllerConduct>>,
     digests: Digests,
+    has_flow_control: bool,
     next_token: u64,
 }
 
@@ -87,7 +92,9 @@ impl Fuzz {
             side: TargetSide::new(target),
             now,
             links: BTreeMap::new(),
+            referees: BTreeMap::new(),
             digests,
+            has_flow_control: free & 0x10 != 0,
             next_token: 0,
         }
     }
@@ -138,7 +145,13 @@ impl Fuzz {
     fn forge(&mut self, input: &mut Input<'_>) {
         let (queue, free) = (u16::from(input.u8() & 3), input.u8());
         let digests = self.digests;
-        let cccid = CommandId(input.u16());
+        let named = CommandId(input.u16());
+        // Of a command that waits for this, or of any.
+        let mut of_queue = self.host.sent.values().filter(|(of, _)| *of == queue);
+        let cccid = match of_queue.next_back() {
+            Some(&(_, cid)) if free & 0x80 != 0 => cid,
+            _ => named,
+        };
         let (offset, len) = (u32::from(input.u16()), u32::from(input.u16()));
         let mut pdu = match free & 3 {
             0 => {
@@ -204,12 +217,58 @@ impl Fuzz {
     }
 
     fn deliver(&mut self, queue: u16, bytes: &[u8]) {
-        if self.links.contains_key(&queue) {
-            self.host.receive(self.now, queue, bytes);
+        let is_heard = |host: &HostSide| host.host.rx(queue) != Rx::Closed;
+        let referee = self.referees.get_mut(&queue);
+        let Some(referee) = referee.filter(|_| is_heard(&self.host)) else {
+            return;
+        };
+        referee.rules.is_in_doubt = false;
+        referee.see(bytes);
+        self.host.receive(self.now, queue, bytes);
+        if is_heard(&self.host) {
+            assert!(!referee.is_over, "open after C2HTermReq");
+            referee.settle();
         }
     }
 
+    /// What the host has to send, which it may.
+    fn sent(&mut self, queue: u16) -> Vec<u8> {
+        let bytes = self.host.sent(queue);
+        if let Some(referee) = self.referees.get_mut(&queue) {
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                let plen = u32::from_le_bytes([rest[4], rest[5], rest[6], rest[7]]) as usize;
+                let (pdu, later) = rest.split_at(plen);
+                let header = &pdu[..usize::from(pdu[2])];
+                let data_bytes = match usize::from(pdu[3]) {
+                    0 => 0,
+                    begin => plen - begin - usize::from(referee.data_digest_bytes()),
+                };
+                let data_bytes = u32::try_from(data_bytes).expect("short");
+                referee.rules.sent(header, data_bytes);
+                rest = later;
+            }
+        }
+        bytes
+    }
+
+    /// The host ends a connection: it has said why, if it had to.
+    fn ended(&mut self, queue: u16, last_words: &[u8]) {
+        let Some(mut referee) = self.referees.remove(&queue) else {
+            return;
+        };
+        if !last_words.is_empty() {
+            let term = TermReq::decode(Direction::HostToController, last_words);
+            let term = term.expect("there is nothing else to say");
+            referee.told(&term);
+        } else if referee.rules.is_in_doubt {
+            referee.doubt();
+        }
+        referee.settle();
+    }
+
     fn close(&mut self, queue: u16) {
+        self.referees.remove(&queue);
         if let Some(conn) = self.links.remove(&queue) {
             self.side.drop_socket(self.now, conn);
         }
@@ -224,7 +283,7 @@ impl Fuzz {
                 moved = true;
             }
             for (queue, conn) in self.links.clone() {
-                let bytes = self.host.sent(queue);
+                let bytes = self.sent(queue);
                 self.side.receive(self.now, conn, &bytes, &mut |_, _| false);
                 self.side.pump(self.now);
                 moved |= !bytes.is_empty();
@@ -246,11 +305,15 @@ impl Fuzz {
                     Some(conn) => {
                         let old = self.links.insert(queue, conn);
                         assert!(old.is_none(), "opened twice");
+                        let conduct = ControllerConduct::new(self.digests, self.has_flow_control);
+                        let referee = Referee::new(Direction::ControllerToHost, conduct);
+                        self.referees.insert(queue, referee);
                         self.host.host.opened(self.now, queue);
                     }
                     None => self.host.host.closed(self.now, queue),
                 },
                 Happened::Close(queue, last_words) => {
+                    self.ended(queue, &last_words);
                     if let Some(&conn) = self.links.get(&queue) {
                         self.side
                             .receive(self.now, conn, &last_words, &mut |_, _| false);

@@ -3,9 +3,12 @@
 use bowline_nvme::fabrics::ConnectResult;
 use bowline_nvme::opcode::admin;
 use bowline_nvme::pdu::{CapsuleCmd, Digests, Direction, H2CData, IcReq, R2t};
-use bowline_nvme::{CommandId, Sqe, Status};
+use bowline_nvme::{CommandId, Nanos, Sqe, Status};
 use bowline_nvmf::frame::{Event, FrameReader, Header, crc32c};
-use bowline_nvmf::target::ConnId;
+use bowline_nvmf::target::{ConnId, TargetConfig};
+
+use super::conduct::HostConduct;
+use super::referee::Referee;
 
 /// Commands a queue takes at a time, whatever its size: the smallest size that is ever asked for.
 const QUEUE_MIN: usize = 16;
@@ -17,6 +20,10 @@ pub(crate) struct Peer {
     /// Understands what was sent as the target must have.
     mirror: FrameReader,
     reader: FrameReader,
+    /// Knows what the target has to say to what was sent.
+    pub(crate) referee: Referee<HostConduct>,
+    /// When it was told that it broke the protocol.
+    pub(crate) told: Option<Nanos>,
     /// Bytes that the target has not taken yet.
     pub(crate) unsent: Vec<u8>,
     /// Commands the target has received and not answered.
@@ -36,13 +43,16 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(id: ConnId) -> Self {
+    pub(crate) fn new(id: ConnId, config: &TargetConfig) -> Self {
+        let conduct = HostConduct::new(config.icd_bytes, config.maxh2cdata_bytes);
         Self {
             id,
             digests: Digests::NONE,
             hpda: 0,
             mirror: FrameReader::new(Direction::HostToController),
             reader: FrameReader::new(Direction::ControllerToHost),
+            referee: Referee::new(Direction::HostToController, conduct),
+            told: None,
             unsent: Vec::new(),
             outstanding: Vec::new(),
             r2ts: Vec::new(),
@@ -110,10 +120,26 @@ impl Peer {
         self.unsent.is_empty() && self.mirror.is_between_pdus()
     }
 
-    /// The target took `count` of the unsent bytes.
-    pub(crate) fn was_taken(&mut self, count: usize) {
+    /// The target took `count` of the unsent bytes, and listened or did not.
+    pub(crate) fn was_taken(&mut self, count: usize, is_heard: bool) {
         let taken: Vec<u8> = self.unsent.drain(..count).collect();
-        let mut rest = taken.as_slice();
+        let outstanding = self.outstanding.len();
+        self.mirror(&taken);
+        let conduct = &mut self.referee.rules;
+        (conduct.outstanding, conduct.is_ambiguous) = (outstanding, self.ambiguous);
+        conduct.is_io = self.queue.is_some_and(|(qid, _)| qid != 0);
+        conduct.outstanding_max = if self.queue.is_some() {
+            QUEUE_MIN - 1
+        } else {
+            1
+        };
+        if is_heard {
+            self.referee.see(&taken);
+        }
+    }
+
+    fn mirror(&mut self, taken: &[u8]) {
+        let mut rest = taken;
         while !rest.is_empty() {
             let due = self.mirror.payload_remaining() as usize;
             let used = if due > 0 {
@@ -169,6 +195,7 @@ impl Peer {
                     let sqe = self.answered(resp.cqe.cid, resp.cqe.status);
                     self.responses += 1;
                     if !resp.cqe.status.same_code(Status::CID_CONFLICT) {
+                        self.referee.rules.answered(resp.cqe.cid);
                         self.r2ts.retain(|r2t| r2t.cccid != resp.cqe.cid);
                     }
                     let connect = self.connects.iter().find(|(cid, _)| *cid == resp.cqe.cid);
@@ -198,7 +225,8 @@ impl Peer {
                         self.responses += 1;
                     }
                 }
-                Header::TermReq(_) => {
+                Header::TermReq(term) => {
+                    self.referee.told(&term);
                     assert!(
                         !self.honest,
                         "an honest host was told that it broke the protocol"
@@ -237,6 +265,7 @@ impl Peer {
         );
         let same = |other: &R2t| other.ttag == r2t.ttag;
         assert!(!self.r2ts.iter().any(same), "two R2Ts with one tag");
+        self.referee.rules.asked(&r2t);
         self.r2ts.push(r2t);
     }
 

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use bowline_nvme::fabrics::{Connect, ConnectData, PropertySet, offset};
 use bowline_nvme::nqn::{self, Nqn};
 use bowline_nvme::opcode::{admin, io};
-use bowline_nvme::pdu::{Digests, H2CData};
+use bowline_nvme::pdu::{Digests, Direction, H2CData, TermReq, Violation};
 use bowline_nvme::{CommandId, ControllerId, Fuse, NamespaceId, Nanos, QueueId, Sgl, Sqe, Status};
 use bowline_nvmf::target::{
     AnaConfig, AnaState, ConnectionState, Deallocate, DiscoveryKind, DiscoveryRecord,
-    DiscoveryTable, Hosts, NamespaceConfig, NamespaceHandle, NsGeometry, Path, Persistence,
+    DiscoveryTable, Hosts, NamespaceConfig, NamespaceHandle, NsGeometry, Path, Persistence, Rx,
     SubsystemConfig, Target, TargetConfig,
 };
 
@@ -156,7 +156,10 @@ impl Fuzz {
             peer: address(9),
             ..Path::default()
         };
-        let bystander = [(); 2].map(|()| Peer::new(side.open(now, path).expect("room")));
+        let bystander = [(); 2].map(|()| {
+            let id = side.open(now, path).expect("room");
+            Peer::new(id, side.target.config())
+        });
         let mut fuzz = Self {
             side,
             now,
@@ -219,7 +222,7 @@ impl Fuzz {
             ..Path::default()
         };
         let id = self.side.open(self.now, path)?;
-        self.peers.push(Peer::new(id));
+        self.peers.push(Peer::new(id, self.side.target.config()));
         Some(self.peers.len() - 1)
     }
 
@@ -449,12 +452,19 @@ impl Fuzz {
         self.side.pump(now);
     }
 
-    /// Bytes of no meaning.
+    /// Bytes of no meaning, or the host's last word.
     fn raw(&mut self, input: &mut Input<'_>) {
         let Some(at) = self.peer(input) else { return };
-        let len = usize::from(input.u8());
-        let bytes = input.bytes(len);
+        let len = input.u8();
         let peer = &mut self.peers[at];
+        if len == 255 {
+            let violation = Violation::field(u32::from(input.u8()));
+            let term = TermReq::new(violation, input.bytes(24));
+            let (bytes, used) = term.encode(Direction::HostToController);
+            peer.unsent.extend(&bytes[..used]);
+            return;
+        }
+        let bytes = input.bytes(usize::from(len));
         peer.honest &= bytes.is_empty();
         peer.unsent.extend(bytes);
     }
@@ -516,6 +526,7 @@ impl Fuzz {
                 break;
             }
         }
+        self.check_told();
         // Sockets that the target closed are gone.
         for at in (0..self.peers.len()).rev() {
             if !self.side.is_open(self.peers[at].id) {
@@ -523,6 +534,21 @@ impl Fuzz {
             }
         }
         self.check_bounds();
+    }
+
+    /// Who broke the protocol was told, and nobody else; then the connection ends.
+    fn check_told(&mut self) {
+        let linger = self.side.target.config().deadlines.linger;
+        for peer in self.peers.iter_mut().chain(&mut self.bystander) {
+            peer.referee.settle();
+            let is_open = self.side.is_open(peer.id);
+            assert!(!is_open || !peer.referee.is_over, "open after H2CTermReq");
+            if peer.referee.is_told {
+                let told = *peer.told.get_or_insert(self.now);
+                let is_late = self.now >= told.after(linger);
+                assert!(!is_open || !is_late, "open though its host was told to go");
+            }
+        }
     }
 
     /// No connection holds more than its queue can.
@@ -707,16 +733,32 @@ impl Fuzz {
 
 /// Sends what a peer has, takes what there is for it; whether anything moved.
 fn carry(side: &mut TargetSide, now: Nanos, peer: &mut Peer, at_once: bool) -> bool {
+    // What the target has asked for until now is known when its answer is judged.
+    let mut moved = read(side, peer);
+    let was_heard = is_heard(side, peer);
     let taken = side.receive(now, peer.id, &peer.unsent, &mut |_, _| at_once);
-    peer.was_taken(taken);
+    peer.was_taken(taken, was_heard);
     side.pump(now);
-    let sent: Vec<u8> = match side.conn(peer.id) {
-        Some(conn) => conn.take_sent(),
-        None => Vec::new(),
-    };
+    moved |= taken > 0;
+    moved |= read(side, peer);
+    if std::mem::take(&mut peer.referee.rules.is_in_doubt) && !is_heard(side, peer) {
+        peer.referee.doubt();
+    }
+    side.pump(now);
+    moved
+}
+
+fn read(side: &mut TargetSide, peer: &mut Peer) -> bool {
+    let sent = side.conn(peer.id).map(|conn| conn.take_sent());
+    let sent = sent.unwrap_or_default();
     peer.read(&sent);
-    side.pump(now);
-    taken > 0 || !sent.is_empty()
+    !sent.is_empty()
+}
+
+/// Whether the target acts on what this peer sends, and does not just drop it.
+fn is_heard(side: &TargetSide, peer: &Peer) -> bool {
+    let rx = side.target.rx(peer.id);
+    !matches!(rx, Rx::Closed | Rx::Discard { len: u32::MAX })
 }
 
 /// The id of a command that is still outstanding, if there is one.

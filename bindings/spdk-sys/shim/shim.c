@@ -1,11 +1,16 @@
 /* shim.h over SPDK. */
+#define _GNU_SOURCE
 #include "shim.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <spdk/bdev.h>
 #include <spdk/bdev_module.h>
@@ -83,17 +88,39 @@ shim_log_open(shim_log_fn log, enum shim_log_level level)
 /* --- The environment ---------------------------------------------------------------------------- */
 
 static bool g_env_done;
+static atomic_bool g_env_in_use;
+
+/* DPDK's destructor unmaps all memory, whoever uses it: nothing but the process's end comes after. */
+static void
+leave(int status, void *unused)
+{
+	(void)unused;
+	if (atomic_load(&g_env_in_use)) {
+		fflush(NULL);
+		_exit(status);
+	}
+}
 
 int
 shim_env_init(const struct shim_env_options *options)
 {
 	struct spdk_env_opts opts;
 	struct spdk_pci_addr *allowed = NULL;
+	cpu_set_t cores;
 	char core[16];
-	int rc;
+	int here, rc;
 
 	if (g_env_done) {
 		return -EALREADY;
+	}
+	/* It wants one core of those that we may run on, and binds the thread to it. */
+	here = sched_getcpu();
+	if (here < 0) {
+		return -errno;
+	}
+	rc = pthread_getaffinity_np(pthread_self(), sizeof(cores), &cores);
+	if (rc != 0) {
+		return -rc;
 	}
 	if (options->pci_allowed_count > 0) {
 		allowed = calloc(options->pci_allowed_count, sizeof(*allowed));
@@ -109,7 +136,7 @@ shim_env_init(const struct shim_env_options *options)
 	}
 	opts.opts_size = sizeof(opts);
 	spdk_env_opts_init(&opts);
-	snprintf(core, sizeof(core), "[%u]", options->core);
+	snprintf(core, sizeof(core), "[%d]", here);
 	opts.name = options->name;
 	opts.core_mask = core;
 	if (options->memory_mib > 0) {
@@ -124,7 +151,12 @@ shim_env_init(const struct shim_env_options *options)
 	rc = spdk_env_init(&opts);
 	/* The environment has made its own of what it was given. */
 	free(allowed);
-	g_env_done = rc == 0;
+	if (rc == 0) {
+		g_env_done = true;
+		g_env_in_use = on_exit(leave, NULL) == 0;
+	}
+	/* One thread is not bound to a core by its own will: others may want that core for their own. */
+	pthread_setaffinity_np(pthread_self(), sizeof(cores), &cores);
 	return rc;
 }
 
@@ -132,6 +164,7 @@ void
 shim_env_fini(void)
 {
 	spdk_env_fini();
+	g_env_in_use = false;
 }
 
 void *
@@ -623,7 +656,7 @@ covers(const shim_bdev_desc *desc, const struct shim_slice *slices, uint32_t cou
 	uint64_t block_bytes = spdk_bdev_get_data_block_size(spdk_bdev_desc_get_bdev(desc->desc));
 	uint64_t wanted, bytes = 0;
 
-	if (__builtin_mul_overflow(blocks, block_bytes, &wanted)) {
+	if (blocks == 0 || __builtin_mul_overflow(blocks, block_bytes, &wanted)) {
 		return false;
 	}
 	for (uint32_t i = 0; i < count; i++) {
@@ -664,6 +697,17 @@ shim_bdev_write(shim_bdev_desc *desc, shim_channel *channel, const struct shim_s
 }
 
 int
+shim_bdev_compare(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
+		  uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
+{
+	if (!covers(desc, slices, slice_count, blocks)) {
+		return -EINVAL;
+	}
+	return spdk_bdev_comparev_blocks(desc->desc, to_channel(channel), to_iov(slices),
+					 (int)slice_count, block, blocks, request_done, request);
+}
+
+int
 shim_bdev_compare_and_write(shim_bdev_desc *desc, shim_channel *channel,
 			    const struct shim_slice *compare, uint32_t compare_count,
 			    const struct shim_slice *write, uint32_t write_count, uint64_t block,
@@ -690,6 +734,10 @@ int
 shim_bdev_unmap(shim_bdev_desc *desc, shim_channel *channel, uint64_t block, uint64_t blocks,
 		struct shim_request *request)
 {
+	/* A device of NVMe counts from 0: none would be as many as there can be. */
+	if (blocks == 0) {
+		return -EINVAL;
+	}
 	return spdk_bdev_unmap_blocks(desc->desc, to_channel(channel), block, blocks, request_done,
 				      request);
 }
@@ -698,6 +746,10 @@ int
 shim_bdev_write_zeroes(shim_bdev_desc *desc, shim_channel *channel, uint64_t block,
 		       uint64_t blocks, struct shim_request *request)
 {
+	/* A device of NVMe counts from 0: none would be as many as there can be. */
+	if (blocks == 0) {
+		return -EINVAL;
+	}
 	return spdk_bdev_write_zeroes_blocks(desc->desc, to_channel(channel), block, blocks,
 					     request_done, request);
 }

@@ -49,8 +49,6 @@ void shim_log_open(shim_log_fn log, enum shim_log_level level);
 struct shim_env_options {
 	/* Name of the process in the environment's files. Required. */
 	const char *name;
-	/* The one core that the calling thread stays on. */
-	uint32_t core;
 	/* Memory for DMA to set aside in MiB; 0: what the library takes by itself. */
 	uint32_t memory_mib;
 	/* Ordinary pages instead of huge ones; no device on PCI can be used then. */
@@ -65,12 +63,16 @@ struct shim_env_options {
 };
 
 /*
- * Sets the environment up. The calling thread becomes its main thread, bound to `core`.
- * -EALREADY when it was set up before; it cannot be set up again after `shim_env_fini`.
+ * Sets the environment up. The calling thread becomes its main thread, and may go on to run on
+ * every core that it could run on before. -EALREADY when it was set up before; it cannot be set up again after `shim_env_fini`.
  */
 int shim_env_init(const struct shim_env_options *options);
 
-/* Gives the environment's resources back, after everything else has been closed. */
+/*
+ * Gives the environment's resources back, after everything else has been closed. A process that exits
+ * without it ends at once, without the destructors of libraries: they would take memory away from
+ * threads that still run.
+ */
 void shim_env_fini(void);
 
 /* DMA memory of at least `bytes` at a multiple of `align` (a power of two), zeroed; null: none. */
@@ -255,8 +257,8 @@ struct shim_request {
 /*
  * Requests, on the thread of the channel. 0: `done` will be called, but not before the function has
  * returned. -ENOMEM: too many are on their way; try again after the next poll, as what is short is
- * shared with other channels. -EINVAL: the range is not within the device, or the slices are not
- * together as long as the blocks. Other errors: the request makes no sense for this device. Payload,
+ * shared with other channels. -EINVAL: the range is not within the device or has no blocks (a flush
+ * need not), or the slices are not together as long as the blocks. Other errors: the request makes no sense for this device. Payload,
  * slices and request stay as they are until `done`.
  */
 int shim_bdev_read(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
@@ -264,6 +266,10 @@ int shim_bdev_read(shim_bdev_desc *desc, shim_channel *channel, const struct shi
 int shim_bdev_write(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
 		    uint32_t slice_count, uint64_t block, uint64_t blocks,
 		    struct shim_request *request);
+/* A difference ends as media error 0x85 of type 2. */
+int shim_bdev_compare(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
+		      uint32_t slice_count, uint64_t block, uint64_t blocks,
+		      struct shim_request *request);
 int shim_bdev_compare_and_write(shim_bdev_desc *desc, shim_channel *channel,
 				const struct shim_slice *compare, uint32_t compare_count,
 				const struct shim_slice *write, uint32_t write_count, uint64_t block,

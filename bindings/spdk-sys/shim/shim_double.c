@@ -487,7 +487,7 @@ describe(const struct bdev *bdev, struct shim_bdev_info *info)
 	info->operations = SHIM_BDEV_READ | SHIM_BDEV_WRITE | SHIM_BDEV_RESET;
 	if (bdev->data != NULL || bdev->base != NULL) {
 		info->operations |= SHIM_BDEV_FLUSH | SHIM_BDEV_UNMAP | SHIM_BDEV_WRITE_ZEROES |
-				    SHIM_BDEV_COMPARE_AND_WRITE;
+				    SHIM_BDEV_COMPARE | SHIM_BDEV_COMPARE_AND_WRITE;
 	}
 }
 
@@ -674,9 +674,11 @@ static int
 check(const struct target *target)
 {
 	const struct bdev *bdev = target->desc->bdev;
-	bool reads = target->operation == SHIM_BDEV_READ || target->operation == SHIM_BDEV_FLUSH;
+	bool reads = target->operation == SHIM_BDEV_READ || target->operation == SHIM_BDEV_FLUSH ||
+		     target->operation == SHIM_BDEV_COMPARE;
 
-	if (target->block > bdev->blocks || target->blocks > bdev->blocks - target->block) {
+	if ((target->blocks == 0 && target->operation != SHIM_BDEV_FLUSH) ||
+	    target->block > bdev->blocks || target->blocks > bdev->blocks - target->block) {
 		return -EINVAL;
 	}
 	return reads || target->desc->writer ? 0 : -EBADF;
@@ -808,6 +810,28 @@ is_equal(const uint8_t *place, const struct shim_slice *slices, uint32_t count)
 		place += slices[i].bytes;
 	}
 	return true;
+}
+
+int
+shim_bdev_compare(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
+		  uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
+{
+	struct target target = { desc, SHIM_BDEV_COMPARE, block, blocks };
+	struct ended *ended;
+	uint8_t *place;
+	int rc;
+
+	if (!covers(&target, slices, slice_count)) {
+		return -EINVAL;
+	}
+	rc = enter(&target, channel, request, &ended, &place);
+	if (rc != 0) {
+		return rc;
+	}
+	if (place != NULL && !is_equal(place, slices, slice_count)) {
+		ended->status = STATUS_MISCOMPARE;
+	}
+	return leave(ended);
 }
 
 int

@@ -72,7 +72,6 @@ impl Life {
     fn begin() -> Self {
         let options = shim_env_options {
             name: c"bowline-spdk-sys-test".as_ptr(),
-            core: 0,
             memory_mib: 512,
             no_huge: true,
             no_pci: true,

@@ -41,6 +41,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("bowline-api", &[]),
     ("bowline-spdk-sys", &[]),
+    ("bowline-spdk-rs", &["bowline-spdk-sys"]),
     // The executable is also our own host (`bowline dev` verifies through the initiator).
     (
         "bowline",
@@ -99,6 +100,7 @@ const NO_RUNTIME: &[&str] = &[
     "bowline-engine-kernel",
     "bowline-tcp",
     "bowline-spdk-sys",
+    "bowline-spdk-rs",
 ];
 const RUNTIMES: &[&str] = &[
     "tokio",
@@ -112,7 +114,12 @@ const RUNTIMES: &[&str] = &[
 
 /// Crates that may open unsafe code in named modules, each block with its SAFETY argument; they
 /// deny it everywhere else.
-const UNSAFE_IN_MODULES: &[&str] = &["bowline-block", "bowline-reactor", "bowline-engine-kernel"];
+const UNSAFE_IN_MODULES: &[&str] = &[
+    "bowline-block",
+    "bowline-reactor",
+    "bowline-engine-kernel",
+    "bowline-spdk-rs",
+];
 
 /// Crates that are declarations of foreign functions and nothing else.
 const BINDINGS: &[&str] = &["bowline-spdk-sys"];

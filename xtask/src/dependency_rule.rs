@@ -19,6 +19,10 @@ const EDGES: &[(&str, &[&str])] = &[
         &["bowline-nvme", "bowline-block", "bowline-reactor"],
     ),
     (
+        "bowline-engine-spdk",
+        &["bowline-nvme", "bowline-block", "bowline-spdk-rs"],
+    ),
+    (
         "bowline-tcp",
         &[
             "bowline-nvme",
@@ -33,6 +37,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-api",
             "bowline-block",
             "bowline-engine-kernel",
+            "bowline-engine-spdk",
             "bowline-nvme",
             "bowline-nvmf",
             "bowline-reactor",
@@ -98,6 +103,7 @@ const NO_RUNTIME: &[&str] = &[
     "bowline-block",
     "bowline-reactor",
     "bowline-engine-kernel",
+    "bowline-engine-spdk",
     "bowline-tcp",
     "bowline-spdk-sys",
     "bowline-spdk-rs",
@@ -118,6 +124,7 @@ const UNSAFE_IN_MODULES: &[&str] = &[
     "bowline-block",
     "bowline-reactor",
     "bowline-engine-kernel",
+    "bowline-engine-spdk",
     "bowline-spdk-rs",
 ];
 

@@ -10,6 +10,7 @@ use bowline_block::{
 };
 use bowline_engine_kernel::OpenOptions;
 use bowline_engine_kernel::{Backing as KernelBacking, Buffered, KernelDevice, OpenError};
+use bowline_engine_spdk::{Source, Spdk, SpdkBacking, SpdkDevice, SpdkError};
 use bowline_nvme::Nanos;
 use bowline_reactor::Reactor;
 
@@ -23,17 +24,33 @@ use crate::config::{BackingConfig, MEMORY_BLOCK_BYTES};
 pub(crate) enum Backing {
     Memory(MemDevice),
     Kernel(KernelDevice),
+    Spdk(SpdkDevice),
 }
 
 /// An open and locked backing on its way to the reactor that will own it.
 pub(crate) enum Opened {
     Memory { size_bytes: u64, block_bytes: u32 },
     Kernel(Box<KernelBacking>),
+    Spdk(SpdkBacking),
 }
 
 /// Opens and locks a backing. May block, so never on a reactor.
-pub(crate) fn open(config: &BackingConfig, block_bytes: Option<u32>) -> Result<Opened, Failure> {
+pub(crate) fn open(
+    config: &BackingConfig,
+    block_bytes: Option<u32>,
+    spdk: Option<&Spdk>,
+) -> Result<Opened, Failure> {
     match config {
+        BackingConfig::Spdk(source) => {
+            let spdk = spdk.ok_or_else(|| explain_spdk(source, &not_started()))?;
+            let backing = spdk.find(source);
+            let backing = backing.map_err(|error| explain_spdk(source, &error))?;
+            let own = backing.geometry().block_bytes;
+            match block_bytes {
+                Some(asked) if asked != own => Err(explain_spdk(source, &other_blocks(asked, own))),
+                _ => Ok(Opened::Spdk(backing)),
+            }
+        }
         BackingConfig::Memory { size_bytes } => {
             let block_bytes = block_bytes.unwrap_or(MEMORY_BLOCK_BYTES);
             let machine_bytes = memory_of_machine();
@@ -73,6 +90,15 @@ impl Opened {
                 block_bytes,
             } => MemDevice::new(size_bytes, block_bytes).map(Backing::Memory),
             Self::Kernel(backing) => KernelDevice::new(*backing, cx.disk()).map(Backing::Kernel),
+            Self::Spdk(backing) => SpdkDevice::open(backing, cx.memory()).map(Backing::Spdk),
+        }
+    }
+
+    /// What was opened, by the name that it has there.
+    pub(crate) fn named(&self, config: BackingConfig) -> BackingConfig {
+        match self {
+            Self::Spdk(backing) => BackingConfig::Spdk(Source::Bdev(backing.name().to_owned())),
+            Self::Memory { .. } | Self::Kernel(_) => config,
         }
     }
 }
@@ -82,6 +108,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.geometry(),
             Self::Kernel(device) => device.geometry(),
+            Self::Spdk(device) => device.geometry(),
         }
     }
 
@@ -89,6 +116,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.depth_max(),
             Self::Kernel(device) => device.depth_max(),
+            Self::Spdk(device) => device.depth_max(),
         }
     }
 
@@ -96,6 +124,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.try_submit(io),
             Self::Kernel(device) => device.try_submit(io),
+            Self::Spdk(device) => device.try_submit(io),
         }
     }
 
@@ -103,6 +132,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.is_immediate(),
             Self::Kernel(device) => device.is_immediate(),
+            Self::Spdk(device) => device.is_immediate(),
         }
     }
 
@@ -110,6 +140,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.read_now(lba, into),
             Self::Kernel(device) => device.read_now(lba, into),
+            Self::Spdk(device) => device.read_now(lba, into),
         }
     }
 
@@ -117,6 +148,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.write_now(lba, data),
             Self::Kernel(device) => device.write_now(lba, data),
+            Self::Spdk(device) => device.write_now(lba, data),
         }
     }
 
@@ -124,6 +156,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.view_now(lba, bytes),
             Self::Kernel(device) => device.view_now(lba, bytes),
+            Self::Spdk(device) => device.view_now(lba, bytes),
         }
     }
 
@@ -131,6 +164,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.poll(now, out),
             Self::Kernel(device) => device.poll(now, out),
+            Self::Spdk(device) => device.poll(now, out),
         }
     }
 
@@ -138,6 +172,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.poll_timeout(),
             Self::Kernel(device) => device.poll_timeout(),
+            Self::Spdk(device) => device.poll_timeout(),
         }
     }
 
@@ -145,6 +180,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.poll_event(),
             Self::Kernel(device) => device.poll_event(),
+            Self::Spdk(device) => device.poll_event(),
         }
     }
 
@@ -152,6 +188,7 @@ impl Device for Backing {
         match self {
             Self::Memory(device) => device.refresh(),
             Self::Kernel(device) => device.refresh(),
+            Self::Spdk(device) => device.refresh(),
         }
     }
 }
@@ -216,6 +253,33 @@ fn explain_open(path: &Path, shared: bool, error: &OpenError) -> Failure {
     Failure::new(reason, format!("{} cannot be served", path.display()))
         .cause(cause)
         .hint(hint)
+}
+
+fn explain_spdk(source: &Source, error: &SpdkError) -> Failure {
+    let reason = if error.is_busy {
+        Reason::BackingBusy
+    } else {
+        Reason::BackingUnusable
+    };
+    Failure::new(reason, format!("{source} cannot be served"))
+        .cause(&error.cause)
+        .hint(&error.hint)
+}
+
+fn not_started() -> SpdkError {
+    SpdkError {
+        is_busy: false,
+        cause: "this data plane runs without SPDK".to_owned(),
+        hint: "start it with --engine spdk".to_owned(),
+    }
+}
+
+fn other_blocks(asked: u32, own: u32) -> SpdkError {
+    SpdkError {
+        is_busy: false,
+        cause: format!("its blocks are {own} bytes long, not {asked}"),
+        hint: "leave --block-size out, or format the drive with other blocks".to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ impl Catalog {
         self.namespaces()
             .find(|(_, _, namespace)| match &namespace.backing {
                 BackingConfig::Path { path: other, .. } => other == path,
-                BackingConfig::Memory { .. } => false,
+                BackingConfig::Memory { .. } | BackingConfig::Spdk(_) => false,
             })
             .map(|(nqn, nsid, _)| (nqn, nsid))
     }

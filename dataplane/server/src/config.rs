@@ -4,6 +4,9 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use bowline_engine_spdk::{
+    BUILD as SPDK_BUILD, Build as SpdkBuild, Options as SpdkOptions, Source as SpdkSource,
+};
 pub use bowline_nvmf::target::AnaState;
 pub use bowline_reactor::{IoBackend, PollMode};
 
@@ -67,6 +70,8 @@ pub struct Config {
     pub io: IoBackend,
     /// Whether reactors spin.
     pub poll: PollMode,
+    /// How SPDK is started, which a backing of SPDK needs.
+    pub spdk: Option<SpdkOptions>,
     /// Paths that may back namespaces made over the management API.
     pub allow_paths: Vec<PathBuf>,
     /// Folder for what must outlive the process: reservations that persist, counters, identity.
@@ -101,6 +106,8 @@ pub enum BackingConfig {
         /// Size in bytes, a positive multiple of the block size.
         size_bytes: u64,
     },
+    /// A drive that SPDK drives, or another block device of it.
+    Spdk(SpdkSource),
 }
 
 impl BackingConfig {
@@ -108,7 +115,7 @@ impl BackingConfig {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Path { path, .. } => Some(path),
-            Self::Memory { .. } => None,
+            Self::Memory { .. } | Self::Spdk(_) => None,
         }
     }
 
@@ -119,9 +126,12 @@ impl BackingConfig {
 
     /// The same, by another path.
     pub(crate) fn at(&self, path: PathBuf) -> Self {
-        match *self {
-            Self::Path { shared, .. } => Self::Path { path, shared },
-            Self::Memory { size_bytes } => Self::Memory { size_bytes },
+        match self {
+            Self::Path { shared, .. } => Self::Path {
+                path,
+                shared: *shared,
+            },
+            Self::Memory { .. } | Self::Spdk(_) => self.clone(),
         }
     }
 }
@@ -131,6 +141,7 @@ impl fmt::Display for BackingConfig {
         match self {
             Self::Path { path, .. } => path.display().fmt(f),
             Self::Memory { size_bytes } => write!(f, "{size_bytes} bytes of memory"),
+            Self::Spdk(source) => source.fmt(f),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use bowline_api::{Failure, Reason};
+use bowline_block::PoolMemory;
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::TargetConfig;
 use bowline_reactor::{
@@ -61,6 +62,7 @@ impl Fleet {
         config: &Config,
         target: &TargetConfig,
         keeper: Option<&Keeper>,
+        memory: &PoolMemory,
         ended: &Sender<Ended>,
     ) -> Result<Self, StartError> {
         let cpus: Vec<Option<usize>> = match config.cores.as_slice() {
@@ -83,7 +85,15 @@ impl Fleet {
                     None => service,
                 }
             };
-            let member = Member::start(config, service, index, cpu, ended.clone())
+            let settings = ReactorConfig {
+                io: config.io,
+                poll: config.poll,
+                core: cpu,
+                name: format!("reactor-{index}"),
+                memory: memory.clone(),
+                ..ReactorConfig::default()
+            };
+            let member = Member::start(settings, service, index, ended.clone())
                 .map_err(|source| StartError::Reactor { index, source })?;
             members.push(member);
         }
@@ -142,19 +152,12 @@ async fn send<M: Send + 'static>(mailbox: &Mailbox<M>, mut message: M) -> Result
 
 impl Member {
     fn start(
-        config: &Config,
+        settings: ReactorConfig,
         service: impl FnOnce(&mut Reactor, Mailbox<TargetMessage<Backing>>) -> Service + Send + 'static,
         index: usize,
-        cpu: Option<usize>,
         ended: Sender<Ended>,
     ) -> io::Result<Self> {
-        let settings = ReactorConfig {
-            io: config.io,
-            poll: config.poll,
-            core: cpu,
-            name: format!("reactor-{index}"),
-            ..ReactorConfig::default()
-        };
+        let cpu = settings.core;
         let (alive, end) = mpsc::channel();
         let make = move |cx: &mut Reactor, mailbox| {
             Ok(Served {

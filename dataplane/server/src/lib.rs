@@ -39,6 +39,7 @@ mod view;
 pub use config::{
     AnaState, BackingConfig, CONNECTIONS_MAX, Config, IN_CAPSULE_DATA_BYTES, IoBackend, Limits,
     MAX_TRANSFER_BYTES, MEMORY_BLOCK_BYTES, PollMode, QUEUE_DEPTH, QUEUES_PER_HOST_MAX, Referral,
+    SPDK_BUILD, SpdkBuild, SpdkOptions, SpdkSource,
 };
 pub use error::{RunError, StartError};
 pub use process::{Ready, run};

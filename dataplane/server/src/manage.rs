@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bowline_api::{Failure, Reason};
 use bowline_block::Device;
+use bowline_engine_spdk::Spdk;
 use bowline_nvme::NamespaceId;
 use bowline_nvmf::target::{
     AnaConfig, AnaState, CNTLID_MAX, ConfigError, DiscoveryTable, HealthTotals, Persistence,
@@ -52,6 +53,8 @@ pub(crate) struct Manager {
     pub(crate) catalog: Catalog,
     pub(crate) portals: Vec<Portal>,
     pub(crate) allow: AllowList,
+    /// The library whose devices may back namespaces, if there is one.
+    pub(crate) spdk: Option<Spdk>,
     /// Rises with every change that discovery shows.
     discovery: Arc<DiscoveryTable>,
     opening: Vec<Opening>,
@@ -125,6 +128,7 @@ impl Manager {
             catalog: Catalog::default(),
             portals,
             allow,
+            spdk: None,
             discovery: Arc::default(),
             opening: Vec::new(),
             keeper: None,

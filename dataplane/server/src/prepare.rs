@@ -2,7 +2,10 @@
 //! opened and locked. All of it may block, the opening of a device behind a dead server
 //! for ever.
 
+use std::path::Path;
+
 use bowline_api::{Failure, Reason};
+use bowline_engine_spdk::{Spdk, SpdkError};
 use uuid::Uuid;
 
 use crate::allow::AllowList;
@@ -22,6 +25,8 @@ pub(crate) struct Prepared {
     /// Named so that the same device is recognised when the API names it again.
     pub(crate) backing: BackingConfig,
     pub(crate) opened: Opened,
+    /// The library, if it was started: to be let go after the reactors have ended.
+    pub(crate) spdk: Option<Spdk>,
     /// NQN of the first subsystem.
     pub(crate) nqn: String,
     /// NQN of the discovery subsystem of this data plane alone.
@@ -42,7 +47,9 @@ impl Prepared {
         let allow = AllowList::new(&config.allow_paths)?;
         let sockets = Sockets::bind(&config)?;
         let is_busy = |failure: &Failure| failure.reason == Reason::BackingBusy;
-        let open = || backing::open(&config.backing, config.block_bytes);
+        let spdk = config.spdk.as_ref().map(Spdk::start).transpose();
+        let spdk = spdk.map_err(|error| StartError::Backing(explain_start(error)))?;
+        let open = || backing::open(&config.backing, config.block_bytes, spdk.as_ref());
         let opened = patiently(is_busy, open).map_err(StartError::Backing)?;
         let nqn = match &config.nqn {
             Some(nqn) => nqn.clone(),
@@ -53,7 +60,7 @@ impl Prepared {
                 let real = path.canonicalize();
                 config.backing.at(real.unwrap_or_else(|_| path.to_owned()))
             }
-            None => config.backing.clone(),
+            None => opened.named(config.backing.clone()),
         };
         let bound = sockets.nvme.first().map(|(portal, _)| portal.bound);
         let discovery_nqn = match &config.discovery_nqn {
@@ -77,6 +84,7 @@ impl Prepared {
             sockets,
             backing,
             opened,
+            spdk,
             nqn,
             discovery_nqn,
             state,
@@ -117,7 +125,16 @@ fn keep<T: PartialEq>(
     }
 }
 
+fn explain_start(error: SpdkError) -> Failure {
+    Failure::new(Reason::BackingUnusable, "SPDK was not started")
+        .cause(error.cause)
+        .hint(error.hint)
+}
+
 fn default_nqn(config: &Config, sockets: &Sockets) -> String {
+    if let BackingConfig::Spdk(source) = &config.backing {
+        return identity::default_nqn(&config.node, Path::new(&source.to_string()));
+    }
     match config.backing.path() {
         Some(path) => {
             let path = identity::lasting_path(path);

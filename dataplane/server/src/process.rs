@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneServiceServer;
 use bowline_api::{FILE_DESCRIPTOR_SET, Failure};
+use bowline_engine_spdk::Spdk;
 use bowline_nvmf::target::{HealthTotals, TargetConfig};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -91,16 +92,30 @@ async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError
     let config = &prepared.config;
     let (ended, ends) = mpsc::channel(config.cores.len().max(1));
     let target = target_config(config, &prepared.discovery_nqn);
-    let fleet = Arc::new(Fleet::start(config, &target, keeper.as_ref(), &ended)?);
+    let library = prepared.spdk.clone();
+    let memory = library.as_ref().map(Spdk::memory).unwrap_or_default();
+    let fleet = Arc::new(Fleet::start(
+        config,
+        &target,
+        keeper.as_ref(),
+        &memory,
+        &ended,
+    )?);
     drop(ended);
     let reactors = Arc::clone(&fleet);
-    match DataPlane::assemble(prepared, target, fleet, (keeper, loaded), ends, signals).await {
+    let plane = DataPlane::assemble(prepared, target, fleet, (keeper, loaded), ends, signals);
+    let result = match plane.await {
         Ok(plane) => plane.serve(ready).await,
         Err(error) => {
             reactors.stop();
             Err(error.into())
         }
+    };
+    if let (Err(_), Some(library)) = (&result, library) {
+        // It would wait for the devices of reactors that have not ended.
+        library.abandon();
     }
+    result
 }
 
 /// What the protocol machines are told.
@@ -149,6 +164,7 @@ impl DataPlane {
             sockets,
             backing,
             opened,
+            spdk,
             nqn,
             discovery_nqn: _,
             state: _,
@@ -161,6 +177,7 @@ impl DataPlane {
         };
         let portals = nvme.iter().map(|(portal, _)| *portal).collect();
         let mut manager = Manager::new(Arc::clone(&fleet), portals, allow);
+        manager.spdk = spdk;
         manager.keep_reservations(keeper.clone(), loaded.reservations);
         let device = NewNamespace {
             nsid: Some(FIRST_NSID),

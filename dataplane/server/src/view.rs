@@ -9,7 +9,7 @@ use bowline_nvmf::target::{AnaState, TargetConfig};
 use uuid::Uuid;
 
 use crate::catalog::{Namespace, Origin, Referral, Subsystem};
-use crate::config::BackingConfig;
+use crate::config::{BackingConfig, SpdkSource};
 use crate::manage::AnaGroup;
 use crate::names;
 
@@ -104,6 +104,9 @@ pub(crate) fn namespace(nqn: &str, nsid: u32, namespace: &Namespace) -> api::Nam
             path: path.display().to_string(),
             shared: *shared,
         }),
+        BackingConfig::Spdk(SpdkSource::Drive(name) | SpdkSource::Bdev(name)) => {
+            api::backing::Kind::Bdev(api::BdevBacking { name: name.clone() })
+        }
     };
     api::Namespace {
         name: names::namespace(nqn, nsid),

@@ -50,7 +50,8 @@ Examples:
 #[command(long_about = LONG_ABOUT, after_long_help = EXAMPLES)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct DataplaneFlags {
-    /// Block device or file to serve; it is locked against other users.
+    /// Block device or file to serve; it is locked against other users. With --engine spdk the PCI
+    /// address of a drive, such as 0000:01:00.0, or bdev:NAME for another block device of SPDK.
     #[arg(
         long,
         value_name = "PATH",
@@ -322,6 +323,34 @@ pub(crate) struct DataplaneFlags {
     #[arg(help_heading = "Performance")]
     pub(crate) engine: Option<Engine>,
 
+    /// SPDK's own JSON configuration, for --engine spdk: it may make block devices and set
+    /// options of drives [default: none].
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "BOWLINE_SPDK_CONFIG",
+        hide_env = true,
+        help_heading = "SPDK"
+    )]
+    pub(crate) spdk_config: Option<PathBuf>,
+
+    /// Memory that SPDK sets aside for buffers; all of it is taken from huge pages
+    /// [default: as much as is needed; 1GiB with --no-huge].
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "BOWLINE_SPDK_MEMORY",
+        hide_env = true,
+        help_heading = "SPDK"
+    )]
+    pub(crate) spdk_memory: Option<Size>,
+
+    /// Run SPDK without huge pages, which no drive works with: for block devices that are none
+    /// [default: false].
+    #[arg(long, env = "BOWLINE_NO_HUGE", hide_env = true, help_heading = "SPDK")]
+    #[arg(num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    pub(crate) no_huge: Option<bool>,
+
     /// Kernel interface for I/O; auto takes io_uring where it is permitted [default: auto].
     #[arg(
         long,
@@ -511,6 +540,9 @@ impl DataplaneFlags {
             connections_max: self.connections_max.or(file.connections_max),
             queues_per_host_max: self.queues_per_host_max.or(file.queues_per_host_max),
             engine: self.engine.or(file.engine),
+            spdk_config: self.spdk_config.or(file.spdk_config),
+            spdk_memory: self.spdk_memory.or(file.spdk_memory),
+            no_huge: self.no_huge.or(file.no_huge),
             io: self.io.or(file.io),
             cores: self.cores.or(file.cores),
             poll: self.poll.or(file.poll),

@@ -1,6 +1,7 @@
 //! `bowline dataplane`: flags in, a running data plane out.
 
 mod flags;
+mod spdk;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use clap::ArgMatches;
 use serde::Serialize;
 
 pub(crate) use flags::{Address, AnaFlag, BlockSize, CntlidRange, DataplaneFlags, Identifier};
-use flags::{Engine, IoFlag, PollFlag, ReferralFlag};
+use flags::{IoFlag, PollFlag, ReferralFlag};
 
 use crate::error::CliError;
 use crate::log;
@@ -81,7 +82,10 @@ fn config(flags: DataplaneFlags) -> Result<Config, CliError> {
     let limits = limits(&flags)?;
     let ana = ana(flags.ana, flags.ana_state)?;
     let shared = flags.shared_device.unwrap_or(false);
-    let backing = backing(flags.device, flags.memory, shared)?;
+    let (backing, spdk) = match spdk::backing(&flags)? {
+        Some((device, options)) if flags.memory.is_none() => (device, Some(options)),
+        _ => (backing(flags.device, flags.memory, shared)?, None),
+    };
     let mut listen: Vec<SocketAddr> = flags.listen.iter().map(|address| address.nvme()).collect();
     if listen.is_empty() {
         listen.push(Address::LOOPBACK.nvme());
@@ -118,6 +122,7 @@ fn config(flags: DataplaneFlags) -> Result<Config, CliError> {
             Some(PollFlag::Always) => PollMode::Always,
             Some(PollFlag::Never) => PollMode::Never,
         },
+        spdk,
         allow_paths: flags.allow_path,
         state: flags.state,
         limits,
@@ -179,13 +184,6 @@ fn ana(on: Option<bool>, state: Option<AnaFlag>) -> Result<Option<AnaState>, Cli
 
 /// Flags of later versions are known, so that nobody takes silence for consent.
 fn refuse_what_is_not_there(flags: &DataplaneFlags) -> Result<(), CliError> {
-    if flags.engine == Some(Engine::Spdk) {
-        return Err(CliError::usage("--engine spdk is not in this executable")
-            .cause("it was built without the SPDK engine, which is not part of this version")
-            .hint(
-                "use --engine kernel; SPDK will be a build of its own: cargo build --features spdk",
-            ));
-    }
     if flags.controller.is_some() {
         return Err(CliError::usage("--controller is not available yet")
             .cause("this version has no control plane to register with")

@@ -184,10 +184,7 @@ const WRONG: &[(&str, &str)] = &[
     ("--memory 1MiB --in-capsule-data 17", "multiple of 16"),
     ("--memory 1MiB --queue-depth 1", "16 to 128"),
     ("--memory 1MiB --allow-path srv", "not absolute"),
-    (
-        "--memory 1MiB --engine spdk",
-        "built without the SPDK engine",
-    ),
+    ("--memory 1MiB --engine spdk", "built without SPDK"),
     (
         "--memory 1MiB --controller http://c:7400",
         "not available yet",

@@ -12,7 +12,7 @@ use super::State;
 use super::subsystem::number;
 use crate::backing::{self, Opened};
 use crate::catalog::Origin;
-use crate::config::{BackingConfig, MEMORY_BLOCK_BYTES};
+use crate::config::{BackingConfig, MEMORY_BLOCK_BYTES, SpdkSource};
 use crate::manage::{NewNamespace, Reserved};
 use crate::requests::Seen;
 use crate::{names, view};
@@ -63,7 +63,8 @@ async fn open(state: &Mutex<State>, reserved: &mut Reserved) -> Result<Opened, F
         block_bytes,
         ..
     } = reserved.new.clone();
-    off_thread(move || backing::open(&backing, block_bytes)).await
+    let spdk = state.lock().await.manager.spdk.clone();
+    off_thread(move || backing::open(&backing, block_bytes, spdk.as_ref())).await
 }
 
 /// Devices and file servers may be slow to answer; the management thread must not wait.
@@ -126,9 +127,12 @@ fn backing(
                 shared,
             })
         }
+        Some(api::backing::Kind::Bdev(api::BdevBacking { name })) => {
+            Ok(BackingConfig::Spdk(SpdkSource::Bdev(name)))
+        }
         None => Err(
             Failure::invalid_field("namespace.backing", "backing is missing")
-                .hint("name memory or a path"),
+                .hint("name memory, a path, or a block device of SPDK"),
         ),
     }
 }

@@ -174,7 +174,7 @@ pub(super) struct Executor<D> {
     uses: Vec<u32>,
     /// Places without a device.
     vacant: Vec<usize>,
-    /// Places whose devices have something to be polled for: a turn costs what runs, however many
+    /// Places whose devices have, or may have, something to be polled for: a turn costs what runs, however many
     /// devices there are.
     busy: Vec<usize>,
     /// Whether each place is in `busy`.
@@ -229,8 +229,12 @@ impl<D: Device> Executor<D> {
             self.listed.push(false);
         }
         self.immediate += usize::from(unit.is_immediate);
+        let is_polled = unit.device.poll_timeout().is_some();
         self.units[index] = Some(unit);
         self.uses[index] = self.uses[index].wrapping_add(1);
+        if is_polled {
+            self.wake(index);
+        }
         Some(self.handle(index))
     }
 
@@ -426,7 +430,8 @@ impl<D: Device> Executor<D> {
         }
     }
 
-    /// Polls one device. False when nothing runs there any more.
+    /// Polls one device. False when nothing runs there any more, and it does not want to be polled
+    /// all the same.
     fn poll_place(&mut self, now: Nanos, index: usize, finished: &mut Vec<Finished>) -> bool {
         let handle = self.handle(index);
         let Some(unit) = self.units[index].as_mut() else {
@@ -443,7 +448,8 @@ impl<D: Device> Executor<D> {
         // An empty list takes no memory.
         let empty = Completions::with_capacity(0);
         let mut completions = std::mem::replace(&mut self.completions, empty);
-        if unit.commands > 0 {
+        let is_due = |device: &D| device.poll_timeout().is_some_and(|at| at <= now);
+        if unit.commands > 0 || is_due(&unit.device) {
             unit.device.poll(now, &mut completions);
         }
         while let Some(event) = unit.device.poll_event() {
@@ -457,7 +463,7 @@ impl<D: Device> Executor<D> {
         self.drop_retired(index);
         self.units[index]
             .as_ref()
-            .is_some_and(|unit| unit.commands > 0)
+            .is_some_and(|unit| unit.commands > 0 || unit.device.poll_timeout().is_some())
     }
 
     /// The next event of any device.

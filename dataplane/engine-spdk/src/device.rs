@@ -1,0 +1,389 @@
+//! The device: between its reactor and the library's queue.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+
+use bowline_block::{
+    ClassConfig, Completion, Completions, Deallocate, Device, DeviceEvent, Geometry, Io, IoBuf,
+    IoError, MEDIA_WARNING_INTERVAL, Op, PoolConfig, PoolMemory, SEGMENTS_MAX,
+};
+use bowline_nvme::Nanos;
+use bowline_spdk_rs::{Access, Bdev, BdevEvent, Finished, Queue, Refusal, Rejected, Thread};
+
+use crate::library::SpdkBacking;
+use crate::request::{Abilities, Next, Request, ZEROES_BYTES};
+use crate::status;
+
+/// Requests that a device holds at once; of these the library takes as many as it can.
+const DEPTH: usize = 1024;
+
+/// How often an idle device is polled: for what other threads of the library send, and for news of the
+/// device.
+const IDLE_INTERVAL: Nanos = Nanos::from_millis(20);
+
+/// How long a device that is dropped waits for what the library still has of it.
+const DROP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A block device of SPDK as a [`Device`]. Drop it when nothing is in flight: what is, is waited for.
+///
+/// Compare-and-write is the device's own, as large as that can be, else [`IoError::Unsupported`].
+pub struct SpdkDevice {
+    /// `None` once the device has gone.
+    open: Option<Open>,
+    thread: Thread,
+    geometry: Geometry,
+    abilities: Abilities,
+    compare_blocks: u32,
+    /// Requests that the library had no room for, oldest first.
+    waiting: VecDeque<Request>,
+    done: VecDeque<Completion>,
+    /// Requests accepted and not handed out.
+    held: usize,
+    now: Nanos,
+    events: Events,
+    /// Where the device cannot zero by itself.
+    zeroes: Option<IoBuf>,
+}
+
+/// The library's side. The queue goes before what it is a queue to.
+struct Open {
+    queue: Queue<Request>,
+    bdev: Bdev,
+}
+
+impl SpdkDevice {
+    /// Opens the device on the calling thread, the reactor's, which is made a thread of the library
+    /// while it has devices. `memory` is [`Spdk::memory`](crate::Spdk::memory).
+    ///
+    /// # Errors
+    /// When somebody else has it, it has gone meanwhile, or there is no memory.
+    pub fn open(backing: SpdkBacking, memory: &PoolMemory) -> io::Result<Self> {
+        let SpdkBacking {
+            library,
+            name,
+            geometry,
+            abilities,
+            compare_blocks,
+        } = backing;
+        let thread = match Thread::current() {
+            Some(thread) => thread,
+            None => {
+                let own = std::thread::current();
+                library.thread(own.name().unwrap_or("reactor"))?
+            }
+        };
+        let access = if geometry.read_only {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        let bdev = Bdev::open(&thread, &name, access)?;
+        let slots = u32::try_from(DEPTH).unwrap_or(u32::MAX);
+        let slices = u32::try_from(SEGMENTS_MAX).unwrap_or(u32::MAX);
+        let queue = bdev.queue(slots, slices)?;
+        let zeroes = if abilities.write_zeroes {
+            None
+        } else {
+            Some(zeroes(memory)?)
+        };
+        Ok(Self {
+            open: Some(Open { queue, bdev }),
+            thread,
+            geometry,
+            abilities,
+            compare_blocks,
+            waiting: VecDeque::with_capacity(DEPTH),
+            done: VecDeque::with_capacity(DEPTH),
+            held: 0,
+            now: Nanos::ZERO,
+            events: Events::default(),
+            zeroes,
+        })
+    }
+
+    /// Requests accepted and not yet handed out.
+    #[must_use]
+    pub const fn in_flight(&self) -> usize {
+        self.held
+    }
+
+    /// What can be said about a request without asking the library; `None` when it is to be asked.
+    fn verdict(&self, io: &Io) -> Option<Result<(), IoError>> {
+        if self.events.vanished {
+            return Some(Err(IoError::Vanished));
+        }
+        let range = match self.geometry.check_io(io) {
+            Ok(range) => range,
+            Err(error) => return Some(Err(error)),
+        };
+        match io.op {
+            // A device that cannot flush has nothing to flush.
+            Op::Flush => return (!self.abilities.flush).then_some(Ok(())),
+            Op::Deallocate if self.geometry.deallocate == Deallocate::None => {
+                return Some(Err(IoError::Unsupported));
+            }
+            Op::CompareAndWrite if io.blocks > self.compare_blocks => {
+                return Some(Err(IoError::Unsupported));
+            }
+            Op::Read if !io.data.is_unique() => return Some(Err(IoError::Internal)),
+            _ => {}
+        }
+        (range.len == 0).then_some(Ok(()))
+    }
+
+    /// Has the library do a request, or lets it wait for room there.
+    fn start(&mut self, request: Request) {
+        if self.waiting.is_empty() {
+            if let Some(request) = self.submit(request) {
+                self.waiting.push_back(request);
+            }
+        } else {
+            self.waiting.push_back(request);
+        }
+    }
+
+    /// Hands back a request that the library has no room for.
+    fn submit(&mut self, request: Request) -> Option<Request> {
+        let Some(open) = &mut self.open else {
+            self.over(request.finish(Err(IoError::Vanished)));
+            return None;
+        };
+        let (operation, range) = request.operation(self.geometry.blocks);
+        let Rejected { payload, reason } = open.queue.submit(operation, range, request).err()?;
+        if reason == Refusal::Full {
+            return Some(payload);
+        }
+        let blocks = open.bdev.info().blocks;
+        let is_inside = range.block.saturating_add(range.blocks) <= blocks;
+        let error = self.judge(status::refused(reason, is_inside));
+        self.over(payload.finish(Err(error)));
+        None
+    }
+
+    fn start_waiting(&mut self) {
+        while let Some(request) = self.waiting.pop_front() {
+            if let Some(request) = self.submit(request) {
+                self.waiting.push_front(request);
+                return;
+            }
+        }
+    }
+
+    fn ended(&mut self, finished: Finished<Request>) {
+        let Finished { payload, status } = finished;
+        if status.is_success() {
+            let next = payload.succeeded(&self.abilities, self.zeroes.as_ref());
+            self.over(next);
+            return;
+        }
+        let code = (status.code_type(), status.code());
+        let error = self.judge(status::io_error(code, payload.errs_as()));
+        self.over(payload.finish(Err(error)));
+    }
+
+    fn over(&mut self, next: Next) {
+        match next {
+            Next::Continue(request) => self.start(request),
+            Next::Finish(op, completion) => {
+                if op == Op::Deallocate && completion.result == Err(IoError::Unsupported) {
+                    // Was claimed by the library; it turned out to be wrong.
+                    self.abilities_changed();
+                }
+                self.done.push_back(completion);
+            }
+        }
+    }
+
+    fn abilities_changed(&mut self) {
+        if self.geometry.deallocate != Deallocate::None {
+            self.geometry.deallocate = Deallocate::None;
+            self.events.geometry_changed = true;
+        }
+    }
+
+    /// Looks at what an error says about the device as a whole.
+    fn judge(&mut self, error: IoError) -> IoError {
+        if self.events.vanished {
+            return IoError::Vanished;
+        }
+        if matches!(error, IoError::MediaRead | IoError::MediaWrite) {
+            self.events.warn(self.now);
+        }
+        error
+    }
+
+    /// What the library tells of the device.
+    fn note_events(&mut self) {
+        while let Some(event) = self.open.as_ref().and_then(|open| open.bdev.poll_event()) {
+            match event {
+                BdevEvent::Removed => self.events.vanish(),
+                BdevEvent::Resized => self.resize(),
+            }
+        }
+    }
+
+    /// Takes over a larger size; hosts rely on the one they were told, so never a smaller one.
+    fn resize(&mut self) {
+        if let Some(open) = &self.open {
+            let blocks = open.bdev.info().blocks;
+            self.events.geometry_changed |= blocks > self.geometry.blocks;
+            self.geometry.blocks = self.geometry.blocks.max(blocks);
+        }
+    }
+
+    /// Takes what has ended, and gives a device that has gone back to the library, which waits for
+    /// that, when nothing of it is left there.
+    fn collect(&mut self) {
+        while let Some(finished) = self.open.as_mut().and_then(|open| open.queue.pop()) {
+            self.ended(finished);
+        }
+        let is_idle = |open: &Open| open.queue.running() == 0;
+        if self.events.vanished && self.open.as_ref().is_some_and(is_idle) {
+            self.open = None;
+        }
+    }
+
+    fn hand_out(&mut self, out: &mut Completions) {
+        while !out.is_full()
+            && let Some(completion) = self.done.pop_front()
+        {
+            self.held -= 1;
+            out.push(completion);
+        }
+    }
+}
+
+impl Device for SpdkDevice {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn depth_max(&self) -> usize {
+        DEPTH
+    }
+
+    fn try_submit(&mut self, io: Io) -> Result<(), Io> {
+        // A completion keeps its place until it is handed out: nothing grows.
+        if self.held == DEPTH {
+            return Err(io);
+        }
+        self.held += 1;
+        match self.verdict(&io) {
+            Some(result) => self.done.push_back(io.complete(result)),
+            None => {
+                let request = Request::new(io, &self.abilities, self.zeroes.as_ref());
+                self.start(request);
+            }
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, now: Nanos, out: &mut Completions) {
+        self.now = now;
+        self.thread.poll();
+        self.note_events();
+        self.collect();
+        self.start_waiting();
+        self.hand_out(out);
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        // Also when the device has gone: others may wait for something from this thread.
+        let is_busy = self.held > 0 || self.events.is_untold();
+        Some(if is_busy {
+            Nanos::ZERO
+        } else {
+            self.now.after(IDLE_INTERVAL)
+        })
+    }
+
+    fn poll_event(&mut self) -> Option<DeviceEvent> {
+        self.events.next()
+    }
+
+    fn refresh(&mut self) -> io::Result<Geometry> {
+        self.note_events();
+        let Some(open) = self.open.as_ref().filter(|_| !self.events.vanished) else {
+            let gone = "the device is gone";
+            return Err(io::Error::new(io::ErrorKind::NotFound, gone));
+        };
+        let blocks = open.bdev.info().blocks;
+        self.resize();
+        Ok(Geometry {
+            blocks,
+            ..self.geometry
+        })
+    }
+}
+
+impl Drop for SpdkDevice {
+    fn drop(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let until = Instant::now() + DROP_PATIENCE;
+        while open.queue.running() > 0 && Instant::now() < until {
+            self.thread.poll();
+        }
+        if open.queue.running() > 0 {
+            // Queue, device and buffers stay with the library, which may still use them.
+            tracing::error!(
+                device = open.bdev.name(),
+                requests = open.queue.running(),
+                "SPDK does not end its requests: the device stays open"
+            );
+        }
+    }
+}
+
+/// A buffer of zeroes, from a pool of its own.
+fn zeroes(memory: &PoolMemory) -> io::Result<IoBuf> {
+    let classes = vec![ClassConfig {
+        bytes: ZEROES_BYTES,
+        count: 1,
+    }];
+    let pool = memory.pool(PoolConfig { classes })?;
+    // New memory is zero, and nobody is given it to write to.
+    pool.alloc(ZEROES_BYTES)
+        .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// What has happened and was not told yet. A burst of the same event is one event.
+#[derive(Debug, Default)]
+struct Events {
+    vanished: bool,
+    vanish_untold: bool,
+    geometry_changed: bool,
+    warning: bool,
+    /// When the next warning may be told.
+    next_warning_at: Nanos,
+}
+
+impl Events {
+    fn vanish(&mut self) {
+        self.vanish_untold |= !self.vanished;
+        self.vanished = true;
+    }
+
+    fn warn(&mut self, now: Nanos) {
+        if self.next_warning_at <= now {
+            self.next_warning_at = now.after(MEDIA_WARNING_INTERVAL);
+            self.warning = true;
+        }
+    }
+
+    const fn is_untold(&self) -> bool {
+        self.vanish_untold || self.geometry_changed || self.warning
+    }
+
+    fn next(&mut self) -> Option<DeviceEvent> {
+        if std::mem::take(&mut self.vanish_untold) {
+            Some(DeviceEvent::Vanished)
+        } else if std::mem::take(&mut self.geometry_changed) {
+            Some(DeviceEvent::GeometryChanged)
+        } else if std::mem::take(&mut self.warning) {
+            Some(DeviceEvent::MediaWarning)
+        } else {
+            None
+        }
+    }
+}

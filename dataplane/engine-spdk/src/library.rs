@@ -1,0 +1,245 @@
+//! The library in this process: its start, its devices, its memory.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bowline_block::{Geometry, PoolMemory};
+use bowline_spdk_rs::{self as spdk, BdevInfo, Config, Library, LogLevel, Operation, Pci, Service};
+use serde_json::json;
+
+use crate::geometry::geometry;
+use crate::memory;
+use crate::options::{Options, Source, SpdkError};
+use crate::request::Abilities;
+
+/// Memory to set aside without huge pages, in MiB. It is taken where it is touched.
+const PLAIN_MEMORY_MIB: u32 = 1024;
+
+/// What the library does with drives, where nobody configured it: as a kernel would. A command that
+/// is not answered for 30 seconds has its controller reset; a drive that is pulled out is noticed
+/// within a second, and its admin queue is looked at ten times a second.
+const TIMEOUT_US: u64 = 30_000_000;
+const ADMIN_POLL_US: u64 = 100_000;
+const HOTPLUG_POLL_US: u64 = 1_000_000;
+
+/// SPDK in this process. Clones are the same; with the last one the library ends, which waits until
+/// the devices are dropped: keep one that does not belong to a reactor.
+#[derive(Clone, Debug)]
+pub struct Spdk {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    service: Service,
+    /// Drives that were attached, by PCI address.
+    attached: Mutex<BTreeSet<String>>,
+}
+
+/// A device of the library on its way to its reactor.
+#[derive(Clone, Debug)]
+pub struct SpdkBacking {
+    pub(crate) library: Library,
+    pub(crate) name: String,
+    pub(crate) geometry: Geometry,
+    pub(crate) abilities: Abilities,
+    pub(crate) compare_blocks: u32,
+}
+
+impl SpdkBacking {
+    /// What it is.
+    #[must_use]
+    pub const fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The name by which the library knows it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Spdk {
+    /// Starts the library and runs its configuration. Blocks; once in a process.
+    ///
+    /// # Errors
+    /// What the library says, and what to do about it. Its log says more.
+    pub fn start(options: &Options) -> Result<Self, SpdkError> {
+        spdk::log_to_tracing(LogLevel::Notice);
+        let config = match &options.config {
+            Some(path) => Config::from_file(path).map_err(|error| failed(&error, CONFIG_HINT))?,
+            // The double knows no drives.
+            None if spdk::is_double() => Config::new(),
+            None => {
+                let params = json!({
+                    "timeout_us": TIMEOUT_US,
+                    "action_on_timeout": "reset",
+                    "nvme_adminq_poll_period_us": ADMIN_POLL_US,
+                });
+                Config::new().method("bdev", "bdev_nvme_set_options", &params)
+            }
+        };
+        let service = Service::start(environment(options), config)
+            .map_err(|error| failed(&error, START_HINT))?;
+        if spdk::is_double() {
+            tracing::warn!(
+                "this is a DOUBLE of SPDK, for checks: no drive is touched, and all data is in \
+                 memory of this process and goes with it"
+            );
+        }
+        tracing::info!(version = spdk::version(), "SPDK started");
+        Ok(Self {
+            inner: Arc::new(Inner {
+                service,
+                attached: Mutex::default(),
+            }),
+        })
+    }
+
+    /// Looks for a device, attaching a drive that is not yet. Blocks.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be served.
+    pub fn find(&self, source: &Source) -> Result<SpdkBacking, SpdkError> {
+        let name = match source {
+            Source::Drive(address) => self.attach(address)?,
+            Source::Bdev(name) => name.clone(),
+        };
+        let devices = self.devices()?;
+        let Some(info) = devices.iter().find(|info| info.name == name) else {
+            return Err(unknown(&name, &devices));
+        };
+        let abilities = Abilities {
+            block_bytes: info.block_bytes,
+            flush: info.supports(Operation::Flush),
+            write_cache: info.write_cache,
+            write_zeroes: info.supports(Operation::WriteZeroes),
+        };
+        let compare = info.supports(Operation::CompareAndWrite);
+        Ok(SpdkBacking {
+            library: self.inner.service.library().clone(),
+            name,
+            geometry: geometry(info)?,
+            abilities,
+            compare_blocks: if compare {
+                info.compare_and_write_blocks
+            } else {
+                0
+            },
+        })
+    }
+
+    /// Where pools of buffers for its devices get their memory from.
+    #[must_use]
+    pub fn memory(&self) -> PoolMemory {
+        memory::source(self.inner.service.library().clone())
+    }
+
+    /// Leaves the library as it is, for a process that ends now whatever is still open.
+    pub fn abandon(self) {
+        std::mem::forget(self);
+    }
+
+    fn devices(&self) -> Result<Vec<BdevInfo>, SpdkError> {
+        let listed = self.inner.service.call(spdk::Application::bdevs);
+        listed.map_err(|error| failed(&error, LOG_HINT))
+    }
+
+    /// Takes over a drive, and gives the name of its first namespace.
+    fn attach(&self, address: &str) -> Result<String, SpdkError> {
+        if spdk::is_double() {
+            return Err(SpdkError {
+                is_busy: false,
+                cause: "a double of SPDK has no drives".to_owned(),
+                hint: "serve one of its devices in memory: --device bdev:NAME".to_owned(),
+            });
+        }
+        // Held meanwhile: two that want one drive attach it once.
+        let attached = &self.inner.attached;
+        let mut attached = attached.lock().unwrap_or_else(PoisonError::into_inner);
+        if !attached.contains(address) {
+            let hotplug = json!({"enable": true, "period_us": HOTPLUG_POLL_US});
+            let drive = json!({"name": address, "trtype": "PCIe", "traddr": address});
+            let config = Config::new()
+                .method("bdev", "bdev_nvme_set_hotplug", &hotplug)
+                .method("bdev", "bdev_nvme_attach_controller", &drive);
+            let configured = self
+                .inner
+                .service
+                .call(move |application| application.configure(&config));
+            configured
+                .and_then(|configured| configured)
+                .map_err(|error| failed(&error, DRIVE_HINT))?;
+            attached.insert(address.to_owned());
+        }
+        let prefix = format!("{address}n");
+        let devices = self.devices()?;
+        let mut namespaces: Vec<_> = devices
+            .iter()
+            .filter_map(|info| info.name.strip_prefix(&prefix)?.parse::<u32>().ok())
+            .collect();
+        namespaces.sort_unstable();
+        let Some((first, others)) = namespaces.split_first() else {
+            return Err(SpdkError {
+                is_busy: false,
+                cause: format!("the drive at {address} has no namespace"),
+                hint: "create one (`nvme create-ns`), or name another drive".to_owned(),
+            });
+        };
+        if !others.is_empty() {
+            tracing::warn!(
+                drive = address,
+                served = first,
+                ?others,
+                "the drive has several namespaces: only the first is served"
+            );
+        }
+        Ok(format!("{prefix}{first}"))
+    }
+}
+
+fn environment(options: &Options) -> spdk::Options {
+    let pci = match &options.drives {
+        _ if !options.huge_pages => Pci::None,
+        None => Pci::All,
+        Some(addresses) => Pci::Only(addresses.clone()),
+    };
+    let plain = (!options.huge_pages).then_some(PLAIN_MEMORY_MIB);
+    spdk::Options {
+        memory_mib: options.memory_mib.or(plain),
+        huge_pages: options.huge_pages,
+        pci,
+        ..spdk::Options::new("bowline")
+    }
+}
+
+const CONFIG_HINT: &str = "check the file given with --spdk-config";
+const START_HINT: &str = "see the log; huge pages are reserved with \
+                          `sysctl vm.nr_hugepages=512`, and --no-huge does without";
+const LOG_HINT: &str = "see the log";
+const DRIVE_HINT: &str = "see the log; the drive must be there (`lspci`), not in use, and bound to a \
+                          driver for user space (vfio-pci or uio_pci_generic), and huge pages must \
+                          be reserved";
+
+fn failed(error: &spdk::Error, hint: &str) -> SpdkError {
+    SpdkError {
+        is_busy: false,
+        cause: error.to_string(),
+        hint: hint.to_owned(),
+    }
+}
+
+fn unknown(name: &str, devices: &[BdevInfo]) -> SpdkError {
+    let names: Vec<_> = devices.iter().map(|info| info.name.as_str()).collect();
+    let hint = if names.is_empty() {
+        "there is none at all: --spdk-config names a file that makes some".to_owned()
+    } else {
+        format!("there are: {}", names.join(", "))
+    };
+    SpdkError {
+        is_busy: false,
+        cause: format!("SPDK has no block device named {name}"),
+        hint,
+    }
+}

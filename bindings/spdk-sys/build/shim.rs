@@ -1,4 +1,4 @@
-//! Compiles `shim.c` against an installed SPDK, or `shim_double.c`, and makes the bindings.
+//! Compiles `shim.c` against an installed SPDK, or the double of it, and makes the bindings.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,10 @@ use std::process::exit;
 #[cfg(feature = "spdk")]
 #[path = "spdk.rs"]
 mod spdk;
+
+/// The double, in its folder.
+#[cfg(not(feature = "spdk"))]
+const DOUBLE: &[&str] = &["library.c", "bdev.c", "json.c", "methods.c"];
 
 pub(crate) fn build() {
     // Cargo sets both.
@@ -33,7 +37,7 @@ pub(crate) fn build() {
     }
     #[cfg(not(feature = "spdk"))]
     compiler
-        .file(folder.join("shim_double.c"))
+        .files(DOUBLE.iter().map(|file| folder.join("double").join(file)))
         .compile("bowline_shim");
 
     bind(&folder.join("shim.h"), &out.join("bindings.rs"));

@@ -312,96 +312,118 @@ shim_poller_unregister(shim_poller *poller)
 
 /* --- Subsystems ------------------------------------------------------------------------------------ */
 
-/* One start at a time: there is one application thread, and it starts once. */
-static struct {
-	char *json;
-	size_t json_bytes;
-	shim_done_fn done;
-	void *context;
-} g_start;
-
-static void
-start_done(int rc, void *arg)
-{
-	(void)arg;
-	free(g_start.json);
-	g_start.json = NULL;
-	g_start.done(g_start.context, rc);
-}
-
-static void
-subsystems_ready(int rc, void *arg)
-{
-	if (rc != 0) {
-		start_done(rc, arg);
-		return;
-	}
-	spdk_rpc_set_state(SPDK_RPC_RUNTIME);
-	if (g_start.json == NULL) {
-		start_done(0, NULL);
-		return;
-	}
-	spdk_subsystem_load_config(g_start.json, (ssize_t)g_start.json_bytes, start_done, NULL, true);
-}
-
-static void
-startup_configured(int rc, void *arg)
-{
-	if (rc != 0) {
-		start_done(rc, arg);
-		return;
-	}
-	spdk_subsystem_init(subsystems_ready, NULL);
-}
-
-void
-shim_subsystems_start(const char *json, size_t json_bytes, shim_done_fn done, void *context)
-{
-	g_start.done = done;
-	g_start.context = context;
-	g_start.json_bytes = json_bytes;
-	if (json == NULL) {
-		startup_configured(0, NULL);
-		return;
-	}
-	g_start.json = malloc(json_bytes + 1);
-	if (g_start.json == NULL) {
-		done(context, -ENOMEM);
-		return;
-	}
-	memcpy(g_start.json, json, json_bytes);
-	g_start.json[json_bytes] = '\0';
-	/* Twice: what belongs before the subsystems begin, and what belongs after. */
-	spdk_subsystem_load_config(g_start.json, (ssize_t)json_bytes, startup_configured, NULL, true);
-}
-
+/* Something begun, and whom to tell of its end. */
 struct notice {
 	shim_done_fn done;
 	void *context;
+	/* The configuration of a start, with a NUL behind it; null: none. */
+	char *json;
+	size_t json_bytes;
 };
+
+static struct notice *
+make_notice(shim_done_fn done, void *context)
+{
+	struct notice *notice = calloc(1, sizeof(*notice));
+
+	if (notice == NULL) {
+		done(context, -ENOMEM);
+		return NULL;
+	}
+	notice->done = done;
+	notice->context = context;
+	return notice;
+}
 
 static void
 tell(int rc, void *arg)
 {
 	struct notice notice = *(struct notice *)arg;
 
+	free(notice.json);
 	free(arg);
 	notice.done(notice.context, rc);
+}
+
+static void
+examined(void *arg)
+{
+	tell(0, arg);
+}
+
+/* Modules look at each new device, and have it for themselves meanwhile. */
+static void
+configured(int rc, void *arg)
+{
+	if (rc == 0) {
+		rc = spdk_bdev_wait_for_examine(examined, arg);
+	}
+	if (rc != 0) {
+		tell(rc, arg);
+	}
+}
+
+static void
+subsystems_ready(int rc, void *arg)
+{
+	struct notice *notice = arg;
+
+	if (rc != 0) {
+		tell(rc, notice);
+		return;
+	}
+	spdk_rpc_set_state(SPDK_RPC_RUNTIME);
+	if (notice->json == NULL) {
+		tell(0, notice);
+		return;
+	}
+	spdk_subsystem_load_config(notice->json, (ssize_t)notice->json_bytes, configured, notice, true);
+}
+
+static void
+startup_configured(int rc, void *arg)
+{
+	if (rc != 0) {
+		tell(rc, arg);
+		return;
+	}
+	spdk_subsystem_init(subsystems_ready, arg);
+}
+
+void
+shim_subsystems_start(const char *json, size_t json_bytes, shim_done_fn done, void *context)
+{
+	struct notice *notice = make_notice(done, context);
+
+	if (notice == NULL) {
+		return;
+	}
+	if (json == NULL) {
+		startup_configured(0, notice);
+		return;
+	}
+	notice->json = malloc(json_bytes + 1);
+	if (notice->json == NULL) {
+		tell(-ENOMEM, notice);
+		return;
+	}
+	memcpy(notice->json, json, json_bytes);
+	notice->json[json_bytes] = '\0';
+	notice->json_bytes = json_bytes;
+	/* Twice: what belongs before the subsystems begin, and what belongs after. */
+	spdk_subsystem_load_config(notice->json, (ssize_t)json_bytes, startup_configured, notice, true);
 }
 
 void
 shim_configure(const char *json, size_t json_bytes, shim_done_fn done, void *context)
 {
-	struct notice *notice = malloc(sizeof(*notice));
+	struct notice *notice = make_notice(done, context);
 
-	if (notice == NULL) {
-		done(context, -ENOMEM);
-		return;
+	if (notice != NULL) {
+		/* It is copied before this returns. */
+		spdk_subsystem_load_config((void *)(uintptr_t)json, (ssize_t)json_bytes, configured,
+					   notice, true);
 	}
-	notice->done = done;
-	notice->context = context;
-	/* It is copied before this returns. */
-	spdk_subsystem_load_config((void *)(uintptr_t)json, (ssize_t)json_bytes, tell, notice, true);
 }
 
 static void
@@ -413,15 +435,11 @@ stopped(void *arg)
 void
 shim_subsystems_stop(shim_done_fn done, void *context)
 {
-	struct notice *notice = malloc(sizeof(*notice));
+	struct notice *notice = make_notice(done, context);
 
-	if (notice == NULL) {
-		done(context, -ENOMEM);
-		return;
+	if (notice != NULL) {
+		spdk_subsystem_fini(stopped, notice);
 	}
-	notice->done = done;
-	notice->context = context;
-	spdk_subsystem_fini(stopped, notice);
 }
 
 /* --- Block devices ---------------------------------------------------------------------------------- */
@@ -467,6 +485,13 @@ operations_of(struct spdk_bdev *bdev)
 	for (size_t i = 0; i < SPDK_COUNTOF(known); i++) {
 		if (spdk_bdev_io_type_supported(bdev, known[i].type)) {
 			operations |= known[i].bit;
+		}
+	}
+	/* SPDK does these itself where the device does not. */
+	if ((operations & SHIM_BDEV_READ) != 0) {
+		operations |= SHIM_BDEV_COMPARE;
+		if ((operations & SHIM_BDEV_WRITE) != 0) {
+			operations |= SHIM_BDEV_COMPARE_AND_WRITE;
 		}
 	}
 	return operations;

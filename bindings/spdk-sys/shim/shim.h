@@ -3,7 +3,7 @@
  *
  * The Rust bindings are made from this header alone, so they do not depend on which SPDK was found or
  * how it was built. `shim.c` implements it over SPDK and is the only file that includes its headers;
- * `shim_double.c` implements it over memory, for machines without SPDK.
+ * `double/` implements it over memory, for machines without SPDK.
  *
  * Conventions, unless a function says otherwise:
  * - An `int` result is 0, or a negative errno.
@@ -143,14 +143,16 @@ typedef void (*shim_done_fn)(void *context, int result);
 /*
  * Starts the subsystems, on the application's thread, with a JSON configuration as SPDK's tools write
  * it ({"subsystems": [{"subsystem": "bdev", "config": [{"method": ..., "params": {...}}]}]}) or none
- * (null). `done` is told after the last method of it has ended, or the first that failed.
+ * (null). `done` is told after the last method of it has ended and the devices that it made can be
+ * opened, or after the first method that failed.
  * After a failure only `shim_subsystems_stop` may follow.
  */
 void shim_subsystems_start(const char *json, size_t json_bytes, shim_done_fn done, void *context);
 
 /*
  * Runs the methods of a further configuration in the started subsystems, on the application's
- * thread; one at a time.
+ * thread; one at a time. Methods that SPDK takes before its subsystems begin as well belong in the
+ * first one: here it passes over them.
  */
 void shim_configure(const char *json, size_t json_bytes, shim_done_fn done, void *context);
 
@@ -162,7 +164,10 @@ void shim_subsystems_stop(shim_done_fn done, void *context);
 typedef struct shim_bdev_desc shim_bdev_desc;
 typedef struct shim_channel shim_channel;
 
-/* Bits of `shim_bdev_info.operations`. */
+/*
+ * Bits of `shim_bdev_info.operations`: what can be asked, be it that SPDK does it itself with what the
+ * device can.
+ */
 enum shim_bdev_operation {
 	SHIM_BDEV_READ = 1 << 0,
 	SHIM_BDEV_WRITE = 1 << 1,

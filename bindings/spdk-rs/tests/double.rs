@@ -1,0 +1,66 @@
+//! What only the double can be asked for.
+
+#![cfg(all(feature = "double", not(feature = "spdk")))]
+#![allow(clippy::unwrap_used, reason = "a test ends where its assumption fails")]
+
+mod common;
+
+use bowline_spdk_rs::{BdevEvent, Config, DmaBuffer, Operation, Refusal};
+use serde_json::json;
+
+use common::{BLOCK, at, buffer, configure, malloc, open};
+
+#[test]
+fn refused_request_comes_back_and_the_next_is_taken() {
+    malloc("Refuses");
+    let mut open = open::<DmaBuffer>("Refuses");
+    let params = json!({"name": "Refuses", "num": 2});
+    configure(Config::new().method("bdev", "double_refuse", &params));
+    for _ in 0..2 {
+        let block = buffer(&[1; BLOCK]);
+        let rejected = open
+            .queue
+            .submit(Operation::Write, at(0, 1), block)
+            .unwrap_err();
+        assert_eq!(rejected.reason, Refusal::Full);
+    }
+    let (status, _) = open.run(Operation::Write, at(0, 1), buffer(&[1; BLOCK]));
+    assert!(status.is_success());
+}
+
+#[test]
+fn medium_errors_have_their_own_status() {
+    malloc("Worn");
+    let params = json!({"base_name": "Worn"});
+    configure(Config::new().method("bdev", "bdev_error_create", &params));
+    let mut open = open::<DmaBuffer>("EE_Worn");
+    let params = json!({"name": "EE_Worn", "io_type": "read", "error_type": "nvme_failure",
+                        "nvme_sct": 2, "nvme_sc": 0x81, "num": 1});
+    configure(Config::new().method("bdev", "bdev_error_inject_error", &params));
+    let (status, _) = open.run(Operation::Read, at(0, 1), buffer(&[0; BLOCK]));
+    assert_eq!((status.code_type(), status.code()), (2, 0x81));
+}
+
+#[test]
+fn drive_that_vanishes_fails_what_it_is_asked_and_keeps_its_data() {
+    let attach = || {
+        let params = json!({"name": "Nvme", "trtype": "PCIe", "traddr": "0000:01:00.0"});
+        configure(Config::new().method("bdev", "bdev_nvme_attach_controller", &params));
+        open::<DmaBuffer>("Nvmen1")
+    };
+    let mut drive = attach();
+    let (status, _) = drive.run(Operation::Write, at(7, 1), buffer(&[7; BLOCK]));
+    assert!(status.is_success());
+    configure(Config::new().method("bdev", "double_vanish", &json!({"name": "Nvmen1"})));
+    while drive.bdev.poll_event() != Some(BdevEvent::Removed) {
+        drive.thread.poll();
+    }
+    let (status, _) = drive.run(Operation::Read, at(7, 1), buffer(&[0; BLOCK]));
+    assert_eq!((status.code_type(), status.code()), (0, 0x06));
+    drop(drive);
+
+    let mut drive = attach();
+    let (status, block) = drive.run(Operation::Read, at(7, 1), buffer(&[0; BLOCK]));
+    assert!(status.is_success());
+    assert_eq!(block[..], [7; BLOCK]);
+}

@@ -17,6 +17,9 @@ pub(crate) struct CompareArguments {
     /// Cargo profile of what is measured.
     #[arg(long, default_value = "release")]
     profile: String,
+    /// The SPDK engine, over a malloc bdev, in the place of the kernel's over memory.
+    #[arg(long)]
+    spdk: bool,
     /// What `bowline-compare run` is told, after `--`: subjects and options.
     #[arg(last = true)]
     rest: Vec<OsString>,
@@ -26,7 +29,7 @@ pub(crate) struct CompareArguments {
 pub(crate) fn compare(workspace: &Workspace, tally: &mut Tally, arguments: &CompareArguments) {
     let mut built = None;
     tally.check("build", || {
-        built = Some(build(workspace, &arguments.profile)?);
+        built = Some(build(workspace, arguments)?);
         Ok(())
     });
     let Some(folder) = built else {
@@ -42,6 +45,7 @@ pub(crate) fn compare(workspace: &Workspace, tally: &mut Tally, arguments: &Comp
         .arg(folder.join("bowline-perf"))
         .args(["--profile", &arguments.profile])
         .args(["--revision", &revision(workspace)])
+        .args(["--engine", if arguments.spdk { "spdk" } else { "kernel" }])
         .args(&arguments.rest)
         .current_dir(workspace.root());
     match process::run(&mut command) {
@@ -51,10 +55,14 @@ pub(crate) fn compare(workspace: &Workspace, tally: &mut Tally, arguments: &Comp
 }
 
 /// Gives the folder of the executables.
-fn build(workspace: &Workspace, profile: &str) -> Result<PathBuf> {
+fn build(workspace: &Workspace, arguments: &CompareArguments) -> Result<PathBuf> {
+    let profile = arguments.profile.as_str();
     let mut command = workspace.cargo(&["build", "--locked", "--profile", profile]);
     for package in ["bowline", "bowline-loadgen", "bowline-compare"] {
         command.args(["--package", package]);
+    }
+    if arguments.spdk {
+        command.args(["--features", "bowline/spdk"]);
     }
     process::run(&mut command)?;
     // The one profile whose folder has another name.

@@ -87,9 +87,10 @@ impl Client {
     pub(crate) fn facing(&self, contender: Contender) -> &Self {
         match contender {
             Contender::Bare | Contender::BareSleeping => &Self::Bare,
-            Contender::Bowline(_) | Contender::Twin | Contender::Polling | Contender::Spdk(_) => {
-                self
-            }
+            Contender::Bowline(_)
+            | Contender::Twin(_)
+            | Contender::Polling(_)
+            | Contender::Spdk(_) => self,
         }
     }
 

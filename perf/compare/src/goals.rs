@@ -12,11 +12,12 @@ use crate::statistics::{Better, CLAIM_MIN_RATIO, EQUAL_MAX_RATIO, Verdict};
 use crate::target::Contender;
 
 /// What a subject may be compared with.
-const ROLES: [&str; 6] = [
+const ROLES: [&str; 7] = [
     "itself",
     "spdk-best",
     "spdk-default",
     "bare",
+    "bowline-mem",
     "bowline-file",
     "bowline-block",
 ];
@@ -128,10 +129,10 @@ impl Goals {
     }
 
     /// Holds a document against the goals and prints each; true when one is met and none missed.
-    pub(crate) fn check(&self, document: &Document, subject: &str) -> bool {
+    pub(crate) fn check(&self, document: &Document) -> bool {
         let mut tally = Tally::default();
         for goal in &self.goal {
-            let outcome = goal.judge(document, subject);
+            let outcome = goal.judge(document);
             println!("{}", goal.line(&outcome));
             tally.count(&outcome);
         }
@@ -144,7 +145,8 @@ impl Goals {
 }
 
 impl Goal {
-    fn judge(&self, document: &Document, subject: &str) -> Outcome {
+    fn judge(&self, document: &Document) -> Outcome {
+        let subject = document.subject.as_str();
         match self.measure {
             Measure::IdleCores => self.rest(&document.idle, |one| {
                 (one.contender == subject).then_some(one.cores)
@@ -382,7 +384,7 @@ mod tests {
         let word = |bound: &str, interval: [f64; 3]| {
             let goals = goals("read-4k-qd32", "bare", bound).unwrap();
             let document = document(interval, noise, "undecided");
-            match goals.goal[0].judge(&document, SUBJECT) {
+            match goals.goal[0].judge(&document) {
                 Outcome::Met(_) => "met",
                 Outcome::Missed(_) => "missed",
                 Outcome::Undecided(_) => "undecided",
@@ -426,7 +428,7 @@ mod tests {
     fn check_fails_when_a_goal_is_missed_or_none_is_met() {
         let check = |subject: &str, interval| {
             let goals = goals(subject, "bare", "at_least = 0.8").unwrap();
-            goals.check(&document(interval, 1.0, "worse"), SUBJECT)
+            goals.check(&document(interval, 1.0, "worse"))
         };
         assert!(check("read-4k-qd32", [0.9, 0.91, 0.92]));
         assert!(!check("read-4k-qd32", [0.7, 0.71, 0.72]));
@@ -439,10 +441,7 @@ mod tests {
     fn what_claims_nothing_meets_no_goal() {
         let goals = goals("read-4k-qd32", "bare", "at_least = 0.8").unwrap();
         for verdict in ["too-few-pairs", "ungated"] {
-            assert!(
-                !goals.check(&document([2.0; 3], 1.0, verdict), SUBJECT),
-                "{verdict}"
-            );
+            assert!(!goals.check(&document([2.0; 3], 1.0, verdict)), "{verdict}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
 
 use crate::bare::{Shape, load, serve};
@@ -84,6 +84,11 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "PATH")]
     bowline: PathBuf,
 
+    /// bowline's --engine, built in: its own memory, or a malloc bdev of SPDK, with its own memory
+    /// among those it is compared with
+    #[arg(long, value_enum, default_value_t = Engine::Kernel)]
+    engine: Engine,
+
     /// bowline's --poll
     #[arg(long, value_name = "MODE", default_value = "adaptive")]
     poll: String,
@@ -101,7 +106,7 @@ pub(crate) struct RunArguments {
     spdk_perf: Option<PathBuf>,
 
     /// Leave a contender out; may be repeated
-    #[arg(long, value_name = "NAME", value_parser = ["bowline-file", "bowline-block", "spdk", "bare"])]
+    #[arg(long, value_name = "NAME", value_parser = ["bowline-mem", "bowline-file", "bowline-block", "spdk", "bare"])]
     without: Vec<String>,
 
     /// Core of the targets
@@ -138,6 +143,28 @@ pub(crate) struct RunArguments {
     /// Then hold the result against the goals in this file; exit code 1 if one is missed
     #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
+}
+
+/// What moves the data of the bowline that is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Engine {
+    Kernel,
+    Spdk,
+}
+
+impl Engine {
+    /// The subject's backing, and whom it is compared with besides SPDK's target.
+    fn measured(self) -> (Backing, Vec<Contender>) {
+        let (subject, others): (_, &[Backing]) = match self {
+            Self::Kernel => (Backing::Memory, &[Backing::File, Backing::Block]),
+            Self::Spdk => (Backing::Spdk, &[Backing::Memory]),
+        };
+        let others = others.iter().copied().map(Contender::Bowline);
+        (
+            subject,
+            [Contender::Bare].into_iter().chain(others).collect(),
+        )
+    }
 }
 
 #[derive(Debug, Args)]
@@ -242,7 +269,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<bool> {
         report::write(&document, &arguments.output.output, &arguments.output.name)?;
     }
     report::print(&document, &arguments.output.name);
-    Ok(goals.is_none_or(|goals| goals.check(&document, &Contender::SUBJECT.name())))
+    Ok(goals.is_none_or(|goals| goals.check(&document)))
 }
 
 fn measure(bench: &mut Bench, subject: Subject, part: &mut Document) -> Result<()> {
@@ -278,11 +305,9 @@ fn bench(arguments: &RunArguments) -> Result<Bench> {
     if clients.is_empty() {
         bail!("no client: {}", own.err().unwrap_or_default());
     }
-    let all = [
-        Contender::Bare,
-        Contender::Bowline(Backing::File),
-        Contender::Bowline(Backing::Block),
-    ];
+    let (subject, others) = arguments.engine.measured();
+    // The subject has a twin.
+    let own_spdk = if subject == Backing::Spdk { 2 } else { 0 };
     let spdk = client::find(arguments.spdk_target.as_deref(), "nvmf_tgt");
     let settings = Settings {
         pairs: usize::from(arguments.pairs.unwrap_or(if quick { 4 } else { 48 })),
@@ -299,8 +324,9 @@ fn bench(arguments: &RunArguments) -> Result<Bench> {
             spdk: None,
             core: arguments.target_core,
             scratch: arguments.scratch.clone(),
-            huge_pages: target::huge_pages_suffice(SpdkVariant::POLLING.len()),
+            huge_pages: target::huge_pages_suffice(SpdkVariant::POLLING.len() + own_spdk),
         },
+        subject,
         meter: Meter {
             target_core: arguments.target_core,
             client_core: arguments.client_core,
@@ -308,7 +334,7 @@ fn bench(arguments: &RunArguments) -> Result<Bench> {
         },
         settings,
         clients,
-        others: all
+        others: others
             .into_iter()
             .filter(|contender| !without(&contender.name()))
             .collect(),
@@ -375,7 +401,7 @@ pub(crate) fn report(arguments: &ReportArguments) -> Result<bool> {
 pub(crate) fn check(arguments: &CheckArguments) -> Result<bool> {
     let goals = Goals::read(&arguments.goals)?;
     let document = Document::read(&arguments.result)?;
-    Ok(goals.check(&document, &Contender::SUBJECT.name()))
+    Ok(goals.check(&document))
 }
 
 /// The bare sockets' server.

@@ -81,7 +81,8 @@ impl Bench {
             return Ok(Vec::new());
         }
         let mut contenders = self.resting();
-        let ours = [Contender::Polling, Contender::BareSleeping, Contender::Bare];
+        let polling = Contender::Polling(self.subject);
+        let ours = [polling, Contender::BareSleeping, Contender::Bare];
         contenders.splice(1..1, ours);
         let mut targets = Vec::new();
         for contender in contenders {
@@ -164,7 +165,7 @@ impl Bench {
     }
 
     fn resting(&self) -> Vec<Contender> {
-        let mut contenders = vec![Contender::SUBJECT];
+        let mut contenders = vec![Contender::Bowline(self.subject)];
         if self.spdk.contains(&SpdkVariant::DEFAULT) {
             contenders.push(Contender::Spdk(SpdkVariant::DEFAULT));
             contenders.push(Contender::Spdk(SpdkVariant::INTERRUPT));

@@ -21,6 +21,9 @@ pub(crate) struct Document {
     /// Seconds since 1970, when the last part was measured.
     pub(crate) measured_at: u64,
     pub(crate) environment: Environment,
+    /// The contender that the others are compared with.
+    #[serde(default = "first_subject")]
+    pub(crate) subject: String,
     /// Programs by role, with what they say their version is.
     pub(crate) programs: Vec<Program>,
     /// What could not be measured, and why.
@@ -29,6 +32,11 @@ pub(crate) struct Document {
     pub(crate) idle: Vec<Idle>,
     pub(crate) first_io: Vec<FirstIo>,
     pub(crate) memory: Vec<MemoryAtRest>,
+}
+
+/// The only one while documents did not name theirs.
+fn first_subject() -> String {
+    "bowline-mem".to_owned()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,6 +221,9 @@ impl Document {
     pub(crate) fn merge(&mut self, newer: Self) -> Result<()> {
         if self.environment != newer.environment {
             bail!("the results are of different machines, settings or builds");
+        }
+        if self.subject != newer.subject {
+            bail!("the results are of different engines of bowline");
         }
         if self.programs != newer.programs {
             bail!("the results are of different versions of the programs");

@@ -50,6 +50,8 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 pub(crate) struct Bench {
     pub(crate) kit: Kit,
+    /// What the bowline serves that the others are compared with.
+    pub(crate) subject: Backing,
     pub(crate) meter: Meter,
     pub(crate) settings: Settings,
     /// Clients that speak NVMe/TCP.
@@ -68,6 +70,7 @@ impl Bench {
             schema_version: SCHEMA_VERSION,
             measured_at: now.map_or(0, |since| since.as_secs()),
             environment: environment.clone(),
+            subject: Contender::Bowline(self.subject).name(),
             programs: programs.to_vec(),
             skipped: self.skipped.clone(),
             cells: Vec::new(),
@@ -161,7 +164,7 @@ impl Bench {
                 summary.share_of_limit = Some(summary.iops / limit);
             }
         }
-        let subject = Contender::SUBJECT.name();
+        let subject = Contender::Bowline(self.subject).name();
         for role in &field.roles {
             let comparison = Comparison {
                 subject: subject.clone(),
@@ -179,8 +182,8 @@ impl Bench {
         let mut field = Field::default();
         field
             .targets
-            .push(self.prepared(Contender::SUBJECT, cell, client)?);
-        let twin = self.prepared(Contender::Twin, cell, client)?;
+            .push(self.prepared(Contender::Bowline(self.subject), cell, client)?);
+        let twin = self.prepared(Contender::Twin(self.subject), cell, client)?;
         field.add(twin, "itself");
         if !self.spdk.is_empty() {
             field.spdk = field.targets.len();

@@ -1,13 +1,14 @@
-//! Our data plane over memory, a file or a loop device.
+//! Our data plane over memory, a malloc bdev, a file or a loop device.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
-use super::{Backing, Kit, NAMESPACE_BYTES, START_LIMIT, Started, listening_address};
+use super::{Backing, Kit, NAMESPACE_BYTES, START_LIMIT, Started, listening_address, spdk};
 use crate::client::SUBSYSTEM;
 use crate::process::{Launch, Process};
 
@@ -18,29 +19,13 @@ pub(super) fn start(
     name: &str,
     cgroup: Option<&Path>,
 ) -> Result<Started> {
-    let mut folder = None;
-    let mut device = None;
     let mut arguments: Vec<OsString> = vec!["dataplane".into()];
-    if backing == Backing::Memory {
-        arguments.extend(["--memory".into(), NAMESPACE_BYTES.to_string().into()]);
-    } else {
-        let made = tempfile::tempdir_in(&kit.scratch).context("scratch folder")?;
-        let file = made.path().join("namespace");
-        File::create_new(&file)
-            .and_then(|file| file.set_len(NAMESPACE_BYTES))
-            .with_context(|| format!("cannot make {}", file.display()))?;
-        let path = if backing == Backing::Block {
-            let attached = LoopDevice::attach(&file)?;
-            let path = attached.path.clone();
-            device = Some(attached);
-            path
-        } else {
-            file
-        };
-        arguments.extend(["--device".into(), path.into()]);
-        arguments.extend(["--block-size".into(), "4096".into()]);
-        folder = Some(made);
-    }
+    let Backed {
+        flags,
+        folder,
+        device,
+    } = back(kit, backing)?;
+    arguments.extend(flags);
     let core = kit.core.to_string();
     for (flag, value) in [
         ("--host", "any"),
@@ -70,6 +55,57 @@ pub(super) fn start(
         address,
         folder,
     })
+}
+
+/// What a data plane is told to serve, and what has to be there meanwhile.
+struct Backed {
+    flags: Vec<OsString>,
+    folder: Option<TempDir>,
+    device: Option<LoopDevice>,
+}
+
+fn back(kit: &Kit, backing: Backing) -> Result<Backed> {
+    let mut made = Backed {
+        flags: Vec::new(),
+        folder: None,
+        device: None,
+    };
+    match backing {
+        Backing::Memory => {
+            let size = NAMESPACE_BYTES.to_string();
+            made.flags.extend(["--memory".into(), size.into()]);
+        }
+        Backing::Spdk => {
+            let folder = tempfile::tempdir().context("temporary folder")?;
+            let configuration = folder.path().join("spdk.json");
+            fs::write(&configuration, spdk::bdev_configuration()).context("configuration")?;
+            let device = format!("bdev:{}", spdk::BDEV);
+            made.flags.extend(["--engine".into(), "spdk".into()]);
+            made.flags.extend(["--device".into(), device.into()]);
+            made.flags
+                .extend(["--spdk-config".into(), configuration.into()]);
+            if !kit.huge_pages {
+                made.flags.push("--no-huge".into());
+            }
+            made.folder = Some(folder);
+        }
+        Backing::File | Backing::Block => {
+            let folder = tempfile::tempdir_in(&kit.scratch).context("scratch folder")?;
+            let mut path = folder.path().join("namespace");
+            File::create_new(&path)
+                .and_then(|file| file.set_len(NAMESPACE_BYTES))
+                .with_context(|| format!("cannot make {}", path.display()))?;
+            if backing == Backing::Block {
+                let attached = LoopDevice::attach(&path)?;
+                path.clone_from(&attached.path);
+                made.device = Some(attached);
+            }
+            made.flags.extend(["--device".into(), path.into()]);
+            made.flags.extend(["--block-size".into(), "4096".into()]);
+            made.folder = Some(folder);
+        }
+    }
+    Ok(made)
 }
 
 /// A file as a block device, while this is held or somebody has it open.

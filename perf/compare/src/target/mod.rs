@@ -28,9 +28,9 @@ pub(crate) const NAMESPACE_BYTES: u64 = 64 << 20;
 pub(crate) enum Contender {
     Bowline(Backing),
     /// A second process of the subject: what it differs by from the first is noise.
-    Twin,
+    Twin(Backing),
     /// The subject, polling all the time.
-    Polling,
+    Polling(Backing),
     Spdk(SpdkVariant),
     Bare,
     /// Bare sockets that sleep while nothing comes.
@@ -40,16 +40,27 @@ pub(crate) enum Contender {
 /// What bowline serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backing {
+    /// Its own, of the kernel's engine.
     Memory,
+    /// A malloc bdev, of the SPDK engine.
+    Spdk,
     File,
     /// A loop device over a file.
     Block,
 }
 
-impl Contender {
-    /// Our own at its simplest: what the others are compared with.
-    pub(crate) const SUBJECT: Self = Self::Bowline(Backing::Memory);
+impl Backing {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Memory => "mem",
+            Self::Spdk => "spdk",
+            Self::File => "file",
+            Self::Block => "block",
+        }
+    }
+}
 
+impl Contender {
     /// The kernel works for it, in threads that are not its own.
     pub(crate) const fn uses_drive(self) -> bool {
         matches!(self, Self::Bowline(Backing::File | Backing::Block))
@@ -57,11 +68,9 @@ impl Contender {
 
     pub(crate) fn name(&self) -> String {
         match self {
-            Self::Bowline(Backing::Memory) => "bowline-mem".to_owned(),
-            Self::Bowline(Backing::File) => "bowline-file".to_owned(),
-            Self::Bowline(Backing::Block) => "bowline-block".to_owned(),
-            Self::Twin => "bowline-mem-2".to_owned(),
-            Self::Polling => "bowline-mem-always".to_owned(),
+            Self::Bowline(backing) => format!("bowline-{}", backing.word()),
+            Self::Twin(backing) => format!("bowline-{}-2", backing.word()),
+            Self::Polling(backing) => format!("bowline-{}-always", backing.word()),
             Self::Spdk(variant) => variant.name(),
             Self::Bare => "bare".to_owned(),
             Self::BareSleeping => "bare-sleeping".to_owned(),
@@ -79,11 +88,11 @@ pub(crate) struct Kit {
     pub(crate) core: usize,
     /// Where backing files go.
     pub(crate) scratch: PathBuf,
-    /// There are enough huge pages for all of SPDK's variants at once; if not, none uses them.
+    /// There are enough huge pages for all that use SPDK at once; if not, none uses them.
     pub(crate) huge_pages: bool,
 }
 
-/// Whether as many of SPDK's targets find huge pages.
+/// Whether as many users of SPDK find huge pages.
 pub(crate) fn huge_pages_suffice(targets: usize) -> bool {
     free_huge_pages_bytes() >= (spdk::MEMORY_MIB << 20) * targets as u64
 }
@@ -110,9 +119,10 @@ impl Target {
         };
         let cgroup = group.as_ref().map(HalfCore::path);
         let started = match contender {
-            Contender::Bowline(backing) => bowline::start(kit, backing, &kit.poll, &name, cgroup)?,
-            Contender::Twin => bowline::start(kit, Backing::Memory, &kit.poll, &name, cgroup)?,
-            Contender::Polling => bowline::start(kit, Backing::Memory, "always", &name, cgroup)?,
+            Contender::Bowline(backing) | Contender::Twin(backing) => {
+                bowline::start(kit, backing, &kit.poll, &name, cgroup)?
+            }
+            Contender::Polling(backing) => bowline::start(kit, backing, "always", &name, cgroup)?,
             Contender::Spdk(variant) => spdk::start(kit, variant, &name, cgroup)?,
             Contender::Bare => start_bare(kit, &["bare-target"], &name, cgroup)?,
             Contender::BareSleeping => {

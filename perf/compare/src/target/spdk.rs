@@ -6,12 +6,14 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Kit, NAMESPACE_BYTES, START_LIMIT, Started};
 use crate::client::SUBSYSTEM;
 use crate::process::{Launch, Process};
 
+/// The block device that it serves, and our SPDK engine too.
+pub(super) const BDEV: &str = "Memory";
 /// Memory that it is given, in MiB.
 pub(super) const MEMORY_MIB: u64 = 512;
 const BLOCK_BYTES: u64 = 4096;
@@ -87,15 +89,9 @@ impl SpdkVariant {
             InCapsule::Kib4 => 4096,
             InCapsule::Kib16 => 16_384,
         };
-        let call = |method: &str, params| json!({"method": method, "params": params});
         let sockets = call(
             "sock_set_default_impl",
             json!({"impl_name": self.sockets.word()}),
-        );
-        let memory = call(
-            "bdev_malloc_create",
-            json!({"name": "Memory", "num_blocks": NAMESPACE_BYTES / BLOCK_BYTES,
-                "block_size": BLOCK_BYTES}),
         );
         let target = [
             call(
@@ -109,7 +105,7 @@ impl SpdkVariant {
             ),
             call(
                 "nvmf_subsystem_add_ns",
-                json!({"nqn": SUBSYSTEM, "namespace": {"nsid": 1, "bdev_name": "Memory"}}),
+                json!({"nqn": SUBSYSTEM, "namespace": {"nsid": 1, "bdev_name": BDEV}}),
             ),
             call(
                 "nvmf_subsystem_add_listener",
@@ -119,11 +115,29 @@ impl SpdkVariant {
         ];
         json!({"subsystems": [
             {"subsystem": "sock", "config": [sockets]},
-            {"subsystem": "bdev", "config": [memory]},
+            bdev_subsystem(),
             {"subsystem": "nvmf", "config": target},
         ]})
         .to_string()
     }
+}
+
+fn call(method: &str, params: Value) -> Value {
+    json!({"method": method, "params": params})
+}
+
+fn bdev_subsystem() -> Value {
+    let memory = call(
+        "bdev_malloc_create",
+        json!({"name": BDEV, "num_blocks": NAMESPACE_BYTES / BLOCK_BYTES,
+            "block_size": BLOCK_BYTES}),
+    );
+    json!({"subsystem": "bdev", "config": [memory]})
+}
+
+/// The same block device for our SPDK engine.
+pub(super) fn bdev_configuration() -> String {
+    json!({"subsystems": [bdev_subsystem()]}).to_string()
 }
 
 impl Sockets {
@@ -187,8 +201,6 @@ fn free_port() -> Result<u16> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
 
     #[test]

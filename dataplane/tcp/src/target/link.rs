@@ -367,6 +367,35 @@ mod tests {
         on_a_reactor(check_views);
     }
 
+    /// What was answered as it came has no slot: it comes back with the send that carries it, not
+    /// with an earlier one.
+    fn check_gathered(mut link: Link, cx: &mut Reactor) {
+        let held = |link: &Link| link.request(1, 1).held.bytes;
+        link.gather(cx).push_bytes(&[1; 64]);
+        link.charge_gathered(CHARGE);
+        assert_eq!(held(&link), 4096, "it is gathered");
+        link.flush(cx, Nanos::ZERO);
+        assert_eq!(held(&link), 4096, "it is being sent");
+        assert!(cx.is_sending(link.socket));
+        for _ in 0..2 {
+            link.gather(cx).push_bytes(&[2; 64]);
+            link.charge_gathered(CHARGE);
+        }
+        // A Write's answer keeps nothing from others.
+        link.charge_gathered(Charge::default());
+        link.flush(cx, Nanos::ZERO);
+        assert_eq!(held(&link), 3 * 4096, "the others wait for the first");
+        link.sent();
+        assert_eq!(held(&link), 2 * 4096, "the first has left");
+        link.release_with_gather(SlotId(0));
+        assert_eq!(held(&link), 2 * 4096, "no slot has what is gathered");
+    }
+
+    #[test]
+    fn what_was_answered_as_it_came_is_held_until_it_has_left() {
+        on_a_reactor(check_gathered);
+    }
+
     fn on_a_reactor(check: fn(Link, &mut Reactor)) {
         LocalReactor::new(&Config::default(), |cx, _| {
             let listener = TcpListener::bind("127.0.0.1:0")?;

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use bowline_block::{ClassConfig, PoolConfig};
+use bowline_nvme::fabrics::Connect;
 use bowline_nvme::pdu::Digests;
-use bowline_nvme::{NamespaceId, Sgl, Status};
+use bowline_nvme::{NamespaceId, QueueId, Sgl, Status};
 use bowline_nvmf::host::command;
 use bowline_nvmf::target::{Hosts, TargetConfig};
 use bowline_reactor::{Config, IoBackend};
@@ -12,8 +13,8 @@ use socket2::SockRef;
 
 use crate::common::initiator::Disk;
 use crate::common::raw::{Raw, crc};
-use crate::common::rig::{DISK_BYTES, NQN, Rig};
-use crate::common::{on_both_backends, verdict};
+use crate::common::rig::{DISK_BYTES, HOST, NQN, Rig};
+use crate::common::{on_both_backends, until, verdict};
 
 on_both_backends!(
     reads_of_a_slow_host_are_neither_torn_nor_older_than_writes_before_them,
@@ -38,13 +39,42 @@ fn version_of(unit: &[u8]) -> u8 {
     unit[0]
 }
 
+/// Commands of all connections that the target has taken.
+fn taken(rig: &Rig) -> u64 {
+    rig.call(|target, _, _| {
+        let connections = target.target().connections();
+        connections.iter().map(|it| it.counters.commands).sum()
+    })
+}
+
 /// An I/O queue whose socket takes little at a time, and its admin queue.
 fn slow_host(rig: &Rig) -> (Raw, Raw) {
     let (host, admin) = Raw::io(rig.address, Digests::NONE);
+    take_little(&host);
+    (host, admin)
+}
+
+/// The same; each of its Reads is answered by its data alone.
+fn slow_host_without_flow_control(rig: &Rig) -> (Raw, Raw) {
+    let (admin, cntlid) = Raw::admin(rig.address, Digests::NONE);
+    let mut host = Raw::initialized(rig.address, Digests::NONE);
+    let connect = Connect {
+        qid: QueueId(1),
+        sqsize: 127,
+        ..Connect::default()
+    };
+    let connect = connect.with_sq_flow_control_disabled(true).encode();
+    let data = Raw::connect_data(cntlid, NQN, HOST);
+    let cqe = host.command(connect, Some(&data));
+    assert!(cqe.status.is_success(), "{}", cqe.status);
+    take_little(&host);
+    (host, admin)
+}
+
+fn take_little(host: &Raw) {
     SockRef::from(&host.stream)
         .set_recv_buffer_size(64 << 10)
         .expect("an open socket");
-    (host, admin)
 }
 
 /// Asks for the first bytes of the namespace, and reads nothing of the answer.
@@ -138,10 +168,19 @@ fn reads_in_flight_outlive_their_namespace(io: IoBackend) {
     let rig = Rig::new(io);
     let mut disk = Disk::connect(rig.address, io);
     write_all(&mut disk, 7);
-    let (mut host, admin) = Raw::io(rig.address, Digests::NONE);
+    let (mut host, admin) = slow_host(&rig);
+    let before = taken(&rig);
     ask(&mut host, READS);
-    rig.call(|target, _, now| target.remove_namespace(now, NQN, NSID))
-        .expect("it is there");
+    until("the Reads are taken", || {
+        (taken(&rig) == before + READS as u64).then_some(())
+    });
+    let waiting = rig.call(|target, _, now| {
+        let connections = target.target().connections();
+        let removed = target.remove_namespace(now, NQN, NSID);
+        removed.expect("it is there");
+        connections.iter().map(|it| it.outstanding).max()
+    });
+    assert!(waiting > Some(1), "the sockets hold everything");
     rig.add_memory(NQN, DISK_BYTES);
     let statuses = take(&mut host, READS, |data, _| {
         data.chunks(ATOMIC_BYTES)
@@ -150,17 +189,21 @@ fn reads_in_flight_outlive_their_namespace(io: IoBackend) {
     let gone = Status::INVALID_NAMESPACE.dnr();
     let is_known = |status: &Status| [Status::SUCCESS, gone].contains(status);
     assert!(statuses.iter().all(is_known), "{statuses:?}");
+    // What had been read was on its way, with more behind it.
+    assert_eq!(statuses[0], Status::SUCCESS, "nothing was in flight");
     drop((host, admin));
     disk.disconnect();
     rig.await_nothing_left();
 }
 
 /// Room that a send had left went to commands that had just arrived, not to those which had found
-/// none. Some of these waited for as long as their host sent others.
+/// none. Some of these waited for as long as their host sent others. So that it cannot be otherwise
+/// by chance, each new command is with the target before any more of an answer is taken.
 fn commands_are_overtaken_only_by_what_was_outstanding_with_them(io: IoBackend) {
     /// What fills a gather.
     const GATHERED: usize = 8;
-    const OUTSTANDING: usize = 14 * GATHERED;
+    const OUTSTANDING: usize = 12 * GATHERED;
+    const ROUNDS: usize = 6;
     // Memory is not what they wait for.
     let class = |bytes, count| ClassConfig { bytes, count };
     let classes = vec![class(4096, 256), class(READ_BYTES, 1024)];
@@ -172,35 +215,30 @@ fn commands_are_overtaken_only_by_what_was_outstanding_with_them(io: IoBackend) 
     let rig = Rig::empty(config, TargetConfig::default());
     rig.add_subsystem(NQN, Hosts::Any);
     rig.add_memory(NQN, DISK_BYTES);
-    let (mut host, admin) = slow_host(&rig);
+    let (mut host, admin) = slow_host_without_flow_control(&rig);
     let mut begun = HashMap::new();
-    let mut ended = 0;
     let read = |host: &mut Raw, ended: usize, begun: &mut HashMap<_, _>| {
+        let before = taken(&rig);
         ask(host, 1);
         begun.insert(host.last_cid(), ended);
+        until("the command is taken", || {
+            (taken(&rig) > before).then_some(())
+        });
     };
     for _ in 0..OUTSTANDING {
-        read(&mut host, ended, &mut begun);
+        read(&mut host, 0, &mut begun);
     }
-    for _ in 0..40 {
-        for _ in 0..GATHERED {
-            read(&mut host, ended, &mut begun);
-        }
-        let until = ended + GATHERED;
-        while ended < until {
-            let pdu = host.recv().expect("an answer");
-            let cid = match pdu.kind() {
-                0x05 => pdu.cqe().cid,
-                _ if pdu.c2h().success => pdu.c2h().cccid,
-                _ => continue,
-            };
-            begun.remove(&cid).expect("outstanding");
-            ended += 1;
-        }
-        let oldest = begun.values().min().expect("some are outstanding");
-        let overtaken = ended - oldest;
-        assert!(overtaken < OUTSTANDING + 3 * GATHERED, "by {overtaken}");
+    let mut most = 0;
+    for ended in 0..ROUNDS * OUTSTANDING {
+        let c2h = host.recv().expect("an answer").c2h();
+        assert!(c2h.success, "its data answers a Read");
+        let begun_at = begun.remove(&c2h.cccid).expect("outstanding");
+        most = most.max(ended - begun_at);
+        read(&mut host, ended + 1, &mut begun);
     }
+    let oldest = begun.values().min().expect("some are outstanding");
+    most = most.max(ROUNDS * OUTSTANDING - oldest);
+    assert!(most < OUTSTANDING + 2 * GATHERED, "overtaken by {most}");
     drop((host, admin));
     rig.await_nothing_left();
 }

@@ -3,8 +3,9 @@
 //! A plain Read or Write that has arrived whole is run while its bytes are at hand, and its answer
 //! goes into the gather: no slot, no queue. A Write's data is copied once, from the staging area to
 //! the medium; a Read's stays there until the turn's send. As long as there is room to send, that
-//! is, nothing older of the connection waits for such room, and, for a Read, no command waits for a
-//! buffer; the usual way knows how to wait.
+//! is, nothing older of the connection waits for such room, and, for a Read, no command of any
+//! connection waits for a buffer; the usual way knows how to wait. It also knows how to fail: what a
+//! device has failed is told there, and not run again.
 
 use bowline_block::{BufPool, Device};
 use bowline_nvme::Nanos;
@@ -27,10 +28,10 @@ impl<D: Device> TargetService<D> {
         conn: ConnId,
         input: &[u8],
     ) -> usize {
-        if !self.executor.has_immediate() {
+        if !self.executor.runs_now() {
             return 0;
         }
-        let ceiling_bytes = self.ceiling_bytes();
+        let has_waiting = !self.waiting.is_empty();
         let queue = self.target.at_once(now, conn);
         let (Some(mut queue), Some(link)) = (queue, self.links.get_mut(conn)) else {
             return 0;
@@ -42,13 +43,7 @@ impl<D: Device> TargetService<D> {
         let mut at = 0;
         while link.has_room()
             && let Some(accepted) = queue.accept(&input[at..])
-            && let Some(read) = run(
-                &mut self.executor,
-                cx.pool(),
-                link,
-                &accepted,
-                ceiling_bytes,
-            )
+            && let Some(read) = run(&mut self.executor, cx.pool(), link, &accepted, has_waiting)
         {
             answer(cx, link, &queue.succeeded(&accepted), read);
             if let Some(slot) = accepted.slot() {
@@ -57,7 +52,7 @@ impl<D: Device> TargetService<D> {
             at += accepted.bytes();
         }
         // What was released just now may be enough for those who wait.
-        let may_go_on = at > 0 && link.has_waiting();
+        let may_go_on = at > 0 && link.has_waiting() && !self.executor.has_failure();
         if may_go_on {
             self.pump(cx, now, conn);
         }
@@ -66,28 +61,38 @@ impl<D: Device> TargetService<D> {
         }
         at
     }
+
+    /// All that was received of a connection has been started: a failure that is still to be told
+    /// was of a command that has ended in another way.
+    #[cold]
+    pub(super) fn forget_failure(&mut self, conn: ConnId) {
+        let is_idle = |link: &Link| !link.has_waiting() && !link.is_carrying();
+        if self.links.get(conn).is_some_and(is_idle) {
+            self.executor.forget_failure(conn);
+        }
+    }
 }
 
 /// Runs a command and returns what it has read, if anything. `None`: not now, or not here, and
-/// nothing has happened.
+/// nothing has happened but that the device may have failed it.
 fn run<D: Device>(
     executor: &mut Executor<D>,
     pool: &BufPool,
     link: &Link,
     accepted: &Accepted<'_>,
-    ceiling_bytes: usize,
+    has_waiting: bool,
 ) -> Option<Option<Found>> {
     let command = accepted.command();
     if !matches!(command.op, IoOp::Read { .. }) {
         return executor
-            .write_now(command, || accepted.data())
+            .write_now(link.conn, command, || accepted.data())
             .map(|()| None);
     }
-    if link.has_waiting() {
+    if has_waiting || link.has_waiting() {
         return None;
     }
-    let alloc = |bytes| budget::shared(pool, &link.request(bytes, ceiling_bytes));
-    executor.read_now(command, alloc).map(Some)
+    let alloc = |bytes| budget::shared(pool, &link.request(bytes, usize::MAX));
+    executor.read_now(link.conn, command, alloc).map(Some)
 }
 
 /// Puts an answer into the gather, with the data that was read.

@@ -4,6 +4,7 @@
 //! is full leaves its operations in a backlog that is bounded by the command slots of the
 //! connections. Commands that need blocks to themselves get them from the device's [`order`].
 
+mod now;
 mod order;
 mod step;
 
@@ -14,8 +15,9 @@ use bowline_block::{
     ViewedBuf,
 };
 use bowline_nvme::{Nanos, Status};
-use bowline_nvmf::target::{ConnId, IoCommand, IoOp, NamespaceHandle, SlotId};
+use bowline_nvmf::target::{ConnId, IoCommand, NamespaceHandle, SlotId};
 
+use now::FailedNow;
 use order::{Blocks, Change, Order};
 use step::{Next, Step};
 
@@ -72,56 +74,6 @@ struct Unit<D> {
     commands: usize,
     /// No new command arrives any more; dropped when the last operation has ended.
     retiring: bool,
-}
-
-impl<D: Device> Unit<D> {
-    /// Whether a plain Read or Write may run without waiting for anything, itself included.
-    fn runs_now(&self) -> bool {
-        self.is_immediate && self.order.is_free() && self.backlog.is_empty() && !self.retiring
-    }
-
-    /// Runs a plain Read or Write on a device that need not be waited for. A Read's data stays in
-    /// the medium if it can; `scratch` is used up if so.
-    fn run_now(
-        &mut self,
-        op: &IoOp,
-        payload: Option<&IoBuf>,
-        scratch: &mut Option<IoBuf>,
-    ) -> Option<Result<Option<Found>, IoError>> {
-        let bytes = |blocks: u32| blocks as usize * self.block_bytes as usize;
-        match *op {
-            IoOp::Read {
-                lba,
-                blocks,
-                fua: false,
-            } if self.runs_now() => {
-                let mut into = scratch.take_if(|into| into.len() >= bytes(blocks))?;
-                into.truncate(bytes(blocks));
-                Some(self.read_now(lba, into).map(Some))
-            }
-            IoOp::Write { lba, blocks, .. } if self.runs_now() => {
-                let data = payload?.get(..bytes(blocks))?;
-                Some(self.device.write_now(lba, data).map(|()| None))
-            }
-            _ => None,
-        }
-    }
-
-    /// Reads as many blocks as fit in `into`, which is used up.
-    fn read_now(&mut self, lba: u64, mut into: IoBuf) -> Result<Found, IoError> {
-        match self.device.view_now(lba, into.len()) {
-            Ok(view) => {
-                let viewed = ViewedBuf::new(view, into).map_err(|_| IoError::Internal)?;
-                Ok(Found::InPlace(viewed))
-            }
-            Err(IoError::Unsupported) => {
-                let bytes = into.as_mut().ok_or(IoError::Internal)?;
-                self.device.read_now(lba, bytes)?;
-                Ok(Found::Copied(into))
-            }
-            Err(error) => Err(error),
-        }
-    }
 }
 
 /// A command that was started and has not ended.
@@ -188,6 +140,8 @@ pub(super) struct Executor<D> {
     unflushed: Vec<(NamespaceHandle, IoError)>,
     /// How many devices need not be waited for.
     immediate: usize,
+    /// A command that one of them has failed, and that is still to be answered.
+    failed_now: Option<FailedNow>,
 }
 
 impl<D: Device> Executor<D> {
@@ -204,6 +158,7 @@ impl<D: Device> Executor<D> {
             completions: Completions::with_capacity(COMPLETIONS_PER_POLL),
             unflushed: Vec::new(),
             immediate: 0,
+            failed_now: None,
         }
     }
 
@@ -323,11 +278,20 @@ impl<D: Device> Executor<D> {
             return;
         };
         let mut scratch = scratch;
-        if let Some(result) = unit.run_now(&command.op, payload.as_ref(), &mut scratch) {
+        let has_failed = self.failed_now.take_if(|it| it.is_of(conn, command));
+        let ended = match has_failed {
+            Some(failed) => Some(Err(failed.error)),
+            None => unit.run_now(&command.op, payload.as_ref(), &mut scratch),
+        };
+        if let Some(result) = ended {
             let (result, data) = match result {
                 Ok(data) => (Ok(()), data),
                 Err(error) => (Err(error), None),
             };
+            if result.is_err() {
+                // It may have something to tell.
+                self.wake(index);
+            }
             finished.push(Finished {
                 conn,
                 slot,
@@ -347,48 +311,6 @@ impl<D: Device> Executor<D> {
             }
         }
         self.run_ready(index);
-    }
-
-    /// Whether any device need not be waited for.
-    pub(super) fn has_immediate(&self) -> bool {
-        self.immediate > 0
-    }
-
-    /// Runs a Read if its device need not be waited for and nothing speaks against it, with what
-    /// `alloc` has for so many bytes. `None`: [`start`](Self::start) it, also if the device failed,
-    /// which is told there.
-    pub(super) fn read_now(
-        &mut self,
-        command: &IoCommand,
-        alloc: impl FnOnce(usize) -> Option<IoBuf>,
-    ) -> Option<Found> {
-        let unit = self.unit_now(command)?;
-        let IoOp::Read {
-            lba, fua: false, ..
-        } = command.op
-        else {
-            return None;
-        };
-        unit.read_now(lba, alloc(command.bytes as usize)?).ok()
-    }
-
-    /// Runs a Write in the same way.
-    pub(super) fn write_now<'a>(
-        &mut self,
-        command: &IoCommand,
-        data: impl FnOnce() -> Option<&'a [u8]>,
-    ) -> Option<()> {
-        let unit = self.unit_now(command)?;
-        let IoOp::Write { lba, .. } = command.op else {
-            return None;
-        };
-        unit.device.write_now(lba, data()?).ok()
-    }
-
-    /// The command's device, if a plain command may run on it now.
-    fn unit_now(&mut self, command: &IoCommand) -> Option<&mut Unit<D>> {
-        let index = self.place(command.namespace)?;
-        self.units[index].as_mut().filter(|unit| unit.runs_now())
     }
 
     /// Starts a flush of every device; `in_flight` falls to 0 when the last has ended, and

@@ -226,6 +226,7 @@ impl<D: Device> TargetService<D> {
     fn link_gone(&mut self, now: Nanos, mut link: Link) {
         let conn = link.conn;
         self.target.closed(now, conn);
+        self.executor.forget_failure(conn);
         // Its buffers come back to the pool: somebody may have waited for them.
         self.unfinished |= !self.waiting.is_empty() || self.links.stalled_count() > 0;
         self.end_deferred(now, conn, std::mem::take(link.deferred_mut()));

@@ -290,13 +290,16 @@ impl<D: Device> TargetService<D> {
 
     /// Makes sure the slot has a buffer. False when the connection must first give one back.
     fn bind(&mut self, cx: &Reactor, conn: ConnId, slot: SlotId, transfer_len: u32) -> bool {
-        let ceiling_bytes = self.ceiling_bytes();
-        let Some(link) = self.links.get_mut(conn) else {
+        let Some(link) = self.links.get(conn) else {
             return false;
         };
         if link.buffer(slot).is_some() {
             return true;
         }
+        let ceiling_bytes = self.ceiling_bytes();
+        let Some(link) = self.links.get_mut(conn) else {
+            return false;
+        };
         let request = link.request(transfer_len as usize, ceiling_bytes);
         match budget::for_capsule(cx.pool(), &self.reserve, &request) {
             Some((buffer, charge)) => {

@@ -74,6 +74,9 @@ impl<D: Device> TargetService<D> {
         }
         // What was released just now may be enough for the next.
         self.supply_deferred(cx, now, conn);
+        if self.executor.has_failure() {
+            self.forget_failure(conn);
+        }
     }
 
     fn handle_output(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId, output: Output) {

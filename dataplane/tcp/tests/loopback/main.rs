@@ -6,6 +6,7 @@ mod common;
 mod abort;
 mod ana;
 mod answers;
+mod at_once;
 mod connect;
 mod copy;
 mod data;

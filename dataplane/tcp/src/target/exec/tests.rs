@@ -420,21 +420,25 @@ fn what_can_run_at_once_does_unless_a_pair_has_blocks_to_itself() {
     bench.write(1, 7, 5);
     assert_eq!(bench.statuses(), [(1, Status::SUCCESS)]);
     assert!(bench.waiting().is_empty() && bench.executor.in_flight() == 0);
+    let conn = conn();
     let executor = &mut bench.executor;
-    assert!(executor.has_immediate());
-    assert_eq!(executor.write_now(&write(1 << 40, 1), || Some(&data)), None);
-    assert_eq!(executor.write_now(&write(8, 1), || None), None, "damaged");
-    assert_eq!(executor.write_now(&write(8, 1), || Some(&data)), Some(()));
+    assert!(executor.runs_now());
+    let mut run = |lba, data: Option<&[u8]>| executor.write_now(conn, &write(lba, 1), || data);
+    assert_eq!(run(8, None), None, "damaged");
+    assert_eq!(run(8, Some(&data)), Some(()));
     let got = executor
-        .read_now(&read(8, false), alloc)
+        .read_now(conn, &read(8, false), alloc)
         .expect("it is read");
     assert_eq!(got.copied().as_slice(), data);
-    assert!(executor.read_now(&read(8, true), alloc).is_none(), "FUA");
-    assert!(executor.read_now(&read(8, false), |_| None).is_none());
+    let fua = executor.read_now(conn, &read(8, true), alloc);
+    assert!(fua.is_none(), "FUA");
+    let without = executor.read_now(conn, &read(8, false), |_| None);
+    assert!(without.is_none());
     bench.pair(2, 7, 5, 6);
     let executor = &mut bench.executor;
-    assert_eq!(executor.write_now(&write(7, 1), || Some(&data)), None);
-    assert!(executor.read_now(&read(7, false), alloc).is_none());
+    let mut run = |lba| executor.write_now(conn, &write(lba, 1), || Some(&data));
+    assert_eq!(run(7), None);
+    assert!(executor.read_now(conn, &read(7, false), alloc).is_none());
     bench.write(4, 7, 8);
     assert_eq!(bench.statuses(), [], "it waits for the pair");
     bench.release_all();
@@ -444,10 +448,56 @@ fn what_can_run_at_once_does_unless_a_pair_has_blocks_to_itself() {
     assert_eq!(statuses, all);
     assert_eq!(bench.medium(7), 8);
     let executor = &mut bench.executor;
-    assert_eq!(executor.write_now(&write(7, 1), || Some(&data)), Some(()));
+    let run =
+        |executor: &mut Executor<Slow>| executor.write_now(conn, &write(7, 1), || Some(&data));
+    assert_eq!(run(executor), Some(()));
     executor.retire(handle);
-    assert!(!executor.has_immediate());
-    assert_eq!(executor.write_now(&write(7, 1), || Some(&data)), None);
+    assert!(!executor.runs_now());
+    assert_eq!(run(executor), None);
+}
+
+/// A device that had failed a command as it came was asked a second time, which could hide what the
+/// first had found.
+#[test]
+fn what_a_device_has_failed_is_not_run_again() {
+    let mut bench = Bench::of(Slow {
+        immediate: true,
+        ..Slow::new(8)
+    });
+    // Nobody but the executor's callers knows how large the device is.
+    let beyond = IoOp::Write {
+        lba: 1 << 40,
+        blocks: 1,
+        fua: false,
+    };
+    let command = |op| IoCommand {
+        namespace: bench.handle,
+        op,
+        bytes: 512,
+    };
+    let (first, second) = (command(beyond), command(IoOp::Flush));
+    let data = [9; BLOCK];
+    let executor = &mut bench.executor;
+    let other = ConnId { index: 1, ..conn() };
+    for owner in [conn(), other] {
+        assert_eq!(executor.write_now(owner, &first, || Some(&data)), None);
+        assert!(!executor.runs_now(), "a failure is to be told first");
+        executor.forget_failure(ConnId { index: 2, ..conn() });
+        assert!(!executor.runs_now(), "it was not of that connection");
+        let start = |executor: &mut Executor<Slow>, owner, command: &IoCommand| {
+            let mut finished = Vec::new();
+            executor.start(owner, SlotId(1), command, None, None, &mut finished);
+            finished.pop().map(|it| it.status)
+        };
+        assert_eq!(start(executor, owner, &second), None, "it is at its device");
+        // Without its data it could not run again.
+        let told = start(executor, owner, &first).expect("it has ended");
+        assert_eq!(told, crate::status::io_status(IoError::OutOfRange));
+        assert!(executor.runs_now());
+    }
+    assert_eq!(executor.write_now(other, &first, || Some(&data)), None);
+    executor.forget_failure(other);
+    assert!(executor.runs_now(), "it will not be told");
 }
 
 #[test]

@@ -36,6 +36,9 @@ struct Running {
 impl Application {
     /// Starts the library: environment, threads, subsystems, and `config` in them. Once in a process.
     ///
+    /// Modules do not look at new devices by themselves, as who finds his own on one claims it; a
+    /// configuration with the method `bdev_set_options` decides that itself.
+    ///
     /// # Errors
     /// When any of that fails; what was begun is ended then. The library's log says more.
     pub fn start(options: &Options, config: &Config) -> Result<Self, Error> {
@@ -50,16 +53,12 @@ impl Application {
         let application = Self {
             running: Some(Running { thread, library }),
         };
-        let text = (!config.is_empty()).then(|| config.to_json());
-        let (json, bytes) = match &text {
-            Some(text) => (text.as_ptr().cast(), text.len()),
-            None => (ptr::null(), 0),
-        };
+        let text = config.for_start().to_json();
         let what = "SPDK's subsystems were not started";
         // SAFETY: this is the application's thread, for the first time; the text lives until `wait`
         // has returned, which is after the end was told.
         let result = wait(application.thread(), what, |done, context| unsafe {
-            sys::shim_subsystems_start(json, bytes, done, context);
+            sys::shim_subsystems_start(text.as_ptr().cast(), text.len(), done, context);
         });
         // When it failed, dropping the application ends what was begun.
         result.map_err(|error| error.help("its log names the method that failed"))?;
@@ -84,7 +83,8 @@ impl Application {
     }
 
     /// Runs the methods of a configuration, and waits for their end. A method that removes a device
-    /// ends when everybody has closed it.
+    /// ends when everybody has closed it. Options that SPDK takes before its subsystems start are
+    /// passed over here: they belong in the configuration of the start.
     ///
     /// # Errors
     /// When one fails: those before it have been run. The library's log says which.

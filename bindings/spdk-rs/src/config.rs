@@ -73,12 +73,21 @@ impl Config {
         self
     }
 
-    /// Whether it has no methods.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.subsystems
+    /// With which the subsystems start. Unless it says otherwise, no module looks for partition tables,
+    /// volumes and the like on new devices: who finds one has the device for itself, and what a user
+    /// has written must not decide whether it can be opened.
+    pub(crate) fn for_start(&self) -> Self {
+        const METHOD: &str = "bdev_set_options";
+        let mut methods = self
+            .subsystems
             .iter()
-            .all(|subsystem| subsystem.methods.is_empty())
+            .flat_map(|subsystem| &subsystem.methods);
+        if methods.any(|entry| entry["method"] == METHOD) {
+            return self.clone();
+        }
+        let mut config = Self::new().method("bdev", METHOD, &json!({"bdev_auto_examine": false}));
+        config.subsystems.extend_from_slice(&self.subsystems);
+        config
     }
 
     /// The configuration as JSON.
@@ -130,7 +139,6 @@ mod tests {
             {"subsystem": "bdev", "config": [{"method": "a", "params": {"x": 1}}, {"method": "b"}]},
             {"subsystem": "sock", "config": null}, {"subsystem": "accel"}]}"#;
         let config = Config::from_json(text).unwrap();
-        assert!(!config.is_empty());
         assert_eq!(Config::from_json(&config.to_json()).unwrap(), config);
     }
 
@@ -152,6 +160,21 @@ mod tests {
             let error = Config::from_json(text).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn nothing_is_looked_for_on_devices_unless_it_is_asked_for() {
+        let quiet = Config::new()
+            .method("bdev", "first", &json!({}))
+            .for_start();
+        let json = quiet.to_json();
+        assert!(
+            json.find(r#""bdev_auto_examine":false"#) < json.find("first"),
+            "{json}"
+        );
+        let own =
+            Config::new().method("bdev", "bdev_set_options", &json!({"bdev_io_pool_size": 1}));
+        assert_eq!(own.for_start(), own);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Compiles `shim.c` against an installed SPDK, or the double of it, and makes the bindings.
 
+use std::any::Any;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::exit;
@@ -27,13 +28,12 @@ pub(crate) fn build() {
     #[cfg(feature = "spdk")]
     {
         let found = spdk::find();
-        for include in &found.includes {
+        found.watch();
+        for include in found.includes() {
             // Not ours to be warned about.
             compiler.flag("-isystem").flag(include);
         }
-        compiler.file(folder.join("shim.c")).compile("bowline_shim");
-        // After the shim: what it needs follows it on the linker's command line.
-        found.link();
+        found.compile(&folder.join("shim.c"), compiler, &out);
     }
     #[cfg(not(feature = "spdk"))]
     compiler
@@ -44,7 +44,7 @@ pub(crate) fn build() {
 }
 
 fn bind(header: &Path, into: &Path) {
-    // bindgen has no other way to say that it found no libclang.
+    // bindgen panics when it finds no libclang.
     let made = std::panic::catch_unwind(|| {
         bindgen::Builder::default()
             .header(header.to_string_lossy())
@@ -56,11 +56,9 @@ fn bind(header: &Path, into: &Path) {
             .use_core()
             .generate()
     });
-    let Ok(made) = made else {
-        fail(
-            "libclang was not found, which makes the bindings to the shim",
-            "install it (on Debian and Ubuntu: apt-get install libclang-dev), or set LIBCLANG_PATH",
-        )
+    let made = match made {
+        Ok(made) => made,
+        Err(panic) => panicked(panic.as_ref()),
     };
     let written = made
         .map_err(|error| error.to_string())
@@ -78,6 +76,24 @@ fn bind(header: &Path, into: &Path) {
             "look at what the compiler says about the header above",
         );
     }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> ! {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("without a reason");
+    if text.contains("Unable to find libclang") {
+        fail(
+            "libclang was not found, which makes the bindings to the shim",
+            "install it (on Debian and Ubuntu: apt-get install libclang-dev), or set LIBCLANG_PATH",
+        )
+    }
+    fail(
+        &format!("bindgen panicked: {text}"),
+        "this is a bug of bindgen, or the libclang that it found is too old for it",
+    )
 }
 
 /// Ends the build: what is wrong and what to do, without the panic's trace around it.

@@ -16,7 +16,8 @@
  *   bdev_nvme_attach_controller {name, trtype, traddr}   (a device NAMEn1 of 64 MiB, whose data
  *       stay at the address)
  *   bdev_nvme_detach_controller {name}
- *   bdev_nvme_set_options, bdev_nvme_set_hotplug         (accepted; nothing comes by itself)
+ *   bdev_set_options, bdev_nvme_set_options, bdev_nvme_set_hotplug
+ *       (accepted: nothing is looked for on devices, and none comes by itself)
  *
  * And what only the double has:
  *
@@ -301,6 +302,7 @@ static const struct {
 	{ "bdev_error_resume_pending", resume_pending },
 	{ "bdev_delay_create", delay_create },
 	{ "bdev_nvme_attach_controller", nvme_attach },
+	{ "bdev_set_options", accept_params },
 	{ "bdev_nvme_set_options", accept_params },
 	{ "bdev_nvme_set_hotplug", accept_params },
 	{ "double_refuse", refuse },

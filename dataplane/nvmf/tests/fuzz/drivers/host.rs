@@ -58,7 +58,17 @@ pub(crate) fn run(bytes: &[u8]) {
 impl Fuzz {
     fn new(input: &mut Input<'_>) -> Self {
         let (now, free) = (Nanos::from_secs(1000), input.u8());
-        let mut target = Target::new(TargetConfig::default());
+        let config = TargetConfig::default();
+        // Data goes with its command, or is asked for.
+        let icd_bytes = if free & 0x20 == 0 {
+            config.icd_bytes
+        } else {
+            0
+        };
+        let mut target = Target::new(TargetConfig {
+            icd_bytes,
+            ..config
+        });
         let subsystem = SubsystemConfig {
             hosts: Hosts::Any,
             namespaces_max: 16,

@@ -33,8 +33,12 @@ impl Reactor {
             self.collect();
             return;
         }
-        self.idle_since.get_or_insert(now);
-        let plan = self.idle.plan(now, expects);
+        let was_idle = self.idle_since.replace(self.idle_since.unwrap_or(now));
+        let mut plan = self.idle.plan(now, expects);
+        if was_idle.is_some() && !expects && plan.park {
+            // A timer has interrupted a pause that was spun for already.
+            (plan.spin, plan.warm) = (Nanos::ZERO, Nanos::ZERO);
+        }
         if plan.spin > Nanos::ZERO {
             self.counters.spins += 1;
             match self.spin(now, plan.spin, until) {
@@ -194,6 +198,76 @@ impl Reactor {
             && !ring.has_unsubmitted()
         {
             self.graveyard.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::net::{SocketAddr, TcpStream};
+
+    use super::*;
+    use crate::config::{Config, IoBackend};
+    use crate::gather::Gather;
+    use crate::service::Service;
+    use crate::socket::{ListenerId, SocketId};
+    use crate::spawn::LocalReactor;
+
+    const PERIOD: Nanos = Nanos::from_millis(1);
+    const TICKS: u32 = 20;
+
+    /// Wants a turn now and then, in which it finds nothing to do.
+    struct Ticking {
+        due: Nanos,
+        ticks: u32,
+    }
+
+    impl Service for Ticking {
+        type Message = ();
+        fn message(&mut self, _: &mut Reactor, _: Nanos, (): ()) {}
+        fn accepted(
+            &mut self,
+            _: &mut Reactor,
+            _: Nanos,
+            _: ListenerId,
+            _: TcpStream,
+            _: SocketAddr,
+        ) {
+        }
+        fn readable(&mut self, _: &mut Reactor, _: Nanos, _: SocketId) {}
+        fn sent(&mut self, _: &mut Reactor, _: Nanos, _: SocketId, _: Gather, _: io::Result<()>) {}
+        fn turn(&mut self, _: &mut Reactor, now: Nanos) {
+            if self.due <= now {
+                self.due = now.after(PERIOD);
+                self.ticks += 1;
+            }
+        }
+        fn poll_timeout(&self) -> Option<Nanos> {
+            Some(self.due)
+        }
+        fn is_stopped(&self) -> bool {
+            self.ticks >= TICKS
+        }
+    }
+
+    /// Each of them began to spin anew, for which an idle device that is polled now and then paid.
+    #[test]
+    fn timers_of_a_pause_do_not_make_it_spin_again() {
+        for io in [IoBackend::Epoll, IoBackend::Auto] {
+            let config = Config {
+                io,
+                ..Config::default()
+            };
+            let due = monotonic_now();
+            let mut local =
+                LocalReactor::new(&config, |_, _| Ok(Ticking { due, ticks: 0 })).unwrap();
+            let (_, reactor) = local.parts();
+            (0..100).for_each(|_| reactor.idle.burst_after(Nanos::from_micros(1), false));
+            assert!(reactor.idle.is_hot());
+            assert!(local.run_until(monotonic_now().after(Nanos::from_secs(60))));
+            let spins = local.reactor().counters().spins;
+            assert!(spins <= 1, "{spins}");
         }
     }
 }

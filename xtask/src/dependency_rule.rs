@@ -14,13 +14,27 @@ const EDGES: &[(&str, &[&str])] = &[
     ("bowline-nvmf", &["bowline-nvme"]),
     ("bowline-block", &["bowline-nvme"]),
     ("bowline-reactor", &["bowline-nvme", "bowline-block"]),
+    // The tests of an engine serve it to hosts: `tcp` and `nvmf`, and the reactor of either.
     (
         "bowline-engine-kernel",
-        &["bowline-nvme", "bowline-block", "bowline-reactor"],
+        &[
+            "bowline-nvme",
+            "bowline-block",
+            "bowline-reactor",
+            "bowline-nvmf",
+            "bowline-tcp",
+        ],
     ),
     (
         "bowline-engine-spdk",
-        &["bowline-nvme", "bowline-block", "bowline-spdk-rs"],
+        &[
+            "bowline-nvme",
+            "bowline-block",
+            "bowline-spdk-rs",
+            "bowline-nvmf",
+            "bowline-reactor",
+            "bowline-tcp",
+        ],
     ),
     (
         "bowline-tcp",

@@ -8,7 +8,7 @@ use crate::process;
 use crate::tally::Tally;
 use crate::workspace::Workspace;
 
-const CRATES: &[&str] = &["bowline-spdk-sys", "bowline-spdk-rs"];
+const CRATES: &[&str] = &["bowline-spdk-sys", "bowline-spdk-rs", "bowline-engine-spdk"];
 /// What makes the bindings.
 const LIBCLANG: &str = "libclang-dev";
 /// By its presence SPDK's is known.

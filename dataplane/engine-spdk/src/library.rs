@@ -130,6 +130,12 @@ impl Spdk {
         })
     }
 
+    /// The library itself, for what is not the engine's: its configuration, its other devices.
+    #[must_use]
+    pub fn service(&self) -> &Service {
+        &self.inner.service
+    }
+
     /// Where pools of buffers for its devices get their memory from.
     #[must_use]
     pub fn memory(&self) -> PoolMemory {

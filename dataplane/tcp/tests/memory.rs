@@ -3,6 +3,8 @@
 //! by themselves.
 
 mod common;
+#[path = "common/engine.rs"]
+mod engine;
 
 use std::alloc::System;
 use std::io::Read;

@@ -1,6 +1,8 @@
 //! Two reactors, a subsystem on each: wherever a connection comes in, it ends up with the owner.
 
 mod common;
+#[path = "common/engine.rs"]
+mod engine;
 
 use std::net::SocketAddr;
 
@@ -38,7 +40,7 @@ fn two_reactors(io: IoBackend) -> [Rig; 2] {
         };
         let rig = Rig::empty(reactor, TargetConfig::default());
         rig.add_subsystem(nqn, Hosts::Any);
-        rig.add_memory(nqn, DISK_BYTES);
+        rig.add_disk(nqn, DISK_BYTES);
         rig
     });
     for (here, there) in [(0, 1), (1, 0)] {

@@ -3,6 +3,8 @@
 //! taken back.
 
 mod common;
+#[path = "common/engine.rs"]
+mod engine;
 
 use std::collections::BTreeMap;
 use std::process::Command;

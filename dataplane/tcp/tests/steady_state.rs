@@ -2,6 +2,8 @@
 //! allocator of the whole process counts while both sides work.
 
 mod common;
+#[path = "common/engine.rs"]
+mod engine;
 
 use std::alloc::System;
 

@@ -3,6 +3,8 @@
 //! counted on the real process: perf/guard/README.md.
 
 mod common;
+#[path = "common/engine.rs"]
+mod engine;
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,8 @@
 //! A target on a reactor thread of its own, and both kinds of host against it.
+//!
+//! What its disks and buffers are is said by the module `engine` of each test binary: `disk` makes
+//! one, `memory` is what buffers lie in, and `own_devices!` makes the tests that bring devices of
+//! their own, which one engine runs for all.
 
 #![allow(
     dead_code,

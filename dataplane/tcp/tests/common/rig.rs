@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
-use bowline_block::PoolStats;
+use bowline_block::{Device as _, Geometry, PoolStats};
 use bowline_nvme::{NamespaceId, Nanos};
 use bowline_nvmf::target::{Hosts, Persistence, SubsystemConfig, TargetConfig};
 use bowline_reactor::{
@@ -50,7 +50,7 @@ impl Rig {
         };
         let rig = Self::listening(address, reactor, TargetConfig::default());
         rig.add_subsystem(NQN, Hosts::Any);
-        rig.add_memory(NQN, DISK_BYTES);
+        rig.add_disk(NQN, DISK_BYTES);
         rig
     }
 
@@ -66,7 +66,7 @@ impl Rig {
             target.with_reservation_store(store)
         });
         rig.add_subsystem(NQN, Hosts::Any);
-        rig.add_memory(NQN, DISK_BYTES);
+        rig.add_disk(NQN, DISK_BYTES);
         rig
     }
 
@@ -80,6 +80,10 @@ impl Rig {
         config: TargetConfig,
         shape: impl FnOnce(TargetService<TestDevice>) -> TargetService<TestDevice> + Send + 'static,
     ) -> Self {
+        let reactor = Config {
+            memory: crate::engine::memory(),
+            ..reactor
+        };
         let listener = TcpListener::bind(address).expect("a port");
         let address = listener.local_addr().expect("bound");
         let flush_failures = Arc::default();
@@ -102,7 +106,7 @@ impl Rig {
         }
     }
 
-    /// A target with one subsystem for every host, and one namespace in memory.
+    /// A target with one subsystem for every host, and one namespace on a disk of the engine.
     pub(crate) fn new(io: IoBackend) -> Self {
         Self::with(io, PollMode::Adaptive, TargetConfig::default())
     }
@@ -118,7 +122,7 @@ impl Rig {
             config,
         );
         rig.add_subsystem(NQN, Hosts::Any);
-        rig.add_memory(NQN, DISK_BYTES);
+        rig.add_disk(NQN, DISK_BYTES);
         rig
     }
 
@@ -126,6 +130,14 @@ impl Rig {
     pub(crate) fn with_device(
         io: IoBackend,
         make: impl FnOnce() -> TestDevice + Send + 'static,
+    ) -> Self {
+        Self::with_device_on(io, |_| make())
+    }
+
+    /// A target whose one namespace is a device that belongs to its reactor.
+    pub(crate) fn with_device_on(
+        io: IoBackend,
+        make: impl FnOnce(&mut Reactor) -> TestDevice + Send + 'static,
     ) -> Self {
         let rig = Self::empty(
             Config {
@@ -135,7 +147,7 @@ impl Rig {
             TargetConfig::default(),
         );
         rig.add_subsystem(NQN, Hosts::Any);
-        rig.add_namespace(NQN, make);
+        rig.add_namespace_on(NQN, make);
         rig
     }
 
@@ -214,8 +226,14 @@ impl Rig {
             .expect("a valid namespace")
     }
 
-    pub(crate) fn add_memory(&self, nqn: &'static str, bytes: u64) -> NamespaceId {
-        self.add_namespace(nqn, move || TestDevice::memory(bytes, BLOCK))
+    /// Adds a disk of the engine.
+    pub(crate) fn add_disk(&self, nqn: &'static str, bytes: u64) -> NamespaceId {
+        self.add_namespace_on(nqn, move |cx| crate::engine::disk(cx, bytes, BLOCK))
+    }
+
+    /// What disks of the engine say of themselves.
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.call(|_, cx, _| crate::engine::disk(cx, 1 << 20, BLOCK).geometry())
     }
 
     /// The reactor's counters, exact.

@@ -6,11 +6,11 @@ use bowline_nvmf::host::command;
 use bowline_nvmf::target::TargetConfig;
 use bowline_reactor::{IoBackend, PollMode};
 
+use super::{NSID, changed_data, granted};
 use crate::common::initiator::Bystander;
 use crate::common::on_both_backends;
 use crate::common::raw::{End, Raw, ic_req};
 use crate::common::rig::{HOST, NQN, Rig};
-use crate::{NSID, changed_data, granted};
 
 on_both_backends!(
     thousand_connections_at_once_are_served_beside_a_bystander,

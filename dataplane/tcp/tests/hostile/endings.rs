@@ -7,12 +7,13 @@ use bowline_nvme::pdu::Digests;
 use bowline_nvmf::host::command;
 use bowline_reactor::IoBackend;
 
-use crate::common::device::{Gate, Gated, TestDevice, memory};
+use super::{NSID, changed_data, changed_write, granted, write_sqe};
+use crate::common::device::{Gate, Gated, TestDevice};
 use crate::common::initiator::Bystander;
 use crate::common::raw::{Raw, ic_req};
 use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
 use crate::common::{on_both_backends, until};
-use crate::{NSID, changed_data, changed_write, granted, write_sqe};
+use crate::engine::disk;
 
 on_both_backends!(
     every_kind_of_end_in_every_state_leaves_nothing,
@@ -157,9 +158,9 @@ fn commands_at_a_device_that_does_not_answer_are_waited_for(io: IoBackend) {
     let bystander = Bystander::start(rig.address);
     let gate = Arc::new(Gate::default());
     let shared = Arc::clone(&gate);
-    let slow = rig.add_namespace(NQN, move || {
+    let slow = rig.add_namespace_on(NQN, move |cx| {
         TestDevice::new(Gated {
-            inner: memory(DISK_BYTES, BLOCK),
+            inner: disk(cx, DISK_BYTES, BLOCK),
             gate: shared,
         })
     });

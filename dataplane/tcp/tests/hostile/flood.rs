@@ -10,11 +10,11 @@ use bowline_nvme::{CommandId, NamespaceId, Sgl, Sqe, Status};
 use bowline_nvmf::host::command;
 use bowline_reactor::IoBackend;
 
+use super::{NSID, granted, write_sqe};
 use crate::common::initiator::{Bystander, Disk};
 use crate::common::raw::{Raw, length};
 use crate::common::rig::Rig;
 use crate::common::{on_both_backends, pattern};
-use crate::{NSID, granted, write_sqe};
 
 on_both_backends!(
     admin_floods_disturb_nobody,
@@ -198,7 +198,7 @@ fn repeated_command_ids_fail_alone(io: IoBackend) {
         }
         assert_eq!((seen[&0x09], seen[&0x05]), (1, 60));
         let r2t = r2t.expect("the first was taken");
-        let bytes = crate::changed_data(&mut peer, r2t, |_, _| {});
+        let bytes = super::changed_data(&mut peer, r2t, |_, _| {});
         peer.send(&bytes);
         assert_eq!(peer.await_status(), Status::SUCCESS);
     }

@@ -7,11 +7,11 @@ use bowline_nvme::{CommandId, NamespaceId, Sgl, Sqe, Status};
 use bowline_nvmf::host::command;
 use bowline_reactor::IoBackend;
 
+use super::{BOTH, NSID, changed_data, changed_write, granted, write_sqe};
 use crate::common::initiator::Bystander;
 use crate::common::raw::{End, Raw, ic_req};
 use crate::common::rig::{DISK_BYTES, Rig};
 use crate::common::{on_both_backends, pattern};
-use crate::{BOTH, NSID, changed_data, changed_write, granted, write_sqe};
 
 on_both_backends!(
     malformed_pdus_end_as_specified_and_disturb_nobody,

@@ -9,11 +9,11 @@ use bowline_nvmf::host::command;
 use bowline_nvmf::target::TargetConfig;
 use bowline_reactor::{IoBackend, PollMode};
 
+use super::{NSID, deadlines, write_sqe};
 use crate::common::initiator::{Bystander, Disk};
 use crate::common::raw::Raw;
 use crate::common::rig::Rig;
 use crate::common::{on_both_backends, until};
-use crate::{NSID, deadlines, write_sqe};
 
 on_both_backends!(
     peers_that_never_read_leave_enough_for_others,

@@ -13,12 +13,13 @@ use bowline_nvmf::host::command;
 use bowline_nvmf::target::{Deadlines, Hosts, TargetConfig};
 use bowline_reactor::{Config, IoBackend, PollMode};
 
-use crate::common::device::{Shaped, TestDevice, memory};
+use super::{NSID, changed_data, deadlines, granted, write_sqe};
+use crate::common::device::{Shaped, TestDevice};
 use crate::common::initiator::{Bystander, Disk};
 use crate::common::raw::Raw;
 use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
 use crate::common::{DEADLINE, on_both_backends, pattern, until};
-use crate::{NSID, changed_data, deadlines, granted, write_sqe};
+use crate::engine::disk;
 
 on_both_backends!(
     peers_that_stop_within_a_capsule_leave_enough_for_others,
@@ -47,7 +48,7 @@ fn small_pool(io: IoBackend) -> Config {
 fn rig_with_small_pool(io: IoBackend) -> Rig {
     let rig = Rig::empty(small_pool(io), TargetConfig::default());
     rig.add_subsystem(NQN, Hosts::Any);
-    rig.add_memory(NQN, DISK_BYTES);
+    rig.add_disk(NQN, DISK_BYTES);
     rig
 }
 
@@ -138,9 +139,9 @@ fn command_that_ended_as_it_got_its_buffer_is_answered_at_once(io: IoBackend) {
     };
     let rig = Rig::empty(reactor, TargetConfig::default());
     rig.add_subsystem(NQN, Hosts::Any);
-    rig.add_namespace(NQN, || {
+    rig.add_namespace_on(NQN, |cx| {
         TestDevice::new(Shaped {
-            inner: memory(DISK_BYTES, BLOCK),
+            inner: disk(cx, DISK_BYTES, BLOCK),
             // 128 KiB that may not be cut.
             shape: |geometry| geometry.atomic_write_blocks = 256,
         })

@@ -6,10 +6,10 @@ use bowline_nvmf::host::command;
 use bowline_nvmf::target::TargetConfig;
 use bowline_reactor::{IoBackend, PollMode};
 
+use super::{NSID, changed_data, deadlines, granted};
 use crate::common::on_both_backends;
 use crate::common::raw::{End, Raw, ic_req};
 use crate::common::rig::Rig;
-use crate::{NSID, changed_data, deadlines, granted};
 
 on_both_backends!(
     silent_peers_are_closed_at_their_deadlines,

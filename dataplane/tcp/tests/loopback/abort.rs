@@ -10,11 +10,12 @@ use bowline_nvmf::host::command;
 use bowline_nvmf::target::{Hosts, TargetConfig};
 use bowline_reactor::{Config, IoBackend};
 
-use crate::common::device::{Gate, Gated, TestDevice, memory};
+use crate::common::device::{Gate, Gated, TestDevice};
 use crate::common::initiator::{Bystander, Disk};
 use crate::common::raw::{Raw, length};
 use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
 use crate::common::{on_both_backends, pattern, until, verdict};
+use crate::engine::disk;
 
 on_both_backends!(
     write_that_waits_for_its_data_is_aborted_when_the_data_has_come,
@@ -71,7 +72,7 @@ impl Stage {
         };
         let rig = Rig::empty(reactor, TargetConfig::default());
         rig.add_subsystem(NQN, Hosts::Any);
-        rig.add_memory(NQN, DISK_BYTES);
+        rig.add_disk(NQN, DISK_BYTES);
         Self::on(rig)
     }
 
@@ -79,9 +80,9 @@ impl Stage {
         let bystander = Bystander::start(rig.address);
         let gate = Arc::new(Gate::default());
         let of_device = Arc::clone(&gate);
-        let gated = rig.add_namespace(NQN, move || {
+        let gated = rig.add_namespace_on(NQN, move |cx| {
             TestDevice::new(Gated {
-                inner: memory(DISK_BYTES, BLOCK),
+                inner: disk(cx, DISK_BYTES, BLOCK),
                 gate: of_device,
             })
         });

@@ -19,9 +19,10 @@ use bowline_tcp::target::NamespaceSpec;
 use crate::common::device::{Gate, Gated, TestDevice, memory};
 use crate::common::initiator::{Disk, Options};
 use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
-use crate::common::{on_both_backends, pattern, until};
+use crate::common::{pattern, until};
+use crate::engine::own_devices;
 
-on_both_backends!(
+own_devices!(
     planned_moves_under_verifying_writers_lose_nothing,
     paths_through_two_data_planes_are_one_disk,
 );

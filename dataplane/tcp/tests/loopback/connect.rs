@@ -50,7 +50,8 @@ fn controller_and_namespace_are_as_identified(io: IoBackend) {
     );
     assert_eq!(facts.queue_entries_max, 128);
     assert!(facts.keep_alive && !facts.is_discovery);
-    assert!(!facts.volatile_cache, "memory has no cache to lose");
+    let promised = rig.geometry();
+    assert_eq!(facts.volatile_cache, promised.volatile_cache);
 
     let done = disk.admin(
         command::identify(identify::cns::CONTROLLER, NamespaceId::NONE),
@@ -133,7 +134,7 @@ fn only_allowed_hosts_get_in(io: IoBackend) {
         TargetConfig::default(),
     );
     rig.add_subsystem(NQN, Hosts::Only(vec![HOST.to_owned()]));
-    rig.add_memory(NQN, DISK_BYTES);
+    rig.add_disk(NQN, DISK_BYTES);
     let mut disk = Disk::connect(rig.address, io);
     let stranger = "nqn.2026-11.io.bowline:test:stranger";
     let refused = Disk::try_with(

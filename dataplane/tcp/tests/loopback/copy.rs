@@ -15,6 +15,7 @@ use crate::common::device::{Shaped, TestDevice, Wear, Worn, memory};
 use crate::common::initiator::{Bystander, Disk};
 use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
 use crate::common::{on_both_backends, pattern};
+use crate::engine::{disk, own_devices};
 
 on_both_backends!(
     copy_puts_its_sources_in_a_row_and_touches_nothing_else,
@@ -22,6 +23,8 @@ on_both_backends!(
     copy_is_limited_as_identify_says,
     copy_beyond_the_end_or_without_its_list_is_refused,
     copy_to_a_read_only_namespace_is_refused_and_verify_is_not,
+);
+own_devices!(
     copy_tells_of_errors_of_either_side_and_stops_there,
     verify_reads_the_medium_and_tells_of_its_errors,
 );
@@ -193,10 +196,10 @@ fn copy_beyond_the_end_or_without_its_list_is_refused(io: IoBackend) {
 }
 
 fn copy_to_a_read_only_namespace_is_refused_and_verify_is_not(io: IoBackend) {
-    let rig = Rig::with_device(io, || {
+    let rig = Rig::with_device_on(io, |cx| {
         let shape = |geometry: &mut Geometry| geometry.read_only = true;
         TestDevice::new(Shaped {
-            inner: memory(DISK_BYTES, BLOCK),
+            inner: disk(cx, DISK_BYTES, BLOCK),
             shape,
         })
     });

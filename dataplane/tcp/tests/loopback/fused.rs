@@ -18,13 +18,16 @@ use crate::common::initiator::{Bystander, Disk, Options};
 use crate::common::raw::Raw;
 use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
 use crate::common::{on_both_backends, pattern};
+use crate::engine::{disk, own_devices};
 
 on_both_backends!(
     pairs_write_what_compares_equal_at_every_size_and_digest_setting,
     orphan_halves_are_missing_their_other_and_hurt_nothing,
-    failed_medium_fails_the_half_that_it_concerns,
     pair_on_a_read_only_namespace_writes_nothing,
     peer_that_leaves_between_the_halves_leaves_nothing_behind,
+);
+own_devices!(
+    failed_medium_fails_the_half_that_it_concerns,
     counters_that_connections_increment_lose_nothing_beside_plain_writes,
 );
 
@@ -158,10 +161,10 @@ fn failed_medium_fails_the_half_that_it_concerns(io: IoBackend) {
 }
 
 fn pair_on_a_read_only_namespace_writes_nothing(io: IoBackend) {
-    let rig = Rig::with_device(io, || {
+    let rig = Rig::with_device_on(io, |cx| {
         let shape = |geometry: &mut Geometry| geometry.read_only = true;
         TestDevice::new(Shaped {
-            inner: memory(DISK_BYTES, BLOCK),
+            inner: disk(cx, DISK_BYTES, BLOCK),
             shape,
         })
     });

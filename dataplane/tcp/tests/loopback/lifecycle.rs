@@ -15,6 +15,7 @@ use crate::common::initiator::{Bystander, Disk, Options};
 use crate::common::raw::Raw;
 use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
 use crate::common::{on_both_backends, pattern, until};
+use crate::engine::{disk, own_devices};
 
 on_both_backends!(
     peer_killed_within_its_data_leaves_nothing_behind,
@@ -22,10 +23,10 @@ on_both_backends!(
     old_commands_of_a_dead_host_hold_its_next_connect,
     graceful_stop_under_load_fails_no_command_for_good,
     graceful_stop_flushes_the_device,
-    devices_not_flushed_at_the_stop_are_counted,
     host_reconnects_to_a_restarted_target,
     orderly_disconnect_ends_every_connection,
 );
+own_devices!(devices_not_flushed_at_the_stop_are_counted,);
 
 const NSID: NamespaceId = NamespaceId(1);
 
@@ -86,9 +87,9 @@ fn peers_killed_at_any_point_of_a_write_leave_nothing_behind(io: IoBackend) {
 fn old_commands_of_a_dead_host_hold_its_next_connect(io: IoBackend) {
     let gate = Arc::new(Gate::default());
     let of_device = Arc::clone(&gate);
-    let rig = Rig::with_device(io, move || {
+    let rig = Rig::with_device_on(io, move |cx| {
         TestDevice::new(Gated {
-            inner: memory(DISK_BYTES, BLOCK),
+            inner: disk(cx, DISK_BYTES, BLOCK),
             gate: of_device,
         })
     });
@@ -149,9 +150,9 @@ fn graceful_stop_under_load_fails_no_command_for_good(io: IoBackend) {
 fn graceful_stop_flushes_the_device(io: IoBackend) {
     let gate = Arc::new(Gate::default());
     let of_device = Arc::clone(&gate);
-    let rig = Rig::with_device(io, move || {
+    let rig = Rig::with_device_on(io, move |cx| {
         TestDevice::new(Gated {
-            inner: memory(DISK_BYTES, BLOCK),
+            inner: disk(cx, DISK_BYTES, BLOCK),
             gate: of_device,
         })
     });

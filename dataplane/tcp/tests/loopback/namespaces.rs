@@ -13,18 +13,21 @@ use crate::common::device::{Growing, TestDevice, memory};
 use crate::common::initiator::Disk;
 use crate::common::rig::{BLOCK, DISK_BYTES, NQN, Rig};
 use crate::common::{on_both_backends, pattern};
+use crate::engine::{disk, own_devices};
 
 on_both_backends!(
     namespaces_of_one_subsystem_are_apart,
     added_namespace_is_announced_and_usable,
     removed_namespace_is_announced_and_gone,
+);
+own_devices!(
     grown_namespace_is_announced_and_usable_to_its_end,
     refused_shrink_changes_nothing_and_a_restored_backing_heals,
 );
 
 fn namespaces_of_one_subsystem_are_apart(io: IoBackend) {
     let rig = Rig::new(io);
-    let second = rig.add_namespace(NQN, || TestDevice::memory(8 << 20, 4096));
+    let second = rig.add_namespace_on(NQN, |cx| disk(cx, 8 << 20, 4096));
     let mut disk = Disk::connect(rig.address, io);
     let sizes: Vec<_> = disk
         .namespaces()
@@ -47,7 +50,7 @@ fn added_namespace_is_announced_and_usable(io: IoBackend) {
     let mut disk = Disk::connect(rig.address, io);
     // Twice: reading the changed namespace list arms the event again.
     for expected in 2..=3 {
-        let added = rig.add_memory(NQN, 4 << 20);
+        let added = rig.add_disk(NQN, 4 << 20);
         disk.await_event(PathEvent::NamespacesChanged);
         assert_eq!(disk.namespaces().len(), expected);
         assert_eq!(disk.namespace(added).bytes(), 4 << 20);
@@ -59,7 +62,7 @@ fn added_namespace_is_announced_and_usable(io: IoBackend) {
 
 fn removed_namespace_is_announced_and_gone(io: IoBackend) {
     let rig = Rig::new(io);
-    let second = rig.add_memory(NQN, 4 << 20);
+    let second = rig.add_disk(NQN, 4 << 20);
     let mut disk = Disk::connect(rig.address, io);
     disk.write(second, 0, &pattern(1, 4096));
     rig.call(move |target, _, now| target.remove_namespace(now, NQN, second))

@@ -12,10 +12,11 @@ use bowline_nvmf::target::{Hosts, Persistence, ReservationState, TargetConfig};
 use bowline_reactor::{Config, IoBackend};
 use bowline_tcp::target::{NamespaceSpec, ReservationStore, StoreReservations, TargetMessage};
 
-use crate::common::device::{Gate, Gated, TestDevice, memory};
+use crate::common::device::{Gate, Gated, TestDevice};
 use crate::common::raw::Raw;
 use crate::common::rig::{BLOCK, NQN, Rig};
 use crate::common::{on_both_backends, until};
+use crate::engine::disk;
 
 on_both_backends!(
     reservation_fences_the_other_host_across_reconnects,
@@ -101,9 +102,9 @@ fn two_large_buffers(io: IoBackend) -> (Rig, NamespaceId, Arc<Gate>) {
     rig.add_subsystem(NQN, Hosts::Any);
     let gate = Arc::new(Gate::default());
     let of_device = Arc::clone(&gate);
-    let nsid = rig.add_namespace(NQN, move || {
+    let nsid = rig.add_namespace_on(NQN, move |cx| {
         TestDevice::new(Gated {
-            inner: memory(4 << 20, BLOCK),
+            inner: disk(cx, 4 << 20, BLOCK),
             gate: of_device,
         })
     });
@@ -198,8 +199,8 @@ fn add_durable(rig: &Rig, state: Option<ReservationState>) -> NamespaceId {
         persistence: Persistence::Stored(state),
         shared: false,
     };
-    rig.call(move |target, _, now| {
-        let device = TestDevice::memory(4 << 20, BLOCK);
+    rig.call(move |target, cx, now| {
+        let device = disk(cx, 4 << 20, BLOCK);
         target.add_namespace(now, NQN, spec, device)
     })
     .expect("valid")

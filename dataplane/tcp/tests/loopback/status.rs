@@ -11,12 +11,15 @@ use crate::common::initiator::Disk;
 use crate::common::on_both_backends;
 use crate::common::raw::Raw;
 use crate::common::rig::{BLOCK, DISK_BYTES, Rig};
+use crate::engine::{disk, own_devices};
 
 on_both_backends!(
     ranges_beyond_the_end_are_refused_for_good,
     transfers_beyond_mdts_are_refused,
     absent_namespaces_are_refused_for_good,
     read_only_namespace_refuses_what_modifies,
+);
+own_devices!(
     media_errors_become_media_statuses,
     slow_device_delays_and_loses_nothing,
 );
@@ -89,10 +92,10 @@ fn absent_namespaces_are_refused_for_good(io: IoBackend) {
 }
 
 fn read_only_namespace_refuses_what_modifies(io: IoBackend) {
-    let rig = Rig::with_device(io, || {
+    let rig = Rig::with_device_on(io, |cx| {
         let shape = |geometry: &mut bowline_block::Geometry| geometry.read_only = true;
         TestDevice::new(Shaped {
-            inner: memory(DISK_BYTES, BLOCK),
+            inner: disk(cx, DISK_BYTES, BLOCK),
             shape,
         })
     });

@@ -9,6 +9,8 @@ use crate::tally::Tally;
 use crate::workspace::Workspace;
 
 const CRATES: &[&str] = &["bowline-spdk-sys", "bowline-spdk-rs", "bowline-engine-spdk"];
+/// A crate and its program for readers, which needs no device.
+const EXAMPLE: (&str, &str) = ("bowline-spdk-rs", "first_block");
 /// What makes the bindings.
 const LIBCLANG: &str = "libclang-dev";
 /// By its presence SPDK's is known.
@@ -19,22 +21,31 @@ pub(crate) fn run(workspace: &Workspace, tally: &mut Tally) {
         tally.unavailable("spdk double", &reason);
         return;
     }
-    tally.check("spdk double: clippy", || {
-        let mut command = with_feature(workspace, "clippy", "double");
-        command.args(["--all-targets", "--", "-D", "warnings"]);
-        process::run(&mut command)
-    });
-    let mut command = with_feature(workspace, "test", "double");
-    cargo_tests::count("spdk double", command.arg("--no-fail-fast"), tally);
+    over(workspace, "double", "spdk double", tally);
     if has_spdk() {
-        let mut command = with_feature(workspace, "test", "spdk");
-        cargo_tests::count("spdk", command.arg("--no-fail-fast"), tally);
+        over(workspace, "spdk", "spdk", tally);
     } else {
         tally.skipped(
             "spdk",
             &"pkg-config finds no SPDK (PKG_CONFIG_PATH names the folder of its .pc files)",
         );
     }
+}
+
+/// Everything over the library that a feature stands for.
+fn over(workspace: &Workspace, feature: &str, name: &str, tally: &mut Tally) {
+    tally.check(&format!("{name}: clippy"), || {
+        let mut command = with_feature(workspace, "clippy", feature);
+        command.args(["--all-targets", "--", "-D", "warnings"]);
+        process::run(&mut command)
+    });
+    let mut command = with_feature(workspace, "test", feature);
+    cargo_tests::count(name, command.arg("--no-fail-fast"), tally);
+    tally.check(&format!("{name}: example"), || {
+        let mut command = workspace.cargo(&["run", "--locked", "--package", EXAMPLE.0]);
+        command.args(["--features", feature, "--example", EXAMPLE.1]);
+        process::run(&mut command)
+    });
 }
 
 /// Why there is none, if there is none. A machine that has it need not be Debian's.

@@ -7,11 +7,13 @@ use std::ptr;
 use std::time::{Duration, Instant};
 
 use bowline_spdk_sys as sys;
+use serde_json::json;
 
 use crate::bdev::{self, BdevInfo};
 use crate::config::Config;
 use crate::error::Error;
 use crate::library::{Library, Options};
+use crate::nvme::NvmeController;
 use crate::thread::Thread;
 
 /// How long an OS thread rests between two polls while it waits for something.
@@ -100,6 +102,60 @@ impl Application {
             },
         );
         result.map_err(|error| error.help("its log names the method that failed"))
+    }
+
+    /// Attaches a controller, and gives the names of its devices.
+    ///
+    /// # Errors
+    /// When it cannot be attached, or has no namespace.
+    pub fn attach(&self, controller: &NvmeController) -> Result<Vec<String>, Error> {
+        let what = || format!("controller {} was not attached", controller.name());
+        if let Err(error) = self.configure(&Config::new().nvme(controller)) {
+            return Err(error.instead_of(what()).help(
+                "it has to be bound to a driver for user space (vfio-pci, uio_pci_generic), and \
+                 nobody else may have it; the library's log says more",
+            ));
+        }
+        let mut names: Vec<_> = self.bdevs().into_iter().map(|info| info.name).collect();
+        names.retain(|name| controller.has_namespace(name));
+        if names.is_empty() {
+            self.detach(controller.name())?;
+            return Err(Error::new(what(), "it has no active namespace"));
+        }
+        Ok(names)
+    }
+
+    /// Detaches a controller, once everybody has closed its devices: they are told.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn detach(&self, name: &str) -> Result<(), Error> {
+        let method = "bdev_nvme_detach_controller";
+        let config = Config::new().method("bdev", method, &json!({"name": name}));
+        let result = self.configure(&config);
+        result.map_err(|error| error.instead_of(format!("controller {name} was not detached")))
+    }
+
+    /// Removes a device that was made of memory or of a file, once everybody has closed it: they are
+    /// told.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it is of another kind.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        let what = || format!("device {name} was not removed");
+        let bdevs = self.bdevs();
+        let Some(info) = bdevs.iter().find(|info| info.name == name) else {
+            return Err(Error::of_result(what(), -libc::ENODEV)
+                .help("there is none of this name: see Application::bdevs"));
+        };
+        if !matches!(info.module.as_str(), "malloc" | "null" | "aio" | "uring") {
+            let why = format!("it is of the module {}", info.module);
+            return Err(Error::new(what(), why).help("controllers are detached instead"));
+        }
+        let method = format!("bdev_{}_delete", info.module);
+        let config = Config::new().method("bdev", &method, &json!({"name": name}));
+        let result = self.configure(&config);
+        result.map_err(|error| error.instead_of(what()))
     }
 
     /// All block devices there are.

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::nvme::NvmeController;
 
 /// Methods to run in the library's subsystems, in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,6 +73,50 @@ impl Config {
             }),
         }
         self
+    }
+
+    /// Makes a device in memory.
+    #[must_use]
+    pub fn malloc(self, name: &str, blocks: u64, block_bytes: u32) -> Self {
+        let params = json!({"name": name, "num_blocks": blocks, "block_size": block_bytes});
+        self.method("bdev", "bdev_malloc_create", &params)
+    }
+
+    /// Makes a device that forgets what is written.
+    #[must_use]
+    pub fn null(self, name: &str, blocks: u64, block_bytes: u32) -> Self {
+        let params = json!({"name": name, "num_blocks": blocks, "block_size": block_bytes});
+        self.method("bdev", "bdev_null_create", &params)
+    }
+
+    /// Makes a device of a file or a block device of the kernel, by Linux AIO.
+    #[must_use]
+    pub fn aio(self, name: &str, file: &str, block_bytes: u32) -> Self {
+        let params = json!({"name": name, "filename": file, "block_size": block_bytes});
+        self.method("bdev", "bdev_aio_create", &params)
+    }
+
+    /// Makes a device of a file or a block device of the kernel, by io_uring. SPDK has to be built
+    /// with it.
+    #[must_use]
+    pub fn uring(self, name: &str, file: &str, block_bytes: u32) -> Self {
+        let params = json!({"name": name, "filename": file, "block_size": block_bytes});
+        self.method("bdev", "bdev_uring_create", &params)
+    }
+
+    /// Attaches a controller.
+    #[must_use]
+    pub fn nvme(self, controller: &NvmeController) -> Self {
+        self.method("bdev", "bdev_nvme_attach_controller", &controller.params())
+    }
+
+    /// Looks for new drives on PCI every `period`, and attaches those that may be touched: the
+    /// devices of the first are named after `HotInNvme0`. That drives have gone is seen without it.
+    #[must_use]
+    pub fn nvme_hotplug(self, period: Duration) -> Self {
+        let period_us = u64::try_from(period.as_micros()).unwrap_or(u64::MAX);
+        let params = json!({"enable": true, "period_us": period_us});
+        self.method("bdev", "bdev_nvme_set_hotplug", &params)
     }
 
     /// With which the subsystems start. Unless it says otherwise, no module looks for partition tables,

@@ -35,6 +35,11 @@ impl Error {
         Self::of_result(what, -libc::ENOMEM)
     }
 
+    /// The same of something that wanted this.
+    pub(crate) fn instead_of(self, what: String) -> Self {
+        Self { what, ..self }
+    }
+
     pub(crate) fn help(self, help: &'static str) -> Self {
         Self {
             help: Some(help),

@@ -21,6 +21,41 @@
 //!
 //! A panic in a callback aborts the process, as it cannot unwind through C.
 //!
+//! # Example
+//!
+//! ```
+//! use bowline_spdk_rs::{Access, Bdev, Config, Operation, Options, Range, Service};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The library, on an OS thread of its own, with a device in memory.
+//! let options = Options::without_huge_pages("example", 512);
+//! let service = Service::start(options, Config::new().malloc("disk", 2048, 512))?;
+//!
+//! // A thread of the library that is this OS thread's, and the device on it.
+//! let thread = service.library().thread("example")?;
+//! let disk = Bdev::open(&thread, "disk", Access::Write)?;
+//! let mut queue = disk.queue(8, 1)?;
+//!
+//! let mut block = service.library().dma(512, 512)?;
+//! block.fill(7);
+//! let range = Range { block: 0, blocks: 1 };
+//! queue.submit(Operation::Write, range, block).map_err(|rejected| format!("{rejected:?}"))?;
+//! let written = loop {
+//!     thread.poll();
+//!     if let Some(finished) = queue.pop() {
+//!         break finished;
+//!     }
+//! };
+//! assert!(written.status.is_success());
+//! assert_eq!(written.payload[0], 7);
+//! # drop((written, queue, disk, thread));
+//! # service.stop()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/first_block.rs` is a program that reads a drive.
+//!
 //! # Features
 //!
 //! `spdk` builds it over an installed SPDK (see `bowline-spdk-sys`), `double` over memory. With
@@ -41,6 +76,7 @@ mod library;
 mod log;
 #[allow(unsafe_code, reason = "calls the library")]
 mod memory;
+mod nvme;
 #[allow(unsafe_code, reason = "calls the library")]
 mod poller;
 #[allow(unsafe_code, reason = "calls the library, and is called by it")]
@@ -57,6 +93,7 @@ pub use error::Error;
 pub use library::{Library, Options, Pci, is_double, version};
 pub use log::{LogLevel, log_to_tracing};
 pub use memory::DmaBuffer;
+pub use nvme::NvmeController;
 pub use poller::Poller;
 pub use queue::{Finished, Payload, Queue, Range, Refusal, Rejected, Slices};
 pub use service::Service;

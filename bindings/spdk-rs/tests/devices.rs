@@ -296,8 +296,7 @@ fn removal_waits_for_who_has_the_device() {
 
 #[test]
 fn resize_is_told() {
-    let params = json!({"name": "Size", "num_blocks": 2048, "block_size": BLOCK});
-    configure(Config::new().method("bdev", "bdev_null_create", &params));
+    configure(Config::new().null("Size", 2048, 512));
     let open = open::<()>("Size");
     let params = json!({"name": "Size", "new_size": 2});
     configure(Config::new().method("bdev", "bdev_null_resize", &params));
@@ -357,4 +356,37 @@ fn dma_memory_is_zeroed_aligned_and_goes_to_other_threads() {
     library.dma(0, 4096).unwrap_err();
     library.dma(4096, 3).unwrap_err();
     library.dma(1 << 40, 4096).unwrap_err();
+}
+
+#[test]
+fn file_is_a_device_and_keeps_what_was_written() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let path = file.path().to_str().unwrap().to_owned();
+    configure(Config::new().aio("File", &path, 512));
+    let mut open = open::<DmaBuffer>("File");
+    assert_eq!(open.bdev.info().blocks, 2048);
+    let (status, _) = open.run(Operation::Write, at(1, 1), buffer(&[6; BLOCK]));
+    assert!(status.is_success());
+    drop(open);
+    let removed = service().call(|application| application.remove("File"));
+    removed.unwrap().unwrap();
+    let content = std::fs::read(&path).unwrap();
+    assert_eq!(
+        content[..2 * BLOCK],
+        [vec![0; BLOCK], vec![6; BLOCK]].concat()
+    );
+}
+
+#[test]
+fn what_is_not_there_cannot_be_removed() {
+    let error = service().call(|application| application.remove("Nothing"));
+    let error = error.unwrap().unwrap_err().to_string();
+    assert!(error.contains("there is none of this name"), "{error}");
+    let error = service().call(|application| application.detach("nobody"));
+    let error = error.unwrap().unwrap_err().to_string();
+    assert!(
+        error.contains("controller nobody was not detached"),
+        "{error}"
+    );
 }

@@ -5,10 +5,12 @@
 
 mod common;
 
-use bowline_spdk_rs::{BdevEvent, Config, DmaBuffer, Operation, Refusal};
+use bowline_spdk_rs::{
+    Access, Bdev, BdevEvent, Config, DmaBuffer, NvmeController, Operation, Refusal,
+};
 use serde_json::json;
 
-use common::{BLOCK, at, buffer, configure, malloc, open};
+use common::{BLOCK, at, buffer, configure, malloc, open, service};
 
 #[test]
 fn refused_request_comes_back_and_the_next_is_taken() {
@@ -44,8 +46,9 @@ fn medium_errors_have_their_own_status() {
 #[test]
 fn drive_that_vanishes_fails_what_it_is_asked_and_keeps_its_data() {
     let attach = || {
-        let params = json!({"name": "Nvme", "trtype": "PCIe", "traddr": "0000:01:00.0"});
-        configure(Config::new().method("bdev", "bdev_nvme_attach_controller", &params));
+        let controller = NvmeController::pcie("Nvme", "0000:01:00.0").unwrap();
+        let attached = service().call(move |application| application.attach(&controller));
+        assert_eq!(attached.unwrap().unwrap(), ["Nvmen1"]);
         open::<DmaBuffer>("Nvmen1")
     };
     let mut drive = attach();
@@ -63,4 +66,25 @@ fn drive_that_vanishes_fails_what_it_is_asked_and_keeps_its_data() {
     let (status, block) = drive.run(Operation::Read, at(7, 1), buffer(&[0; BLOCK]));
     assert!(status.is_success());
     assert_eq!(block[..], [7; BLOCK]);
+    drop(drive);
+    let detached = service().call(|application| application.detach("Nvme"));
+    detached.unwrap().unwrap();
+}
+
+#[test]
+fn ends_that_are_told_at_once_are_waited_for_as_well() {
+    let told = |how: &str| {
+        let params = json!({"callbacks": how});
+        configure(Config::new().method("bdev", "double_options", &params));
+    };
+    told("now");
+    malloc("Early");
+    let removed = service().call(|application| {
+        // Closing it on the application thread ends the removal within the call that closes it.
+        let bdev = Bdev::open(application.thread(), "Early", Access::Write)?;
+        drop(bdev);
+        application.remove("Early")
+    });
+    removed.unwrap().unwrap();
+    told("later");
 }

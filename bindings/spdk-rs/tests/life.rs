@@ -13,11 +13,7 @@ use serde_json::json;
 
 #[test]
 fn from_start_to_stop() {
-    let config = Config::new().method(
-        "bdev",
-        "bdev_malloc_create",
-        &json!({"name": "M0", "num_blocks": 2048, "block_size": 512}),
-    );
+    let config = Config::new().malloc("M0", 2048, 512);
     let options = Options::without_huge_pages("bowline-spdk-rs-life", 512);
     let application = Application::start(&options, &config).unwrap();
     assert_eq!(application.bdevs().len(), 1);

@@ -6,7 +6,6 @@ use bowline_spdk_rs::{
     Access, Bdev, Config, DmaBuffer, Finished, Operation, Options, Payload, Queue, Range, Service,
     Status, Thread,
 };
-use serde_json::json;
 
 pub(crate) const BLOCK: usize = 512;
 
@@ -26,8 +25,7 @@ pub(crate) fn configure(config: Config) {
 
 /// A device in memory, of 2048 blocks.
 pub(crate) fn malloc(name: &str) {
-    let params = json!({"name": name, "num_blocks": 2048, "block_size": BLOCK});
-    configure(Config::new().method("bdev", "bdev_malloc_create", &params));
+    configure(Config::new().malloc(name, 2048, 512));
 }
 
 /// An open device on a thread of its own.

@@ -69,8 +69,6 @@ impl Spdk {
         spdk::log_to_tracing(LogLevel::Notice);
         let config = match &options.config {
             Some(path) => Config::from_file(path).map_err(|error| failed(&error, CONFIG_HINT))?,
-            // The double knows no drives.
-            None if spdk::is_double() => Config::new(),
             None => {
                 let params = json!({
                     "timeout_us": TIMEOUT_US,
@@ -154,13 +152,6 @@ impl Spdk {
 
     /// Takes over a drive, and gives the name of its first namespace.
     fn attach(&self, address: &str) -> Result<String, SpdkError> {
-        if spdk::is_double() {
-            return Err(SpdkError {
-                is_busy: false,
-                cause: "a double of SPDK has no drives".to_owned(),
-                hint: "serve one of its devices in memory: --device bdev:NAME".to_owned(),
-            });
-        }
         // Held meanwhile: two that want one drive attach it once.
         let attached = &self.inner.attached;
         let mut attached = attached.lock().unwrap_or_else(PoisonError::into_inner);

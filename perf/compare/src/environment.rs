@@ -25,6 +25,20 @@ pub(crate) struct Environment {
     pub(crate) profile: String,
     /// Revision of bowline, as the caller says.
     pub(crate) revision: Option<String>,
+    /// How it was measured; older documents do not say.
+    #[serde(default)]
+    pub(crate) settings: Option<Settings>,
+}
+
+/// What a caller chooses that figures depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    /// bowline's --poll.
+    pub(crate) poll: String,
+    /// Length of a slice in milliseconds.
+    pub(crate) slice_ms: u64,
+    /// Slices in which others were busy were thrown away.
+    pub(crate) gated: bool,
 }
 
 /// Asks the kernel; what it does not tell is named so.
@@ -34,6 +48,7 @@ pub(crate) fn describe(
     client_core: usize,
     profile: &str,
     revision: Option<&str>,
+    settings: Settings,
 ) -> Environment {
     let kernel = rustix::system::uname();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -58,6 +73,7 @@ pub(crate) fn describe(
         network,
         profile: profile.to_owned(),
         revision: revision.map(str::to_owned),
+        settings: Some(settings),
     }
 }
 

@@ -148,15 +148,19 @@ impl Goal {
     fn judge(&self, document: &Document) -> Outcome {
         let subject = document.subject.as_str();
         match self.measure {
-            Measure::IdleCores => self.rest(&document.idle, |one| {
-                (one.contender == subject).then_some(one.cores)
-            }),
+            Measure::IdleCores => {
+                let mut idle = document.idle.iter();
+                idle.find(|one| one.contender == subject)
+                    .map_or(Outcome::NotMeasured, |one| {
+                        self.unless(one.unclaimed.as_ref(), one.cores)
+                    })
+            }
             Measure::FirstIoBeyondWarmNs => self.worst(
                 document
                     .first_io
                     .iter()
                     .filter(|one| one.contender == subject)
-                    .map(|one| self.value(one.beyond_warm_ns)),
+                    .map(|one| self.unless(one.unclaimed.as_ref(), one.beyond_warm_ns)),
             ),
             Measure::FirstIoBeyondBareNs => {
                 let bare = Contender::BareSleeping.name();
@@ -168,9 +172,10 @@ impl Goal {
                     let same = |other: &&FirstIo| other.pause_seconds == one.pause_seconds;
                     Some((one, of(bare.clone()).find(same)?))
                 });
-                self.worst(
-                    both.map(|(one, bare)| self.value(one.beyond_warm_ns - bare.beyond_warm_ns)),
-                )
+                self.worst(both.map(|(one, bare)| {
+                    let unclaimed = one.unclaimed.as_ref().or(bare.unclaimed.as_ref());
+                    self.unless(unclaimed, one.beyond_warm_ns - bare.beyond_warm_ns)
+                }))
             }
             Measure::MemoryBytes => self.rest(&document.memory, |one| {
                 let bytes = one.resident_bytes.saturating_add(one.huge_page_bytes) as f64;
@@ -234,6 +239,14 @@ impl Goal {
             Outcome::Met(value)
         } else {
             Outcome::Missed(value)
+        }
+    }
+
+    /// The same, unless the run claims nothing.
+    fn unless(&self, unclaimed: Option<&String>, value: f64) -> Outcome {
+        match unclaimed {
+            Some(why) => Outcome::Undecided(format!("{value:.4}, {why}")),
+            None => self.value(value),
         }
     }
 
@@ -442,6 +455,39 @@ mod tests {
         let goals = goals("read-4k-qd32", "bare", "at_least = 0.8").unwrap();
         for verdict in ["too-few-pairs", "ungated"] {
             assert!(!goals.check(&document([2.0; 3], 1.0, verdict)), "{verdict}");
+        }
+    }
+
+    #[test]
+    fn figures_without_pairs_of_a_run_that_claims_nothing_decide_nothing() {
+        let check = |subject: &str, measure: &str, unclaimed: serde_json::Value| {
+            let goals = Goals::parse(&format!(
+                "[[goal]]\nsubject = \"{subject}\"\nmeasure = \"{measure}\"\nat_most = 1.0\n"
+            ));
+            let of = |contender: &str| {
+                json!({"contender": contender, "warm_ns": 1.0, "after_idle_ns": 1.5,
+                    "pause_seconds": 0.1, "beyond_warm_ns": 0.5, "unclaimed": unclaimed})
+            };
+            let mut document = document([1.0; 3], 1.0, "equal");
+            let all = [SUBJECT.to_owned(), Contender::BareSleeping.name()];
+            let all = all.iter().map(|it| serde_json::from_value(of(it)).unwrap());
+            document.first_io = all.collect();
+            let idle = json!({"contender": SUBJECT, "hosts": 16, "seconds": 5.0, "cores": 0.5,
+                "unclaimed": unclaimed});
+            document.idle = vec![serde_json::from_value(idle).unwrap()];
+            goals.unwrap().goal[0].judge(&document)
+        };
+        for (subject, measure) in [
+            ("idle", "idle_cores"),
+            ("first-io", "first_io_beyond_warm_ns"),
+            ("first-io", "first_io_beyond_bare_ns"),
+        ] {
+            assert!(matches!(
+                check(subject, measure, json!(null)),
+                Outcome::Met(_)
+            ));
+            let outcome = check(subject, measure, json!("ungated"));
+            assert!(matches!(outcome, Outcome::Undecided(_)), "{outcome:?}");
         }
     }
 

@@ -136,7 +136,8 @@ pub(crate) struct RunArguments {
     #[command(flatten)]
     output: OutputArguments,
 
-    /// Add to the result of this name instead of replacing it
+    /// Add to the result of this name instead of replacing it; it has to be of the same machine,
+    /// builds and settings
     #[arg(long)]
     append: bool,
 
@@ -241,6 +242,11 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<bool> {
         arguments.client_core,
         &arguments.profile,
         arguments.revision.as_deref(),
+        environment::Settings {
+            poll: arguments.poll.clone(),
+            slice_ms: arguments.slice_ms,
+            gated: !arguments.ungated,
+        },
     );
     pin(arguments.client_core)?;
     let mut bench = bench(arguments)?;
@@ -316,6 +322,11 @@ fn bench(arguments: &RunArguments) -> Result<Bench> {
         cell_limit: Duration::from_secs(arguments.cell_seconds),
         idle: Duration::from_secs(if quick { 5 } else { 60 }),
         alternations: if quick { 2 } else { 5 },
+        unclaimed: match (quick, arguments.ungated) {
+            (true, _) => Some("a short look"),
+            (false, true) => Some("ungated"),
+            (false, false) => None,
+        },
     };
     let mut bench = Bench {
         kit: Kit {

@@ -68,6 +68,7 @@ impl Bench {
             hosts: u32::from(HOSTS),
             seconds,
             cores: used.as_secs_f64() / seconds,
+            unclaimed: self.settings.unclaimed.map(str::to_owned),
         })
     }
 
@@ -114,7 +115,11 @@ impl Bench {
         for (place, target) in targets.iter().enumerate() {
             for (pause, rate) in PAUSES.iter().enumerate() {
                 let (warm, sparse) = (place * kinds, place * kinds + pause + 1);
-                found.push(first_io_of(&record, target, (warm, sparse), *rate)?);
+                let found_one = first_io_of(&record, target, (warm, sparse), *rate)?;
+                found.push(FirstIo {
+                    unclaimed: self.settings.unclaimed.map(str::to_owned),
+                    ..found_one
+                });
             }
         }
         Ok(found)
@@ -198,5 +203,6 @@ fn first_io_of(
         after_idle_ns: middle(record.values(figure, sparse))?,
         pause_seconds: 1.0 / f64::from(rate),
         beyond_warm_ns: middle(pairs.iter().map(|(sparse, warm)| sparse - warm).collect())?,
+        unclaimed: None,
     })
 }

@@ -1,6 +1,8 @@
 //! What a run leaves: one JSON document, from which tables and charts are made.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -172,6 +174,9 @@ pub(crate) struct Idle {
     pub(crate) seconds: f64,
     /// CPU seconds per second.
     pub(crate) cores: f64,
+    /// Why it decides no goal, if it does not.
+    #[serde(default)]
+    pub(crate) unclaimed: Option<String>,
 }
 
 /// The first I/O after a pause.
@@ -185,6 +190,9 @@ pub(crate) struct FirstIo {
     pub(crate) pause_seconds: f64,
     /// Median of the differences, alternation by alternation.
     pub(crate) beyond_warm_ns: f64,
+    /// Why it decides no goal, if it does not.
+    #[serde(default)]
+    pub(crate) unclaimed: Option<String>,
 }
 
 /// Memory before anybody has connected.
@@ -214,13 +222,18 @@ impl Document {
         let context = || format!("cannot write {}", path.display());
         let mut text = serde_json::to_string_pretty(self).with_context(context)?;
         text.push('\n');
-        fs::write(path, text).with_context(context)
+        write_whole(path, &text)
     }
 
     /// Adds what another run measured; what both measured is taken from the other.
     pub(crate) fn merge(&mut self, newer: Self) -> Result<()> {
+        if self.environment.settings != newer.environment.settings {
+            bail!(
+                "the results were measured with different settings (--poll, --slice-ms, --ungated)"
+            );
+        }
         if self.environment != newer.environment {
-            bail!("the results are of different machines, settings or builds");
+            bail!("the results are of different machines or builds");
         }
         if self.subject != newer.subject {
             bail!("the results are of different engines of bowline");
@@ -229,6 +242,10 @@ impl Document {
             bail!("the results are of different versions of the programs");
         }
         self.measured_at = self.measured_at.max(newer.measured_at);
+        // What could be measured after all is skipped no more.
+        let measured = newer.measured();
+        self.skipped
+            .retain(|one| !measured.contains(&one.what.as_str()));
         replace(&mut self.skipped, newer.skipped, |one| one.what.clone());
         replace(&mut self.cells, newer.cells, |one| {
             (one.name.clone(), one.client.clone())
@@ -240,6 +257,20 @@ impl Document {
         replace(&mut self.memory, newer.memory, |one| one.contender.clone());
         self.sort();
         Ok(())
+    }
+
+    /// Cells, rows and contenders of which there are figures.
+    fn measured(&self) -> Vec<&str> {
+        let cells = self.cells.iter().filter(|cell| cell.unpublished.is_none());
+        let mut all: Vec<&str> = cells.clone().map(|cell| cell.name.as_str()).collect();
+        let contenders = cells.flat_map(|cell| &cell.contenders);
+        all.extend(contenders.map(|one| one.contender.as_str()));
+        all.extend(self.idle.iter().map(|one| one.contender.as_str()));
+        all.extend(self.memory.iter().map(|one| one.contender.as_str()));
+        for one in &self.first_io {
+            all.extend(["first-io", one.contender.as_str()]);
+        }
+        all
     }
 
     /// Judges every comparison again, by the rules of today.
@@ -262,7 +293,103 @@ impl Document {
     }
 }
 
+/// Writes a file so that whoever reads it finds all of it, the old one or the new.
+pub(crate) fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let context = || format!("cannot write {}", path.display());
+    let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let mut file = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o644))
+        .tempfile_in(folder.unwrap_or(Path::new(".")))
+        .with_context(context)?;
+    file.write_all(text.as_bytes()).with_context(context)?;
+    file.persist(path).with_context(context)?;
+    Ok(())
+}
+
 fn replace<T, K: PartialEq>(old: &mut Vec<T>, newer: Vec<T>, key: impl Fn(&T) -> K) {
     old.retain(|one| !newer.iter().any(|other| key(other) == key(one)));
     old.extend(newer);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn document(poll: Option<&str>) -> Document {
+        let settings = poll.map(|poll| json!({"poll": poll, "slice_ms": 120, "gated": true}));
+        let environment = json!({"kernel": "", "cpu": "", "cores": 2, "target_core": 0,
+            "client_core": 1, "governor": null, "virtualised": true, "memory_bytes": 0,
+            "network": {"congestion_control": "cubic", "own_namespace": true}, "profile": "",
+            "revision": null, "settings": settings});
+        serde_json::from_value(json!({"schema_version": SCHEMA_VERSION, "measured_at": 0,
+            "environment": environment, "programs": [], "skipped": [], "cells": [], "idle": [],
+            "first_io": [], "memory": []}))
+        .unwrap()
+    }
+
+    fn skipped(what: &str) -> Skipped {
+        Skipped {
+            what: what.to_owned(),
+            why: "it was not there".to_owned(),
+        }
+    }
+
+    fn idle(contender: &str) -> Idle {
+        Idle {
+            contender: contender.to_owned(),
+            hosts: 16,
+            seconds: 60.0,
+            cores: 0.0,
+            unclaimed: None,
+        }
+    }
+
+    #[test]
+    fn results_of_other_settings_are_not_put_together() {
+        let merge = |poll, newer| document(poll).merge(document(newer)).is_ok();
+        assert!(merge(Some("adaptive"), Some("adaptive")));
+        assert!(!merge(Some("adaptive"), Some("never")));
+        // Nobody knows what an older document was measured with.
+        assert!(!merge(None, Some("adaptive")));
+        assert!(merge(None, None));
+    }
+
+    #[test]
+    fn what_was_measured_later_is_skipped_no_more() {
+        let mut old = document(None);
+        old.skipped = vec![
+            skipped("spdk-interrupt"),
+            skipped("first-io"),
+            skipped("spdk"),
+        ];
+        let mut newer = document(None);
+        newer.idle = vec![idle("spdk-interrupt")];
+        newer.skipped = vec![skipped("bowline-block")];
+        old.merge(newer).unwrap();
+        let left: Vec<&str> = old.skipped.iter().map(|it| it.what.as_str()).collect();
+        assert_eq!(left, ["first-io", "spdk", "bowline-block"]);
+    }
+
+    #[test]
+    fn file_that_is_written_replaces_the_old_one_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("result.json");
+        write_whole(&path, "the old one, which is longer").unwrap();
+        let reader = fs::File::open(&path).unwrap();
+        write_whole(&path, "the new one").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "the new one");
+        assert_eq!(
+            std::io::read_to_string(reader).unwrap(),
+            "the old one, which is longer"
+        );
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "nothing else is left"
+        );
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o444, 0o444, "everybody may read it");
+    }
 }

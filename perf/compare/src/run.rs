@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) idle: Duration,
     /// Alternations of the first-I/O figure.
     pub(crate) alternations: usize,
+    /// Why figures without pairs decide nothing, if they do not.
+    pub(crate) unclaimed: Option<&'static str>,
 }
 
 /// Everything that a run has to work with.

@@ -110,9 +110,22 @@ fn short_run_writes_a_document_a_table_and_a_chart() {
     let chart = fs::read_to_string(output.path().join("short.svg")).unwrap();
     assert!(chart.starts_with("<svg ") && chart.ends_with("</svg>\n"));
 
+    // What was measured in another way is not added to it.
+    let other = compare(&output, &executables().1)
+        .args(["--slice-ms=31", "--name=short", "--append", "memory"])
+        .output()
+        .unwrap();
+    assert!(!other.status.success());
+    let words = String::from_utf8_lossy(&other.stderr);
+    assert!(words.contains("different settings"), "{words}");
+    assert_eq!(
+        fs::read_to_string(output.path().join("short.json")).unwrap(),
+        text
+    );
+
     // The document is read back, and added to.
     let again = compare(&output, &executables().1)
-        .args(["--name=short", "--append", "memory"])
+        .args(["--slice-ms=30", "--name=short", "--append", "memory"])
         .output()
         .unwrap();
     let words = String::from_utf8_lossy(&again.stderr);

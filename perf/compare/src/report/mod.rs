@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::result::Document;
+use crate::result::{Document, write_whole};
 
 /// Writes `name.json`, `name.md` and `name.svg` to a folder.
 pub(crate) fn write(document: &Document, folder: &Path, name: &str) -> Result<()> {
@@ -19,7 +19,7 @@ pub(crate) fn write(document: &Document, folder: &Path, name: &str) -> Result<()
         ("svg", chart::svg(document)),
     ] {
         let path = folder.join(format!("{name}.{extension}"));
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        write_whole(&path, &text)?;
     }
     Ok(())
 }

@@ -50,6 +50,17 @@ fn conditions(text: &mut String, document: &Document) {
             it.network.congestion_control,
         ),
     );
+    if let Some(settings) = &it.settings {
+        line(
+            text,
+            format_args!(
+                "`--poll {}`, slices of {} ms{}.",
+                settings.poll,
+                settings.slice_ms,
+                if settings.gated { "" } else { ", ungated" },
+            ),
+        );
+    }
     let programs: Vec<String> = document
         .programs
         .iter()

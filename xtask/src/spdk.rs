@@ -46,6 +46,14 @@ fn over(workspace: &Workspace, feature: &str, name: &str, tally: &mut Tally) {
         command.args(["--features", feature, "--example", EXAMPLE.1]);
         process::run(&mut command)
     });
+    tally.check(&format!("{name}: clippy of the executable"), || {
+        let mut command = executable(workspace, "clippy", feature);
+        command.args(["--all-targets", "--", "-D", "warnings"]);
+        process::run(&mut command)
+    });
+    let mut command = executable(workspace, "test", feature);
+    command.args(["--no-fail-fast", "--test", "process", "--", "spdk::"]);
+    cargo_tests::count(&format!("{name}: executable"), &mut command, tally);
 }
 
 /// Why there is none, if there is none. A machine that has it need not be Debian's.
@@ -65,6 +73,17 @@ fn with_feature(workspace: &Workspace, what: &str, feature: &str) -> Command {
         command.args(["--package", name]);
         command.args(["--features", &format!("{name}/{feature}")]);
     }
+    command
+}
+
+/// `bowline dataplane --engine spdk`, which calls the double by a longer name.
+fn executable(workspace: &Workspace, what: &str, feature: &str) -> Command {
+    let feature = match feature {
+        "double" => "spdk-double",
+        other => other,
+    };
+    let mut command = workspace.cargo(&[what, "--locked", "--package", "bowline"]);
+    command.args(["--features", feature]);
     command
 }
 

@@ -17,6 +17,12 @@ fn parse(line: &[&str]) -> Result<Config, CliError> {
     Ok(config)
 }
 
+/// What `--engine spdk` without a device of SPDK is told.
+const NO_SPDK: &str = match bowline_server::SPDK_BUILD {
+    bowline_server::SpdkBuild::None => "built without SPDK",
+    bowline_server::SpdkBuild::Double | bowline_server::SpdkBuild::Spdk => "no --device",
+};
+
 fn file(text: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
@@ -184,7 +190,10 @@ const WRONG: &[(&str, &str)] = &[
     ("--memory 1MiB --in-capsule-data 17", "multiple of 16"),
     ("--memory 1MiB --queue-depth 1", "16 to 128"),
     ("--memory 1MiB --allow-path srv", "not absolute"),
-    ("--memory 1MiB --engine spdk", "built without SPDK"),
+    ("--memory 1MiB --engine spdk", NO_SPDK),
+    ("--memory 1MiB --no-huge", "--engine spdk"),
+    ("--memory 1MiB --spdk-config f.json", "--engine spdk"),
+    ("--device bdev:M0", "--engine spdk"),
     (
         "--memory 1MiB --controller http://c:7400",
         "not available yet",

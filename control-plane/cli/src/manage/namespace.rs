@@ -81,7 +81,7 @@ struct AddFlags {
     shared: bool,
 }
 
-/// What holds the data: one of the two.
+/// What holds the data: one of these.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct BackingFlags {
@@ -89,13 +89,16 @@ struct BackingFlags {
     #[arg(
         long,
         value_name = "PATH",
-        conflicts_with = "memory",
-        required_unless_present = "memory"
+        conflicts_with_all = ["memory", "bdev"],
+        required_unless_present_any = ["memory", "bdev"]
     )]
     path: Option<PathBuf>,
     /// Memory of this size.
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
+    /// Block device of SPDK, by its name there, in a data plane that runs with it.
+    #[arg(long, value_name = "NAME")]
+    bdev: Option<String>,
 }
 
 impl NamespaceCommand {
@@ -133,8 +136,10 @@ pub(super) async fn list(
 
 async fn add(client: &mut Client, flags: AddFlags) -> Result<(), CliError> {
     let what = format!("namespace not added to {}", flags.nqn);
-    let kind = match (flags.backing.path, flags.backing.memory) {
-        (Some(path), _) => {
+    let BackingFlags { path, memory, bdev } = flags.backing;
+    let kind = match (path, bdev) {
+        (_, Some(name)) => api::backing::Kind::Bdev(api::BdevBacking { name }),
+        (Some(path), None) => {
             let path = std::path::absolute(&path)
                 .map_err(|error| CliError::usage(what.clone()).cause(error))?;
             let path = path.into_os_string().into_string().map_err(|path| {
@@ -143,7 +148,7 @@ async fn add(client: &mut Client, flags: AddFlags) -> Result<(), CliError> {
             let shared = flags.shared;
             api::backing::Kind::Path(api::PathBacking { path, shared })
         }
-        (None, memory) => {
+        (None, None) => {
             let bytes = memory.map_or(0, |size| size.0);
             let size_bytes = i64::try_from(bytes)
                 .map_err(|_| CliError::usage(what.clone()).cause("the size is too large"))?;

@@ -9,4 +9,6 @@ mod hosts;
 mod management;
 mod paths;
 mod scale;
+#[cfg(any(feature = "spdk", feature = "spdk-double"))]
+mod spdk;
 mod state;

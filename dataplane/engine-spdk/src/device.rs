@@ -79,7 +79,8 @@ impl SpdkDevice {
             Access::Write
         };
         let bdev = Bdev::open(&thread, &name, access)?;
-        let slots = u32::try_from(DEPTH).unwrap_or(u32::MAX);
+        // One more, for a reset.
+        let slots = u32::try_from(DEPTH + 1).unwrap_or(u32::MAX);
         let slices = u32::try_from(SEGMENTS_MAX).unwrap_or(u32::MAX);
         let queue = bdev.queue(slots, slices)?;
         let zeroes = if abilities.write_zeroes {
@@ -172,6 +173,9 @@ impl SpdkDevice {
 
     fn ended(&mut self, finished: Finished<Request>) {
         let Finished { payload, status } = finished;
+        if payload.is_reset() {
+            return;
+        }
         if status.is_success() {
             let next = payload.succeeded(&self.abilities, self.zeroes.as_ref());
             self.over(next);
@@ -217,8 +221,25 @@ impl SpdkDevice {
     fn note_events(&mut self) {
         while let Some(event) = self.open.as_ref().and_then(|open| open.bdev.poll_event()) {
             match event {
-                BdevEvent::Removed => self.events.vanish(),
+                BdevEvent::Removed => {
+                    self.events.vanish();
+                    self.reset();
+                }
                 BdevEvent::Resized => self.resize(),
+            }
+        }
+    }
+
+    /// Has a device that goes end what runs, however stuck it is: whoever removes it waits for that.
+    fn reset(&mut self) {
+        if let Some(open) = &mut self.open
+            && open.queue.running() > 0
+            && self.abilities.reset
+        {
+            let request = Request::reset();
+            let (operation, range) = request.operation(0);
+            if let Err(Rejected { reason, .. }) = open.queue.submit(operation, range, request) {
+                tracing::warn!(device = open.bdev.name(), ?reason, "SPDK refused a reset");
             }
         }
     }

@@ -113,6 +113,7 @@ impl Spdk {
             flush: info.supports(Operation::Flush),
             write_cache: info.write_cache,
             write_zeroes: info.supports(Operation::WriteZeroes),
+            reset: info.supports(Operation::Reset),
         };
         let compare = info.supports(Operation::CompareAndWrite);
         Ok(SpdkBacking {

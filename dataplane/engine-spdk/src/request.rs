@@ -21,6 +21,7 @@ pub(crate) struct Abilities {
     pub(crate) flush: bool,
     pub(crate) write_cache: bool,
     pub(crate) write_zeroes: bool,
+    pub(crate) reset: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,7 @@ enum Stage {
     Main,
     Zeroes,
     Flush,
+    Reset,
 }
 
 /// What becomes of a request after an answer.
@@ -61,7 +63,7 @@ pub(crate) struct Request {
 unsafe impl Payload for Request {
     fn pieces(&mut self, fill: bool, into: &mut Slices<'_>) {
         match self.stage {
-            Stage::Flush => {}
+            Stage::Flush | Stage::Reset => {}
             Stage::Zeroes => {
                 let Some(zeroes) = &self.zeroes else { return };
                 push(zeroes, into);
@@ -117,6 +119,29 @@ impl Request {
         request
     }
 
+    /// The engine's own, which ends what the device would not end by itself.
+    pub(crate) const fn reset() -> Self {
+        Self {
+            op: Op::Flush,
+            fua: false,
+            token: 0,
+            range: Range {
+                block: 0,
+                blocks: 0,
+            },
+            data: Segments::new(),
+            done: 0,
+            part: 0,
+            zeroes: None,
+            stage: Stage::Reset,
+        }
+    }
+
+    /// Whether nobody waits for its end.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.stage == Stage::Reset
+    }
+
     /// What the library is asked now.
     pub(crate) fn operation(&self, device_blocks: u64) -> (Operation, Range) {
         let operation = match (self.stage, self.op) {
@@ -129,6 +154,7 @@ impl Request {
                 return (Operation::Flush, whole);
             }
             (Stage::Flush, _) => Operation::Flush,
+            (Stage::Reset, _) => Operation::Reset,
             (Stage::Zeroes, _) => {
                 let part = Range {
                     block: self.range.block + self.done,
@@ -148,7 +174,7 @@ impl Request {
     /// What an error of the present operation is an error of.
     pub(crate) fn errs_as(&self) -> Op {
         match self.stage {
-            Stage::Flush => Op::Flush,
+            Stage::Flush | Stage::Reset => Op::Flush,
             Stage::Main | Stage::Zeroes => self.op,
         }
     }

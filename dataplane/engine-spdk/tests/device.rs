@@ -383,6 +383,25 @@ fn removed_device_ends_what_runs_and_is_closed() {
     assert!(rig.device.refresh().is_err());
 }
 
+/// A drive's own driver aborts what runs at one that was pulled out; other devices want to be asked.
+#[test]
+fn stuck_requests_of_a_removed_device_end() {
+    let mut rig = faulty("Stuck");
+    inject("EE_Stuck", "write", "pending");
+    let io = Rig::io(Op::Write, 0, 1, rig.buffer(&[1; BLOCK]));
+    rig.device.try_submit(io).unwrap();
+    for _ in 0..1000 {
+        assert!(rig.poll().is_none(), "it is stuck");
+    }
+    let removed = begin("bdev_malloc_delete", json!({"name": "Stuck"}));
+    assert_eq!(rig.finish().result, Err(IoError::Vanished));
+    assert_eq!(rig.event(), DeviceEvent::Vanished);
+    while !removed.is_finished() {
+        assert!(rig.poll().is_none());
+    }
+    removed.join().unwrap();
+}
+
 #[test]
 fn dropped_device_waits_for_what_runs() {
     malloc("Base");

@@ -1,9 +1,5 @@
 //! Nothing is allocated per I/O: not by the target, not by its reactor, not by the host. The
-//! allocator of the whole process counts while both sides work.
-
-mod common;
-#[path = "common/engine.rs"]
-mod engine;
+//! allocator of the whole process counts while both sides work, whichever engine the disk is of.
 
 use std::alloc::System;
 
@@ -13,11 +9,11 @@ use bowline_reactor::IoBackend;
 use bowline_tcp::host::HostOp;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
-use common::device::{TestDevice, memory};
-use common::harness::{self, Test};
-use common::initiator::{Disk, Options};
-use common::is_permitted;
-use common::rig::{BLOCK, DISK_BYTES, Rig};
+use crate::common::device::{TestDevice, memory};
+use crate::common::harness::{self, Test};
+use crate::common::initiator::{Disk, Options};
+use crate::common::is_permitted;
+use crate::common::rig::{BLOCK, DISK_BYTES, Rig};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -29,7 +25,7 @@ const WINDOWS: usize = 3;
 
 const COUNTED: usize = 60;
 
-fn main() {
+pub(crate) fn run() {
     let mut tests: Vec<Test> = Vec::new();
     for io in [IoBackend::Uring, IoBackend::Epoll] {
         for (op, verb) in [

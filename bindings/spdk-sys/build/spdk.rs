@@ -28,7 +28,7 @@ const LINK_VARIABLE: &str = "BOWLINE_SPDK_LINK";
 /// The shim, where SPDK is linked shared.
 const SHARED_SHIM: &str = "bowline_spdk_shim";
 
-const HELP: &str = "the feature `spdk` is optional; leave it out, or install SPDK 24.05 or later and set \
+const HELP: &str = "the feature `spdk` is optional; leave it out, or install SPDK 24.01 or later and set \
                     PKG_CONFIG_PATH to the folder of its .pc files (build/lib/pkgconfig in its source \
                     tree)";
 

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -28,8 +29,8 @@
 #define SPDK_ENV_NUMA_ID_ANY SPDK_ENV_SOCKET_ID_ANY
 #endif
 
-#if SPDK_VERSION < SPDK_VERSION_NUM(24, 5, 0)
-#error "SPDK 24.05 or later is needed"
+#if SPDK_VERSION < SPDK_VERSION_NUM(24, 1, 0)
+#error "SPDK 24.01 or later is needed"
 #endif
 
 _Static_assert(sizeof(struct shim_slice) == sizeof(struct iovec), "a slice is an iovec");
@@ -134,7 +135,9 @@ shim_env_init(const struct shim_env_options *options)
 			return -EINVAL;
 		}
 	}
+#if SPDK_VERSION >= SPDK_VERSION_NUM(24, 9, 0)
 	opts.opts_size = sizeof(opts);
+#endif
 	spdk_env_opts_init(&opts);
 	snprintf(core, sizeof(core), "[%d]", here);
 	opts.name = options->name;
@@ -363,6 +366,34 @@ configured(int rc, void *arg)
 	}
 }
 
+/*
+ * Runs the methods that belong to the current state. The text is copied before this returns. Before
+ * 24.05, SPDK reads a file, and if the subsystems have not begun it has them begin as well, and runs
+ * the methods that belong after that.
+ */
+static void
+load(const char *json, size_t json_bytes, spdk_subsystem_init_fn done, struct notice *notice)
+{
+#if SPDK_VERSION >= SPDK_VERSION_NUM(24, 5, 0)
+	spdk_subsystem_load_config((void *)(uintptr_t)json, (ssize_t)json_bytes, done, notice, true);
+#else
+	char path[32];
+	int fd = memfd_create("bowline-spdk", MFD_CLOEXEC);
+
+	if (fd < 0) {
+		done(-errno, notice);
+		return;
+	}
+	if (write(fd, json, json_bytes) == (ssize_t)json_bytes) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		spdk_subsystem_init_from_json_config(path, NULL, done, notice, true);
+	} else {
+		done(-EIO, notice);
+	}
+	close(fd);
+#endif
+}
+
 static void
 subsystems_ready(int rc, void *arg)
 {
@@ -377,7 +408,7 @@ subsystems_ready(int rc, void *arg)
 		tell(0, notice);
 		return;
 	}
-	spdk_subsystem_load_config(notice->json, (ssize_t)notice->json_bytes, configured, notice, true);
+	load(notice->json, notice->json_bytes, configured, notice);
 }
 
 static void
@@ -385,9 +416,13 @@ startup_configured(int rc, void *arg)
 {
 	if (rc != 0) {
 		tell(rc, arg);
-		return;
+#if SPDK_VERSION < SPDK_VERSION_NUM(24, 5, 0)
+	} else if (((struct notice *)arg)->json != NULL) {
+		configured(0, arg);
+#endif
+	} else {
+		spdk_subsystem_init(subsystems_ready, arg);
 	}
-	spdk_subsystem_init(subsystems_ready, arg);
 }
 
 void
@@ -411,7 +446,7 @@ shim_subsystems_start(const char *json, size_t json_bytes, shim_done_fn done, vo
 	notice->json[json_bytes] = '\0';
 	notice->json_bytes = json_bytes;
 	/* Twice: what belongs before the subsystems begin, and what belongs after. */
-	spdk_subsystem_load_config(notice->json, (ssize_t)json_bytes, startup_configured, notice, true);
+	load(notice->json, json_bytes, startup_configured, notice);
 }
 
 void
@@ -420,9 +455,7 @@ shim_configure(const char *json, size_t json_bytes, shim_done_fn done, void *con
 	struct notice *notice = make_notice(done, context);
 
 	if (notice != NULL) {
-		/* It is copied before this returns. */
-		spdk_subsystem_load_config((void *)(uintptr_t)json, (ssize_t)json_bytes, configured,
-					   notice, true);
+		load(json, json_bytes, configured, notice);
 	}
 }
 

@@ -203,38 +203,49 @@ impl Running {
     fn stop(self) -> Result<(), Error> {
         let what = "SPDK was not stopped";
         self.library.close();
-        if self.thread.is_shared() {
+        let Self { thread, library } = &self;
+        if thread.is_shared() {
             let why = "something is still open on the application thread";
-            return Err(Error::new(what, why).help("drop devices, queues and clones first"));
+            let error = Error::new(what, why).help("drop devices, queues and clones first");
+            return Err(self.leave(error));
         }
-        self.wait_for_threads();
+        wait_for_threads(thread, library);
         // SAFETY: this is the application's thread. Every descriptor is closed: one would hold its
         // thread, and all are gone.
-        let stopped = wait(&self.thread, what, |done, context| unsafe {
+        let stopped = wait(thread, what, |done, context| unsafe {
             sys::shim_subsystems_stop(done, context);
         });
+        if let Err(error) = stopped {
+            return Err(self.leave(error));
+        }
         let Self { thread, library } = self;
         drop(thread);
-        stopped?;
         library.end();
         Ok(())
     }
 
-    /// Others end theirs on their own OS threads; for that this one has to be polled.
-    fn wait_for_threads(&self) {
-        let mut say_at = Instant::now() + SAY_AFTER;
-        loop {
-            let threads = self.library.threads();
-            if threads.len() <= 1 {
-                return;
-            }
-            if Instant::now() >= say_at {
-                say_at += SAY_AFTER;
-                tracing::warn!(?threads, "SPDK waits for its threads to end");
-            }
-            if !self.thread.poll() {
-                std::thread::park_timeout(REST);
-            }
+    /// Leaves the library as it is: others still send to its application thread, so that this never
+    /// ends.
+    fn leave(self, error: Error) -> Error {
+        std::mem::forget(self.thread);
+        error
+    }
+}
+
+/// Others end theirs on their own OS threads; for that this one has to be polled.
+fn wait_for_threads(thread: &Thread, library: &Library) {
+    let mut say_at = Instant::now() + SAY_AFTER;
+    loop {
+        let threads = library.threads();
+        if threads.len() <= 1 {
+            return;
+        }
+        if Instant::now() >= say_at {
+            say_at += SAY_AFTER;
+            tracing::warn!(?threads, "SPDK waits for its threads to end");
+        }
+        if !thread.poll() {
+            std::thread::park_timeout(REST);
         }
     }
 }

@@ -12,6 +12,9 @@ use bowline_spdk_sys as sys;
 use crate::error::Error;
 use crate::thread::Thread;
 
+/// The library counts in ticks of the processor, which must not wrap.
+const PERIOD_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// A function that its [`Thread`] runs again and again; no longer when this is dropped, which the
 /// function itself may do.
 pub struct Poller {
@@ -36,7 +39,10 @@ impl Poller {
         });
         let period_us = match period {
             // Shorter than what can be said is as often as possible, but not "in every turn".
-            Some(period) => u64::try_from(period.as_micros()).unwrap_or(u64::MAX).max(1),
+            Some(period) => {
+                let period_us = period.min(PERIOD_MAX).as_micros();
+                u64::try_from(period_us).unwrap_or(u64::MAX).max(1)
+            }
             None => 0,
         };
         let context = Rc::as_ptr(&state).cast_mut().cast();

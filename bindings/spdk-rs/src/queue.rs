@@ -89,7 +89,8 @@ pub struct Rejected<P> {
 /// Why a request was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Too much is on its way, here or elsewhere: try again after the next poll.
+    /// Too much is on its way, here or elsewhere: try again after the next poll. What ends elsewhere
+    /// makes room too, and nobody is told of it.
     Full,
     /// Range and payload do not fit together, or the range is not within the device.
     Invalid,

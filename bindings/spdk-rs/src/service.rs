@@ -73,11 +73,12 @@ impl Service {
         &self.library
     }
 
-    /// Runs `call` on the library's OS thread, and waits for its result. Not within
-    /// [`Thread::poll`](crate::Thread::poll), as it may be this OS thread that is waited for.
+    /// Runs `call` on the library's OS thread, and waits for its result. An OS thread with a
+    /// [`Thread`](crate::Thread) that the call may wait for, as it has a device that is removed, must
+    /// not wait here.
     ///
     /// # Errors
-    /// When that thread has ended.
+    /// When that thread has ended, or it is this one.
     pub fn call<R: Send + 'static>(
         &self,
         call: impl FnOnce(&Application) -> R + Send + 'static,
@@ -86,6 +87,10 @@ impl Service {
         let Some(running) = &self.running else {
             return Err(ended(WHAT));
         };
+        if running.thread.thread().id() == thread::current().id() {
+            return Err(Error::new(WHAT, "this is its own OS thread")
+                .help("use the application that the call was given"));
+        }
         let (answer, answered) = mpsc::sync_channel(1);
         let call: Call = Box::new(move |application| {
             // Whoever asked waits for it.

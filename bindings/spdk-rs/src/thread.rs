@@ -17,11 +17,21 @@ use crate::poller::Poller;
 thread_local! {
     /// The thread of this OS thread.
     static CURRENT: RefCell<Weak<Inner>> = const { RefCell::new(Weak::new()) };
+    /// Whether there is one, be it that it is just ending.
+    static IS_TAKEN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A thread of the library: what callbacks, pollers and I/O run on. It belongs to the OS thread that
 /// made it, which cannot have a second one. Clones are the same thread; it ends, taking turns until
 /// all that was sent to it is done, with the last of them and of what was opened on it.
+///
+/// It stays on its OS thread, and so does what is opened on it:
+///
+/// ```compile_fail
+/// fn elsewhere<T: Send>(_: T) {}
+/// let thread: bowline_spdk_rs::Thread = bowline_spdk_rs::Thread::current().unwrap();
+/// elsewhere(thread);
+/// ```
 #[derive(Clone)]
 pub struct Thread {
     inner: Rc<Inner>,
@@ -38,7 +48,7 @@ struct Inner {
 impl Thread {
     pub(crate) fn new(library: &Library, name: &str) -> Result<Self, Error> {
         let what = || format!("thread {name} was not made");
-        if Self::current().is_some() {
+        if IS_TAKEN.get() {
             return Err(Error::new(what(), "this OS thread already has one")
                 .help("use Thread::current, or another OS thread"));
         }
@@ -64,6 +74,7 @@ impl Thread {
             polling: Cell::new(false),
         });
         CURRENT.set(Rc::downgrade(&inner));
+        IS_TAKEN.set(true);
         Ok(Self { inner })
     }
 
@@ -173,6 +184,7 @@ impl Drop for Inner {
             sys::shim_thread_set(ptr::null_mut());
             sys::shim_thread_destroy(self.raw.as_ptr());
         }
+        IS_TAKEN.set(false);
         self.library.leave(&self.name);
     }
 }

@@ -390,3 +390,30 @@ fn what_is_not_there_cannot_be_removed() {
         "{error}"
     );
 }
+
+#[test]
+fn service_does_not_wait_for_itself() {
+    let inside = service().call(|_| service().call(|_| ()).unwrap_err().to_string());
+    assert!(inside.unwrap().contains("its own OS thread"));
+}
+
+#[test]
+fn thread_may_end_in_messages_and_begin_again() {
+    let (said, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let library = service().library();
+        let thread = library.thread("ending").unwrap();
+        let late = move || {
+            let second = service().library().thread("second");
+            said.send(second.map(|_| ()).unwrap_err().to_string())
+                .unwrap();
+        };
+        thread.handle().send(late).unwrap();
+        drop(thread);
+        library.thread("again").unwrap();
+    })
+    .join()
+    .unwrap();
+    let error = heard.recv().unwrap();
+    assert!(error.contains("already has one"), "{error}");
+}

@@ -108,7 +108,8 @@ shim_env_init(const struct shim_env_options *options)
 	struct spdk_env_opts opts;
 	struct spdk_pci_addr *allowed = NULL;
 	cpu_set_t cores;
-	char core[16];
+	char core[32];
+	bool has_cores;
 	int here, rc;
 
 	if (g_env_done) {
@@ -119,10 +120,7 @@ shim_env_init(const struct shim_env_options *options)
 	if (here < 0) {
 		return -errno;
 	}
-	rc = pthread_getaffinity_np(pthread_self(), sizeof(cores), &cores);
-	if (rc != 0) {
-		return -rc;
-	}
+	has_cores = pthread_getaffinity_np(pthread_self(), sizeof(cores), &cores) == 0;
 	if (options->pci_allowed_count > 0) {
 		allowed = calloc(options->pci_allowed_count, sizeof(*allowed));
 		if (allowed == NULL) {
@@ -139,9 +137,11 @@ shim_env_init(const struct shim_env_options *options)
 	opts.opts_size = sizeof(opts);
 #endif
 	spdk_env_opts_init(&opts);
-	snprintf(core, sizeof(core), "[%d]", here);
+	/* By its number among ours, as the environment knows fewer cores than a machine may have. */
+	snprintf(core, sizeof(core), "0@%d", here);
 	opts.name = options->name;
-	opts.core_mask = core;
+	opts.core_mask = NULL;
+	opts.lcore_map = core;
 	if (options->memory_mib > 0) {
 		opts.mem_size = (int)options->memory_mib;
 	}
@@ -159,7 +159,9 @@ shim_env_init(const struct shim_env_options *options)
 		g_env_in_use = on_exit(leave, NULL) == 0;
 	}
 	/* One thread is not bound to a core by its own will: others may want that core for their own. */
-	pthread_setaffinity_np(pthread_self(), sizeof(cores), &cores);
+	if (has_cores) {
+		pthread_setaffinity_np(pthread_self(), sizeof(cores), &cores);
+	}
 	return rc;
 }
 

@@ -261,8 +261,9 @@ struct shim_request {
 
 /*
  * Requests, on the thread of the channel. 0: `done` will be called, but not before the function has
- * returned. -ENOMEM: too many are on their way; try again after the next poll, as what is short is
- * shared with other channels. -EINVAL: the range is not within the device or has no blocks (a flush
+ * returned. -ENOMEM: too many are on their way; try again after the next poll. (What is short is
+ * shared by all channels of the thread, and comes back in its polls, so a list of who waits, as SPDK
+ * could keep one, would not be told of it any earlier.) -EINVAL: the range is not within the device or has no blocks (a flush
  * need not), or the slices are not together as long as the blocks. Other errors: the request makes no sense for this device. Payload,
  * slices and request stay as they are until `done`.
  */

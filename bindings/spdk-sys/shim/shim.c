@@ -685,9 +685,12 @@ request_done(struct spdk_bdev_io *io, bool success, void *context)
 	request->done(request->context, status);
 }
 
-/* Of the two commands, the first that failed counts. */
+/*
+ * Of a compare, alone or before a write: the first that failed counts. Where SPDK compares itself, old
+ * versions tell a difference only this way.
+ */
 static void
-pair_done(struct spdk_bdev_io *io, bool success, void *context)
+compare_done(struct spdk_bdev_io *io, bool success, void *context)
 {
 	struct shim_request *request = context;
 	uint16_t status = 0;
@@ -764,7 +767,7 @@ shim_bdev_compare(shim_bdev_desc *desc, shim_channel *channel, const struct shim
 		return -EINVAL;
 	}
 	return spdk_bdev_comparev_blocks(desc->desc, to_channel(channel), to_iov(slices),
-					 (int)slice_count, block, blocks, request_done, request);
+					 (int)slice_count, block, blocks, compare_done, request);
 }
 
 int
@@ -779,7 +782,7 @@ shim_bdev_compare_and_write(shim_bdev_desc *desc, shim_channel *channel,
 	}
 	return spdk_bdev_comparev_and_writev_blocks(desc->desc, to_channel(channel),
 			to_iov(compare), (int)compare_count, to_iov(write), (int)write_count, block,
-			blocks, pair_done, request);
+			blocks, compare_done, request);
 }
 
 int

@@ -51,6 +51,8 @@ double_log(enum shim_log_level level, const char *format, ...)
 /* --- The environment ---------------------------------------------------------------------------- */
 
 static bool g_env_done;
+/* What was set aside for DMA, as far as one piece can be told to be more; 0: nothing was said. */
+static size_t g_dma_bytes;
 
 int
 shim_env_init(const struct shim_env_options *options)
@@ -62,6 +64,7 @@ shim_env_init(const struct shim_env_options *options)
 		return -EINVAL;
 	}
 	g_env_done = true;
+	g_dma_bytes = (size_t)options->memory_mib << 20;
 	return 0;
 }
 
@@ -75,6 +78,9 @@ shim_dma_alloc(size_t bytes, size_t align)
 {
 	void *memory;
 
+	if (g_dma_bytes > 0 && bytes > g_dma_bytes) {
+		return NULL;
+	}
 	if (posix_memalign(&memory, align < sizeof(void *) ? sizeof(void *) : align, bytes) != 0) {
 		return NULL;
 	}

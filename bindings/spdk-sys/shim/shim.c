@@ -23,6 +23,9 @@
 #include <spdk/thread.h>
 #include <spdk/uuid.h>
 #include <spdk/version.h>
+#if SPDK_VERSION >= SPDK_VERSION_NUM(25, 9, 0)
+#include <spdk/module/bdev/nvme.h>
+#endif
 
 /* As it was called before 24.09. */
 #ifndef SPDK_ENV_NUMA_ID_ANY
@@ -317,6 +320,35 @@ shim_poller_unregister(shim_poller *poller)
 
 /* --- Subsystems ------------------------------------------------------------------------------------ */
 
+/* Unless it is asked to, SPDK answers a flush of a drive by itself. A configuration may say otherwise. */
+static int
+ask_for_flushes(void)
+{
+#if SPDK_VERSION >= SPDK_VERSION_NUM(25, 9, 0)
+	struct spdk_bdev_nvme_opts opts;
+
+	spdk_bdev_nvme_get_opts(&opts, sizeof(opts));
+	opts.enable_flush = true;
+	return spdk_bdev_nvme_set_opts(&opts);
+#else
+	return 0;
+#endif
+}
+
+/* Before 25.09 it does so always. */
+static bool
+drives_are_flushed(void)
+{
+#if SPDK_VERSION >= SPDK_VERSION_NUM(25, 9, 0)
+	struct spdk_bdev_nvme_opts opts;
+
+	spdk_bdev_nvme_get_opts(&opts, sizeof(opts));
+	return opts.enable_flush;
+#else
+	return false;
+#endif
+}
+
 /* Something begun, and whom to tell of its end. */
 struct notice {
 	shim_done_fn done;
@@ -431,8 +463,14 @@ void
 shim_subsystems_start(const char *json, size_t json_bytes, shim_done_fn done, void *context)
 {
 	struct notice *notice = make_notice(done, context);
+	int rc;
 
 	if (notice == NULL) {
+		return;
+	}
+	rc = ask_for_flushes();
+	if (rc != 0) {
+		tell(rc, notice);
 		return;
 	}
 	if (json == NULL) {
@@ -499,6 +537,22 @@ struct shim_bdev_desc {
 	void *context;
 };
 
+/* Whether what a flush answers is true. A device of another kind may have a drive behind it. */
+static bool
+can_flush(struct spdk_bdev *bdev)
+{
+	const char *module = spdk_bdev_get_module_name(bdev);
+
+	if (!spdk_bdev_io_type_supported(bdev, SPDK_BDEV_IO_TYPE_FLUSH)) {
+		return false;
+	}
+	if (drives_are_flushed() || strcmp(module, "malloc") == 0 || strcmp(module, "aio") == 0) {
+		return true;
+	}
+	/* A drive without a cache has nothing to flush. */
+	return strcmp(module, "nvme") == 0 && !spdk_bdev_has_write_cache(bdev);
+}
+
 static uint32_t
 operations_of(struct spdk_bdev *bdev)
 {
@@ -521,6 +575,9 @@ operations_of(struct spdk_bdev *bdev)
 		if (spdk_bdev_io_type_supported(bdev, known[i].type)) {
 			operations |= known[i].bit;
 		}
+	}
+	if (!can_flush(bdev)) {
+		operations &= ~(uint32_t)SHIM_BDEV_FLUSH;
 	}
 	/* SPDK does these itself where the device does not. */
 	if ((operations & SHIM_BDEV_READ) != 0) {

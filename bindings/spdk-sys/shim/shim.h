@@ -166,7 +166,9 @@ typedef struct shim_channel shim_channel;
 
 /*
  * Bits of `shim_bdev_info.operations`: what can be asked, be it that SPDK does it itself with what the
- * device can.
+ * device can. Flush is not among them where SPDK would answer it without asking the drive: before
+ * 25.09, and after that if a configuration says so (`enable_flush` of `bdev_nvme_set_options`, which is
+ * set when the subsystems start).
  */
 enum shim_bdev_operation {
 	SHIM_BDEV_READ = 1 << 0,

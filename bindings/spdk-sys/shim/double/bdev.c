@@ -80,6 +80,7 @@ static pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct bdev *g_bdevs;
 static struct shim_bdev_desc *g_descs;
 static struct medium *g_media;
+static bool g_flushes_drives = true;
 
 static void abort_pending(struct bdev *bdev, struct running **aborted);
 static void finish_all(struct running *list);
@@ -478,6 +479,33 @@ bottom_of(const struct bdev *bdev)
 	return bdev;
 }
 
+bool
+double_flushes_drives(void)
+{
+	bool flush;
+
+	pthread_mutex_lock(&g_lock);
+	flush = g_flushes_drives;
+	pthread_mutex_unlock(&g_lock);
+	return flush;
+}
+
+void
+double_flush_drives(bool flush)
+{
+	pthread_mutex_lock(&g_lock);
+	g_flushes_drives = flush;
+	pthread_mutex_unlock(&g_lock);
+}
+
+/* A device in front of another may have a drive behind it. */
+static bool
+can_flush(const struct bdev *bdev)
+{
+	return g_flushes_drives || strcmp(bdev->module, "malloc") == 0 ||
+	       strcmp(bdev->module, "aio") == 0;
+}
+
 static void
 describe(const struct bdev *bdev, struct shim_bdev_info *info)
 {
@@ -500,7 +528,10 @@ describe(const struct bdev *bdev, struct shim_bdev_info *info)
 	info->operations = SHIM_BDEV_READ | SHIM_BDEV_WRITE | SHIM_BDEV_WRITE_ZEROES |
 			   SHIM_BDEV_COMPARE | SHIM_BDEV_COMPARE_AND_WRITE | SHIM_BDEV_RESET;
 	if (keeps) {
-		info->operations |= SHIM_BDEV_FLUSH | SHIM_BDEV_UNMAP;
+		info->operations |= SHIM_BDEV_UNMAP;
+		if (can_flush(bdev)) {
+			info->operations |= SHIM_BDEV_FLUSH;
+		}
 	}
 }
 

@@ -52,6 +52,7 @@ struct json {
 bool json_take(struct json *json, char wanted);
 bool json_take_string(struct json *json, char out[JSON_STRING_BYTES]);
 bool json_take_number(struct json *json, uint64_t *out);
+bool json_take_bool(struct json *json, bool *out);
 /* A value of any kind, which is forgotten. */
 bool json_skip(struct json *json);
 
@@ -74,6 +75,10 @@ struct double_bdev {
 	uint64_t read_us;
 	uint64_t write_us;
 };
+
+/* Whether drives are told to flush. */
+bool double_flushes_drives(void);
+void double_flush_drives(bool flush);
 
 int double_bdev_create(const struct double_bdev *what);
 

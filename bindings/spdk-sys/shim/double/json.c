@@ -52,6 +52,24 @@ json_take_string(struct json *json, char out[JSON_STRING_BYTES])
 }
 
 bool
+json_take_bool(struct json *json, bool *out)
+{
+	static const char *const words[] = { "false", "true" };
+
+	skip_space(json);
+	for (size_t i = 0; i < 2; i++) {
+		size_t length = strlen(words[i]);
+
+		if ((size_t)(json->end - json->at) >= length && memcmp(json->at, words[i], length) == 0) {
+			json->at += length;
+			*out = i == 1;
+			return true;
+		}
+	}
+	return false;
+}
+
+bool
 json_take_number(struct json *json, uint64_t *out)
 {
 	uint64_t value = 0;

@@ -16,7 +16,9 @@
  *   bdev_nvme_attach_controller {name, trtype, traddr}   (a device NAMEn1 of 64 MiB, whose data
  *       stay at the address)
  *   bdev_nvme_detach_controller {name}
- *   bdev_set_options, bdev_nvme_set_options, bdev_nvme_set_hotplug
+ *   bdev_nvme_set_options {enable_flush}    (true at first, as the shim sets it;
+ *       looked at when the subsystems start)
+ *   bdev_set_options, bdev_nvme_set_hotplug
  *       (accepted: nothing is looked for on devices, and none comes by itself)
  *
  * And what only the double has:
@@ -57,6 +59,9 @@ struct params {
 	uint64_t nvme_sc;
 	uint64_t avg_read_latency;
 	uint64_t avg_write_latency;
+	bool enable_flush;
+	/* The subsystems are starting. */
+	bool at_start;
 };
 
 static bool
@@ -88,6 +93,9 @@ take_param(struct json *json, struct params *params)
 
 	if (!json_take_string(json, name) || !json_take(json, ':')) {
 		return false;
+	}
+	if (strcmp(name, "enable_flush") == 0) {
+		return json_take_bool(json, &params->enable_flush);
 	}
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
 		if (strcmp(name, known[i].name) == 0) {
@@ -213,6 +221,16 @@ accept_params(const struct params *params)
 }
 
 static int
+nvme_set_options(const struct params *params)
+{
+	/* Later, what is allowed before the subsystems begin is passed over. */
+	if (params->at_start) {
+		double_flush_drives(params->enable_flush);
+	}
+	return 0;
+}
+
+static int
 null_resize(const struct params *params)
 {
 	uint64_t bytes;
@@ -303,7 +321,7 @@ static const struct {
 	{ "bdev_delay_create", delay_create },
 	{ "bdev_nvme_attach_controller", nvme_attach },
 	{ "bdev_set_options", accept_params },
-	{ "bdev_nvme_set_options", accept_params },
+	{ "bdev_nvme_set_options", nvme_set_options },
 	{ "bdev_nvme_set_hotplug", accept_params },
 	{ "double_refuse", refuse },
 	{ "double_options", set_options },
@@ -332,6 +350,7 @@ struct load {
 	/* Inside the list of methods of a subsystem. */
 	bool in_config;
 	bool begun;
+	bool at_start;
 	shim_done_fn done;
 	void *context;
 };
@@ -520,7 +539,10 @@ static void
 load_on(struct load *load)
 {
 	for (;;) {
-		struct params params = { .num = 0 };
+		struct params params = {
+			.enable_flush = double_flushes_drives(),
+			.at_start = load->at_start,
+		};
 		char method[JSON_STRING_BYTES];
 		int rc = 0;
 		int next = next_method(load);
@@ -546,8 +568,8 @@ load_on(struct load *load)
 	}
 }
 
-void
-shim_configure(const char *text, size_t bytes, shim_done_fn done, void *context)
+static void
+begin_load(const char *text, size_t bytes, bool at_start, shim_done_fn done, void *context)
 {
 	struct load *load = calloc(1, sizeof(*load));
 
@@ -562,9 +584,16 @@ shim_configure(const char *text, size_t bytes, shim_done_fn done, void *context)
 	memcpy(load->text, text, bytes);
 	load->json.at = load->text;
 	load->json.end = load->text + bytes;
+	load->at_start = at_start;
 	load->done = done;
 	load->context = context;
 	double_tell(load_went_on, load, 0);
+}
+
+void
+shim_configure(const char *json, size_t json_bytes, shim_done_fn done, void *context)
+{
+	begin_load(json, json_bytes, false, done, context);
 }
 
 void
@@ -574,7 +603,7 @@ shim_subsystems_start(const char *json, size_t json_bytes, shim_done_fn done, vo
 		double_tell(done, context, 0);
 		return;
 	}
-	shim_configure(json, json_bytes, done, context);
+	begin_load(json, json_bytes, true, done, context);
 }
 
 void

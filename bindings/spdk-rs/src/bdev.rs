@@ -156,7 +156,8 @@ pub struct Bdev {
 /// Closes the device when dropped: channels hold it.
 pub(crate) struct Descriptor {
     raw: NonNull<sys::shim_bdev_desc>,
-    events: Box<Events>,
+    /// What the library's context points to.
+    events: Rc<Events>,
     name: String,
     block_bytes: u32,
     _thread: Thread,
@@ -176,11 +177,11 @@ impl Bdev {
     pub fn open(thread: &Thread, name: &str, access: Access) -> Result<Self, Error> {
         let what = || format!("device {name} was not opened");
         let c_name = c_string(&what(), name)?;
-        let events = Box::<Events>::default();
+        let events = Rc::<Events>::default();
         let mut raw = ptr::null_mut();
-        let context = ptr::from_ref(&*events).cast_mut().cast();
+        let context = Rc::as_ptr(&events).cast_mut().cast();
         let write = access == Access::Write;
-        // SAFETY: `thread` is this OS thread's current one. The events stay in their box until the
+        // SAFETY: `thread` is this OS thread's current one. The events stay where they are until the
         // descriptor is closed.
         let result = unsafe {
             sys::shim_bdev_open(

@@ -235,6 +235,8 @@ impl Handle {
         let result =
             unsafe { sys::shim_thread_send(thread.as_ptr(), Some(run_message), message.cast()) };
         if result != 0 {
+            // It may send something itself when it is dropped.
+            drop(raw);
             // SAFETY: it was refused, so it is still ours.
             drop(unsafe { Box::from_raw(message) });
             return Err(Error::of_result(WHAT, result));

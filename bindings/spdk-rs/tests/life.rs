@@ -27,6 +27,7 @@ fn from_start_to_stop() {
     nothing_is_waited_for_in_a_callback(&application);
     wrong_configuration_fails(&application);
     io_on_the_application_thread(&application);
+    flush_is_claimed_where_it_is_done(&application);
 
     let library = application.library();
     let memory = library.dma(4096, 4096).unwrap();
@@ -156,6 +157,23 @@ fn io_on_the_application_thread(application: &Application) {
         application.poll();
     };
     assert!(finished.status.is_success());
+}
+
+/// A flush of a drive ended well without the drive being asked, which is what SPDK does unless it is told
+/// otherwise. What is behind a device in front of another may be a drive.
+fn flush_is_claimed_where_it_is_done(application: &Application) {
+    let configure = |method: &str, params| {
+        let config = Config::new().method("bdev", method, &params);
+        application.configure(&config).unwrap();
+    };
+    configure("bdev_error_create", json!({"base_name": "M0"}));
+    configure("bdev_nvme_set_options", json!({"enable_flush": false}));
+    let bdevs = application.bdevs();
+    assert_eq!(bdevs.len(), 2);
+    for info in bdevs {
+        assert!(info.supports(Operation::Flush), "{}: too late", info.name);
+    }
+    configure("bdev_error_delete", json!({"name": "EE_M0"}));
 }
 
 /// A thread on another OS thread that ends some time after it was made.

@@ -79,6 +79,12 @@ impl SpdkDevice {
             Access::Write
         };
         let bdev = Bdev::open(&thread, &name, access)?;
+        let info = bdev.info();
+        if info.block_bytes != geometry.block_bytes || info.blocks < geometry.blocks {
+            // Blocks would be counted in other units than the device's.
+            let other = format!("device {name} is another one meanwhile: add it again");
+            return Err(io::Error::other(other));
+        }
         // One more, for a reset.
         let slots = u32::try_from(DEPTH + 1).unwrap_or(u32::MAX);
         let slices = u32::try_from(SEGMENTS_MAX).unwrap_or(u32::MAX);

@@ -8,6 +8,9 @@ use crate::options::SpdkError;
 /// Logical block sizes that hosts are offered, in bytes.
 const BLOCK_BYTES: [u32; 2] = [512, 4096];
 
+/// The module of devices that are namespaces of an NVMe controller.
+const DRIVE: &str = "nvme";
+
 /// The device as hosts will see it.
 pub(crate) fn geometry(info: &BdevInfo) -> Result<Geometry, SpdkError> {
     let refused = |cause: String, hint: &str| {
@@ -47,10 +50,18 @@ pub(crate) fn geometry(info: &BdevInfo) -> Result<Geometry, SpdkError> {
             "give the device a size, or name another one",
         );
     }
+    let can_flush = info.supports(Operation::Flush);
+    if info.write_cache && !can_flush {
+        return refused(
+            format!("{name} has a volatile write cache, which SPDK would not flush"),
+            "use SPDK 25.09 or later, and leave enable_flush of bdev_nvme_set_options at true",
+        );
+    }
     Ok(Geometry {
         block_bytes: info.block_bytes,
         blocks: info.blocks,
-        volatile_cache: info.write_cache,
+        // Only of a drive is it known; a RAID of drives says that it has none, whatever they have.
+        volatile_cache: info.write_cache || (can_flush && info.module != DRIVE),
         read_only: !info.supports(Operation::Write),
         // What the medium writes as one; the library never says more than what outlives a power cut.
         atomic_write_blocks: (info.physical_block_bytes / info.block_bytes).max(1),

@@ -108,18 +108,26 @@ impl Spdk {
         let Some(info) = devices.iter().find(|info| info.name == name) else {
             return Err(unknown(&name, &devices));
         };
+        let geometry = geometry(info)?;
         let abilities = Abilities {
             block_bytes: info.block_bytes,
             flush: info.supports(Operation::Flush),
-            write_cache: info.write_cache,
+            write_cache: geometry.volatile_cache,
             write_zeroes: info.supports(Operation::WriteZeroes),
             reset: info.supports(Operation::Reset),
         };
+        if !abilities.flush {
+            tracing::warn!(
+                device = name,
+                "SPDK cannot flush this device: whether a completed write outlives a power cut is \
+                 up to what is behind it"
+            );
+        }
         let compare = info.supports(Operation::CompareAndWrite);
         Ok(SpdkBacking {
             library: self.inner.service.library().clone(),
             name,
-            geometry: geometry(info)?,
+            geometry,
             abilities,
             compare_blocks: if compare {
                 info.compare_and_write_blocks

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::library::{Library, Options};
 
 /// How often the application thread is polled: others send it messages without waking anybody.
-const PERIOD_MAX: Duration = Duration::from_millis(10);
+const PERIOD_MAX: Duration = Duration::from_millis(100);
 /// It does no I/O, so nothing of it is more urgent.
 const PERIOD_MIN: Duration = Duration::from_millis(1);
 /// Calls that wait to be run.

@@ -19,8 +19,8 @@ use crate::status;
 const DEPTH: usize = 1024;
 
 /// How often an idle device is polled: for what other threads of the library send, and for news of the
-/// device.
-const IDLE_INTERVAL: Nanos = Nanos::from_millis(20);
+/// device. Waking for it takes some 40 microseconds.
+const IDLE_INTERVAL: Nanos = Nanos::from_millis(100);
 
 /// How long a device that is dropped waits for what the library still has of it.
 const DROP_PATIENCE: Duration = Duration::from_secs(30);

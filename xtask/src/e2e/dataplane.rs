@@ -1,9 +1,9 @@
 //! The data plane under test: the real executable as a child process.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::guest;
 use crate::process;
 
 /// From start to the ready line.
@@ -199,14 +198,6 @@ fn parse_ready(line: &str) -> Result<(u16, String)> {
             .context("the listener's port is not a number")?,
         rpc.to_owned(),
     ))
-}
-
-/// The end of the data plane's log, for people.
-pub(crate) fn log_tail(path: &Path, lines: usize) -> String {
-    guest::tail(
-        &String::from_utf8_lossy(&fs::read(path).unwrap_or_default()),
-        lines,
-    )
 }
 
 #[cfg(test)]

@@ -229,6 +229,14 @@ fn emulator(kernel: &Kernel, initramfs: &Path, console: &Path, monitor: &Path) -
     command
 }
 
+/// The last lines of a file of text, for people; empty when there is none.
+pub(crate) fn file_tail(path: &Path, lines: usize) -> String {
+    tail(
+        &String::from_utf8_lossy(&fs::read(path).unwrap_or_default()),
+        lines,
+    )
+}
+
 /// The last `count` lines of a text.
 pub(crate) fn tail(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use self::scenario::Run;
 use crate::tally::{Tally, seconds};
 use crate::workspace::{self, Workspace};
 use crate::{debian, process};
@@ -110,7 +111,13 @@ fn one_kernel(executables: &Executables, release: Release, keep: bool, tally: &m
         Err(error) => return tally.failed(&name, &format!("{error:#}")),
     };
     let deadline = started + KERNEL_RUN_MAX;
-    if let Err(error) = scenario::run(&name, executables, &kernel, folder.path(), deadline, tally) {
+    let run = Run {
+        name: &name,
+        kernel: &kernel,
+        folder: folder.path(),
+        deadline,
+    };
+    if let Err(error) = scenario::machine::run(&run, executables, tally) {
         tally.failed(&name, &format!("{error:#}"));
     }
     println!("{name}: took {}", seconds(started.elapsed()));

@@ -3,21 +3,22 @@
 
 use super::super::image;
 use super::super::kernel_log::Phase;
-use super::{DISCOVERY_NQN, NQN, Scenario};
+use super::machine::{DISCOVERY_NQN, Machine};
+use super::{NQN, Scenario};
 
 /// Comes and goes while a host listens.
 const PASSING_NQN: &str = "nqn.2026-11.io.bowline:e2e:passing";
 
-impl Scenario<'_> {
+impl Scenario<'_, Machine> {
     pub(super) fn discovery(&mut self) {
-        let port = self.port;
+        let port = self.subject.port;
         self.check(
             "persistent discovery tells of a new subsystem",
             Phase::Quiet,
             |this| {
                 this.meet(NQN, port)?;
                 this.guest.expect("stays_with_discovery")?;
-                let plane = this.plane()?;
+                let plane = this.subject.plane()?;
                 plane.manage(&["subsystem", "create", PASSING_NQN])?;
                 plane.manage(&["host", "allow", PASSING_NQN, image::HOST_NQN])?;
                 let lists = format!("hears_of_change {PASSING_NQN} 1");
@@ -28,7 +29,8 @@ impl Scenario<'_> {
             "persistent discovery tells of a deleted subsystem",
             Phase::Quiet,
             |this| {
-                this.plane()?
+                this.subject
+                    .plane()?
                     .manage(&["subsystem", "delete", PASSING_NQN])?;
                 let lists = format!("hears_of_change {PASSING_NQN} 0");
                 this.guest.expect(&lists)?;

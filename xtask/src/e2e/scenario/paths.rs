@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use super::super::dataplane::{DataPlane, Setup};
 use super::super::image;
 use super::super::kernel_log::Phase;
-use super::{DISK_BYTES, Scenario, sized};
+use super::machine::{Machine, sized};
+use super::{DISK_BYTES, Scenario};
 
 const NQN: &str = "nqn.2026-11.io.bowline:e2e:paths";
 
@@ -52,7 +53,7 @@ struct Paths {
     ports: [u16; 2],
 }
 
-impl Scenario<'_> {
+impl Scenario<'_, Machine> {
     pub(super) fn paths(&mut self) {
         let mut paths = None;
         self.check(
@@ -86,15 +87,15 @@ impl Scenario<'_> {
     }
 
     fn start_paths(&self) -> Result<Paths> {
-        let device = self.setup.allow_path.join("paths");
+        let device = self.subject.setup.allow_path.join("paths");
         sized(&device, DISK_BYTES)?;
         let setups = FLAGS.map(|flags| Setup {
-            executable: self.setup.executable.clone(),
+            executable: self.subject.setup.executable.clone(),
             device: device.clone(),
-            allow_path: self.setup.allow_path.clone(),
+            allow_path: self.subject.setup.allow_path.clone(),
             nqn: NQN.to_owned(),
             host_nqns: vec![image::HOST_NQN.to_owned()],
-            log: self.setup.log.clone(),
+            log: self.subject.setup.log.clone(),
             state: None,
             flags,
         });

@@ -6,13 +6,14 @@ use anyhow::{Context, Result};
 use super::super::dataplane::{DataPlane, Setup};
 use super::super::image;
 use super::super::kernel_log::Phase;
-use super::{SECOND_BYTES, Scenario, sized};
+use super::Scenario;
+use super::machine::{Machine, SECOND_BYTES, sized};
 
 const NQN: &str = "nqn.2026-11.io.bowline:e2e:persistent";
 /// How many hosts come back after a kill.
 const HOSTS: usize = 2;
 
-impl Scenario<'_> {
+impl Scenario<'_, Machine> {
     /// Needs the kernel without multipath, as the checks of reservations leave it.
     pub(super) fn persistence(&mut self) {
         let mut started = None;
@@ -74,20 +75,20 @@ impl Scenario<'_> {
     }
 
     fn start_with_state(&self) -> Result<(Setup, DataPlane)> {
-        let device = self.setup.allow_path.join("persistent");
+        let device = self.subject.setup.allow_path.join("persistent");
         sized(&device, SECOND_BYTES)?;
-        let state = self.folder.join("state");
+        let state = self.subject.folder.join("state");
         std::fs::create_dir_all(&state).context("cannot make the state folder")?;
         let setup = Setup {
-            executable: self.setup.executable.clone(),
+            executable: self.subject.setup.executable.clone(),
             device,
-            allow_path: self.setup.allow_path.clone(),
+            allow_path: self.subject.setup.allow_path.clone(),
             nqn: NQN.to_owned(),
             host_nqns: vec![
                 image::HOST_NQN.to_owned(),
                 image::SECOND_HOST_NQN.to_owned(),
             ],
-            log: self.setup.log.clone(),
+            log: self.subject.setup.log.clone(),
             state: Some(state),
             flags: &[],
         };

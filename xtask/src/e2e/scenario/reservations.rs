@@ -3,11 +3,12 @@
 //! device of its own.
 
 use super::super::kernel_log::Phase;
+use super::machine::Machine;
 use super::{NQN, Scenario};
 
-impl Scenario<'_> {
+impl Scenario<'_, Machine> {
     pub(super) fn reservations(&mut self) {
-        let port = self.port;
+        let port = self.subject.port;
         self.check("two hosts use one disk", Phase::Shared, |this| {
             this.meet(NQN, port)?;
             this.guest.expect("gives_multipath_up")?;

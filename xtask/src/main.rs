@@ -94,6 +94,16 @@ enum Peer {
         #[arg(long)]
         keep: bool,
     },
+    /// Where SPDK is installed: a data plane in the guest drives an emulated NVMe drive from user
+    /// space, which is pulled and put back; then one on this machine serves memory of SPDK.
+    Spdk {
+        /// Only this kernel series; both when absent.
+        #[arg(long)]
+        kernel: Option<Release>,
+        /// Keep the run's folder (logs, images, backing files) and say where it is.
+        #[arg(long)]
+        keep: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -123,6 +133,7 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
             if e2e::kernel(workspace, tally, None, false) {
                 conformance::check_e2e(workspace, tally);
             }
+            e2e::spdk(workspace, tally, None, false);
         }
         Command::Lint => lint::run(workspace, tally),
         Command::Unit => unit(workspace, tally),
@@ -151,6 +162,9 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
         } => {
             e2e::kernel(workspace, tally, *kernel, *keep);
         }
+        Command::E2e {
+            peer: Peer::Spdk { kernel, keep },
+        } => e2e::spdk(workspace, tally, *kernel, *keep),
     }
 }
 

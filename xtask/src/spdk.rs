@@ -15,6 +15,9 @@ const EXAMPLE: (&str, &str) = ("bowline-spdk-rs", "first_block");
 const LIBCLANG: &str = "libclang-dev";
 /// By its presence SPDK's is known.
 const PACKAGE: &str = "spdk_event_bdev";
+/// Why something was skipped.
+pub(crate) const NOT_INSTALLED: &str =
+    "pkg-config finds no SPDK (PKG_CONFIG_PATH names the folder of its .pc files)";
 
 pub(crate) fn run(workspace: &Workspace, tally: &mut Tally) {
     if let Err(reason) = libclang() {
@@ -22,13 +25,10 @@ pub(crate) fn run(workspace: &Workspace, tally: &mut Tally) {
         return;
     }
     over(workspace, "double", "spdk double", tally);
-    if has_spdk() {
+    if is_installed() {
         over(workspace, "spdk", "spdk", tally);
     } else {
-        tally.skipped(
-            "spdk",
-            &"pkg-config finds no SPDK (PKG_CONFIG_PATH names the folder of its .pc files)",
-        );
+        tally.skipped("spdk", &NOT_INSTALLED);
     }
 }
 
@@ -57,7 +57,7 @@ fn over(workspace: &Workspace, feature: &str, name: &str, tally: &mut Tally) {
 }
 
 /// Why there is none, if there is none. A machine that has it need not be Debian's.
-fn libclang() -> Result<(), String> {
+pub(crate) fn libclang() -> Result<(), String> {
     if std::env::var_os("LIBCLANG_PATH").is_some() || process::find_program("clang").is_some() {
         return Ok(());
     }
@@ -87,7 +87,7 @@ fn executable(workspace: &Workspace, what: &str, feature: &str) -> Command {
     command
 }
 
-fn has_spdk() -> bool {
+pub(crate) fn is_installed() -> bool {
     let mut command = Command::new("pkg-config");
     process::capture(command.args(["--exists", PACKAGE])).is_ok()
 }

@@ -30,6 +30,8 @@ pub(crate) struct Setup {
     pub(crate) log: PathBuf,
     /// Where it keeps what outlives it, if anywhere.
     pub(crate) state: Option<PathBuf>,
+    /// SPDK's configuration, where it serves a device of SPDK.
+    pub(crate) spdk: Option<PathBuf>,
     /// What this data plane is told besides.
     pub(crate) flags: &'static [&'static str],
 }
@@ -168,6 +170,7 @@ fn command(setup: &Setup, port: u16, log: File) -> Command {
                 .iter()
                 .flat_map(|folder| [OsStr::new("--state"), folder.as_os_str()]),
         )
+        .args(spdk_flags(setup))
         .args(["--nqn", &setup.nqn, "--device"])
         .arg(&setup.device)
         .arg("--allow-path")
@@ -176,6 +179,18 @@ fn command(setup: &Setup, port: u16, log: File) -> Command {
         .stdout(Stdio::piped())
         .stderr(log);
     command
+}
+
+/// Without huge pages, which this machine may not have set aside.
+fn spdk_flags(setup: &Setup) -> impl Iterator<Item = &OsStr> {
+    let flags = |config| {
+        ["--engine", "spdk", "--no-huge", "--spdk-config"]
+            .into_iter()
+            .map(OsStr::new)
+            .chain([config])
+    };
+    let config = setup.spdk.iter().map(|config| config.as_os_str());
+    config.flat_map(flags)
 }
 
 /// `ready {"listen":["127.0.0.1:4420"],"rpc":"127.0.0.1:7410",…}`: the port and the RPC address.

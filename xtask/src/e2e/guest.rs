@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::drive::{self, Drive};
 use super::kernel::Kernel;
 use super::kernel_log::KernelLog;
 use super::monitor::Monitor;
@@ -53,13 +54,14 @@ impl Guest {
     pub(crate) fn boot(
         kernel: &Kernel,
         initramfs: &Path,
+        drive: Option<&Drive>,
         folder: &Path,
         deadline: Instant,
     ) -> Result<Self> {
         let console = folder.join("console.log");
         let emulator_log = File::create(folder.join("qemu.log")).context("cannot write a log")?;
         let monitor = folder.join("monitor");
-        let mut machine = emulator(kernel, initramfs, &console, &monitor)
+        let mut machine = emulator(kernel, initramfs, drive, &console, &monitor)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(emulator_log)
@@ -135,6 +137,16 @@ impl Guest {
         result
     }
 
+    /// Pulls the drive out of the machine, and waits until the kernel has let it go.
+    pub(crate) fn unplug_drive(&mut self) -> Result<()> {
+        Monitor::connect(&self.monitor)?.unplug(drive::DEVICE)
+    }
+
+    /// Puts the drive in again, with what is on it.
+    pub(crate) fn plug_drive(&mut self) -> Result<()> {
+        Monitor::connect(&self.monitor)?.plug(&drive::device())
+    }
+
     /// The kernel's log so far, complete up to this call.
     pub(crate) fn kernel_log(&mut self) -> Result<KernelLog> {
         self.next_id += 1;
@@ -184,32 +196,31 @@ impl Drop for Guest {
     }
 }
 
-fn emulator(kernel: &Kernel, initramfs: &Path, console: &Path, monitor: &Path) -> Command {
+fn emulator(
+    kernel: &Kernel,
+    initramfs: &Path,
+    drive: Option<&Drive>,
+    console: &Path,
+    monitor: &Path,
+) -> Command {
     // `setpriv` ends the machine with us, however we end.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-        .args([
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max,la57=off",
-            "-machine",
-            "pc",
-        ])
-        .args([
-            "-smp",
-            "2",
-            "-m",
-            "1024",
-            "-no-user-config",
-            "-nodefaults",
-            "-no-reboot",
-        ])
-        .args(["-display", "none", "-append", KERNEL_ARGUMENTS, "-kernel"])
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"])
+        .args(["-smp", "2", "-no-user-config", "-nodefaults", "-no-reboot"])
+        .args(["-display", "none", "-kernel"])
         .arg(&kernel.image)
         .arg("-initrd")
-        .arg(initramfs)
+        .arg(initramfs);
+    match drive {
+        None => {
+            command.args(["-machine", "pc", "-m", "1024"]);
+            command.args(["-append", KERNEL_ARGUMENTS]);
+        }
+        Some(drive) => drive.attach(&mut command, KERNEL_ARGUMENTS),
+    }
+    command
         .args([
             "-netdev",
             "user,id=net",

@@ -63,6 +63,7 @@ const EXTRA_FILES: &[&str] = &["/lib/x86_64-linux-gnu/libgcc_s.so.1", "/etc/mke2
 const SCRIPTS: &[(&str, &str)] = &[
     ("init", include_str!("../../guest/init.sh")),
     ("checks.sh", include_str!("../../guest/checks.sh")),
+    ("drive.sh", include_str!("../../guest/drive.sh")),
 ];
 
 /// Identity of the host in the guest; fixed, so that the data plane can be told to allow it.
@@ -95,8 +96,10 @@ pub(crate) fn write(path: &Path, kernel: &Kernel, program: &Path) -> Result<()> 
 }
 
 fn skeleton<W: io::Write>(archive: &mut Archive<W>) -> io::Result<()> {
+    // The root itself is among them, as DPDK trusts no folder that everybody may write to.
     for folder in [
-        "dev", "etc/nvme", "mnt", "proc", "run", "sys", "tmp", "usr/bin", "usr/sbin",
+        ".", "dev", "etc/nvme", "mnt", "proc", "run", "sys", "tmp", "usr/bin", "usr/sbin",
+        "var/tmp",
     ] {
         archive.folder(folder)?;
     }
@@ -105,12 +108,15 @@ fn skeleton<W: io::Write>(archive: &mut Archive<W>) -> io::Result<()> {
         ("sbin", "usr/sbin"),
         ("lib", "usr/lib"),
         ("lib64", "usr/lib64"),
+        ("var/run", "/run"),
     ] {
         archive.symlink(link, to)?;
     }
     // The kernel opens it for init before anything is mounted.
     archive.character_device("dev/console", 5, 1)?;
     archive.symlink("etc/mtab", "/proc/self/mounts")?;
+    // SPDK does not start without it.
+    archive.file("usr/lib/ssl/openssl.cnf", b"")?;
     archive.file("etc/passwd", b"root:x:0:0:root:/:/bin/bash\n")?;
     archive.file("etc/nvme/hostnqn", format!("{HOST_NQN}\n").as_bytes())?;
     archive.file("etc/nvme/hostid", format!("{HOST_ID}\n").as_bytes())
@@ -130,7 +136,30 @@ fn files(ours: &Path) -> Result<BTreeSet<PathBuf>> {
         files.insert(program);
     }
     files.extend(libraries(ours)?);
+    let modules = files.iter().filter_map(|file| dpdk_modules(file));
+    let modules: Vec<_> = modules.flatten().collect();
+    files.extend(modules);
     Ok(files)
+}
+
+/// Beside DPDK's shared libraries lies a folder with the rest of it, which it opens when it starts, so
+/// that `ldd` does not see it: of that, what no program of it runs without.
+fn dpdk_modules(library: &Path) -> Option<Vec<PathBuf>> {
+    let name = library.file_name()?.to_str()?;
+    if !name.starts_with("librte_eal.so") {
+        return None;
+    }
+    let entries = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let is_needed = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("librte_mempool_ring.so") && !file.is_symlink()
+    };
+    let folders = entries(&library.parent()?.join("dpdk"));
+    let files = folders.iter().flat_map(|folder| entries(folder));
+    Some(files.filter(is_needed).collect())
 }
 
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
@@ -174,6 +203,20 @@ mod tests {
             Some("/lib64/ld-linux.so.2")
         );
         assert_eq!(path("\tlinux-vdso.so.1 (0x7f)"), None);
+    }
+
+    #[test]
+    fn modules_beside_dpdk_are_taken_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let modules = folder.path().join("dpdk/pmds-23.0");
+        fs::create_dir_all(&modules).unwrap();
+        let module = modules.join("librte_mempool_ring.so.23.0");
+        fs::write(&module, b"").unwrap();
+        fs::write(modules.join("librte_net_null.so.23.0"), b"").unwrap();
+        std::os::unix::fs::symlink(&module, modules.join("librte_mempool_ring.so")).unwrap();
+        let found = |library: &str| dpdk_modules(&folder.path().join(library));
+        assert_eq!(found("librte_eal.so.23"), Some(vec![module]));
+        assert_eq!(found("libc.so.6"), None);
     }
 
     #[test]

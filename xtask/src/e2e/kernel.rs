@@ -23,13 +23,18 @@ const MODULES: &[&str] = &[
     "nvme_tcp",
 ];
 
+/// Loaded where the guest has a drive of its own: the kernel's driver for it, and those through which
+/// a program drives it instead.
+const DRIVE_MODULES: &[&str] = &["nvme", "uio_pci_generic", "vfio_pci", "vfio_iommu_type1"];
+
 /// Changes whenever the content of the module archive does.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// What QEMU boots.
 pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
-    /// Archive with `modules/*.ko` and `modules/order`.
+    /// Archive with `modules/*.ko`, and which to load in which order: `modules/order` in every
+    /// guest, then `modules/order.drive` in one with a drive.
     pub(crate) modules: PathBuf,
     pub(crate) version: String,
 }
@@ -141,17 +146,24 @@ impl ModuleTree {
     }
 
     fn write_archive(&self, path: &Path) -> Result<()> {
-        let mut order = Vec::new();
-        for name in MODULES {
-            self.load_order(name, &mut order)?;
+        let mut modules = Vec::new();
+        let mut orders = Vec::new();
+        for (order, names) in [("order", MODULES), ("order.drive", DRIVE_MODULES)] {
+            let first = modules.len();
+            for name in names {
+                self.load_order(name, &mut modules)?;
+            }
+            let lines = modules[first..].iter().map(|(name, _)| format!("{name}\n"));
+            orders.push((order, lines.collect::<String>()));
         }
         let output = fs::File::create(path).context("cannot write the module archive")?;
         let mut archive = Archive::new(std::io::BufWriter::new(output));
-        for (name, content) in &order {
+        for (name, content) in &modules {
             archive.file(&format!("modules/{name}.ko"), content)?;
         }
-        let names: Vec<&str> = order.iter().map(|(name, _)| name.as_str()).collect();
-        archive.file("modules/order", (names.join("\n") + "\n").as_bytes())?;
+        for (name, lines) in &orders {
+            archive.file(&format!("modules/{name}"), lines.as_bytes())?;
+        }
         archive.finish()?;
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! where connections end, whether or not a run has shown it yet; everything that the drivers say of
 //! a wrong PDU, a wrong digest or a wrong answer is in no row, so it fails in every phase.
 
-use Phase::{Ana, Loss, Quiet, Refusal, Reset, Shared};
+use Phase::{Ana, Loss, Pulled, Quiet, Refusal, Reset, Restart, Shared};
 
 /// What was done to the controller since the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,20 +22,26 @@ pub(crate) enum Phase {
     Ana,
     /// Two hosts on one disk, so that writes meet the other's reservation.
     Shared,
+    /// The drive under the data plane was pulled under I/O.
+    Pulled,
+    /// As [`Loss`], of a data plane that takes long to come back because its drive does. The drive
+    /// may come from the kernel's own driver.
+    Restart,
 }
 
-const ALWAYS: &[Phase] = &[Quiet, Reset, Loss, Refusal, Ana, Shared];
-const CUT: &[Phase] = &[Reset, Loss];
+const ALWAYS: &[Phase] = &[Quiet, Reset, Loss, Refusal, Ana, Shared, Pulled, Restart];
+const CUT: &[Phase] = &[Reset, Loss, Restart];
+const LOST: &[Phase] = &[Loss, Restart];
 
 /// Never right, whatever else the line says and whatever was going on.
 const ALWAYS_WRONG: &[&str] = &[
     "BUG:",
+    "kernel BUG at",
     "WARNING:",
     "Oops",
     "Call Trace",
     "blocked for more than",
     "Kernel panic",
-    "I/O error",
     "EXT4-fs error",
     "EXT4-fs warning",
     "JBD2: Error",
@@ -109,51 +115,46 @@ const EXPECTED: &[Expected] = &[
     with("queue # socket state #", BOTH_ENDS_CLOSE, ALWAYS),
     // The host resets the controller, or recovers it.
     line("resetting controller", &[Reset, Shared]),
-    line("starting error recovery", &[Loss]),
-    line("Reconnecting in # seconds...", &[Loss]),
-    line("Failed reconnect attempt #", &[Loss]),
-    line("Failed reconnect attempt #/#", &[Loss]),
-    line("Successfully reconnected (# attempt)", &[Loss]),
-    line("Successfully reconnected (attempt #/#)", &[Loss]),
+    line("starting error recovery", LOST),
+    line("Reconnecting in # seconds...", LOST),
+    line("Failed reconnect attempt #", LOST),
+    line("Failed reconnect attempt #/#", LOST),
+    line("Successfully reconnected (# attempt)", LOST),
+    line("Successfully reconnected (attempt #/#)", LOST),
     // Multipath holds back what has no path for the moment.
-    line("no usable path - requeuing I/O", &[Reset, Loss, Ana]),
+    line(
+        "no usable path - requeuing I/O",
+        &[Reset, Loss, Ana, Restart],
+    ),
     line(
         "nvme_ns_head_submit_bio: # callbacks suppressed",
-        &[Reset, Loss, Ana],
+        &[Reset, Loss, Ana, Restart],
     ),
     // What was under way on the sockets. In a reset the host shuts its own.
     with("failed to send request #", &[-32], &[Reset]),
-    with("failed to send request #", CUT_OFF, &[Loss]),
+    with("failed to send request #", CUT_OFF, LOST),
     with("queue #: receive failed: #", CUT_OFF, CUT),
     line("failed nvme_keep_alive_end_io error=#", CUT),
     with("keep-alive failed: #", CUT_OFF, CUT),
-    line("long keepalive RTT (# ms)", &[Loss]),
+    line("long keepalive RTT (# ms)", LOST),
     // A connection that ends while the host brings it up again.
-    with("failed to connect socket: #", CUT_OFF, &[Loss]),
-    with("queue #: failed to send icreq, error #", CUT_OFF, &[Loss]),
-    with(
-        "queue #: failed to receive icresp, error #",
-        CUT_OFF,
-        &[Loss],
-    ),
-    with("failed to connect queue: # ret=#", CUT_OFF, &[Loss]),
-    with("Connect command failed, errno: #", CUT_OFF, &[Loss]),
-    with(
-        "Connect command failed, error wo/DNR bit: #",
-        CUT_OFF,
-        &[Loss],
-    ),
-    line("Connect command failed: host path error", &[Loss]),
+    with("failed to connect socket: #", CUT_OFF, LOST),
+    with("queue #: failed to send icreq, error #", CUT_OFF, LOST),
+    with("queue #: failed to receive icresp, error #", CUT_OFF, LOST),
+    with("failed to connect queue: # ret=#", CUT_OFF, LOST),
+    with("Connect command failed, errno: #", CUT_OFF, LOST),
+    with("Connect command failed, error wo/DNR bit: #", CUT_OFF, LOST),
+    line("Connect command failed: host path error", LOST),
     // A command of the bring-up or of a scan that ends with its connection.
-    line("Property Get error: #, offset #", &[Loss]),
-    line("Property Set error: #, offset #", &[Loss]),
-    with("Reading CAP failed (#)", CUT_OFF, &[Loss]),
-    with("Reading VS failed (#)", CUT_OFF, &[Loss]),
-    with("Could not set queue count (#)", CUT_OFF, &[Loss]),
-    line("unable to set any I/O queues", &[Loss]),
-    line("Failed to configure AEN (cfg #)", &[Loss]),
-    with("Identify Controller failed (#)", CUT_OFF, &[Loss]),
-    with("reading non-mdts-limits failed: #", CUT_OFF, &[Loss]),
+    line("Property Get error: #, offset #", LOST),
+    line("Property Set error: #, offset #", LOST),
+    with("Reading CAP failed (#)", CUT_OFF, LOST),
+    with("Reading VS failed (#)", CUT_OFF, LOST),
+    with("Could not set queue count (#)", CUT_OFF, LOST),
+    line("unable to set any I/O queues", LOST),
+    line("Failed to configure AEN (cfg #)", LOST),
+    with("Identify Controller failed (#)", CUT_OFF, LOST),
+    with("reading non-mdts-limits failed: #", CUT_OFF, LOST),
     with("Identify namespace failed (#)", CUT_OFF, CUT),
     with(
         "Identify Descriptors failed (nsid=#, status=#)",
@@ -166,15 +167,15 @@ const EXPECTED: &[Expected] = &[
     line("Get FW SLOT INFO log error", CUT),
     // A keep-alive or a command of the bring-up that nobody answered; on 6.12 a Connect of an I/O
     // queue too. No other command may ever wait that long.
-    line("queue 0: timeout request # type #", &[Loss]),
+    line("queue 0: timeout request # type #", LOST),
     with(
         "I/O tag # (*) type # opcode # (*) QID # timeout",
         ADMIN_QUEUE,
-        &[Loss],
+        LOST,
     ),
     line(
         "I/O tag # (*) type # opcode 0x7f (Connect) QID # timeout",
-        &[Loss],
+        LOST,
     ),
     // The data plane says no.
     line(
@@ -198,6 +199,23 @@ const EXPECTED: &[Expected] = &[
     ),
     line("critical nexus error, dev nvme*", &[Shared]),
     line("reservation conflict error, dev nvme*", &[Shared]),
+    // A drive that is not there any more: an internal error, to which the error log has more.
+    line(
+        "*: I/O Cmd(#) @ LBA #, # blocks, I/O Error (sct 0x0 / sc 0x6) MORE*",
+        &[Pulled],
+    ),
+    line("I/O error, dev nvme*, sector *", &[Pulled]),
+    // A data plane listens before its drive is up, and the host waits for ten seconds.
+    with(
+        "queue #: failed to receive icresp, error #",
+        &[-11],
+        &[Restart],
+    ),
+    // The kernel's own driver finds a drive of the guest.
+    line("pci function *", &[Restart]),
+    line("nvme *: enabling device (*)", &[Restart]),
+    line("#/#/# default/read/poll queues", &[Restart]),
+    line("Ignoring bogus Namespace Identifiers", &[Restart]),
 ];
 
 /// The log from boot on.
@@ -217,7 +235,7 @@ impl KernelLog {
 
     /// True once the kernel itself broke: nothing that it says or does afterwards counts.
     pub(crate) fn is_broken(&self) -> bool {
-        ["BUG:", "Oops", "Kernel panic"]
+        ["BUG:", "kernel BUG at", "Oops", "Kernel panic"]
             .iter()
             .any(|part| self.text.contains(part))
     }
@@ -360,26 +378,20 @@ mod tests {
     #[test]
     fn lost_connections_are_right_only_where_they_were_cut() {
         check(&[
-            ("[ 9.1] nvme nvme0: Reconnecting in 1 seconds...", &[Loss]),
+            ("[ 9.1] nvme nvme0: Reconnecting in 1 seconds...", LOST),
             ("[ 9.1] nvme nvme0: resetting controller", &[Reset, Shared]),
-            ("nvme nvme0: Successfully reconnected (1 attempt)", &[Loss]),
-            (
-                "nvme nvme0: Successfully reconnected (attempt 1/-1)",
-                &[Loss],
-            ),
-            ("nvme nvme0: Failed reconnect attempt 2/-1", &[Loss]),
+            ("nvme nvme0: Successfully reconnected (1 attempt)", LOST),
+            ("nvme nvme0: Successfully reconnected (attempt 1/-1)", LOST),
+            ("nvme nvme0: Failed reconnect attempt 2/-1", LOST),
             ("nvme nvme0: failed to send request -32", CUT),
-            ("nvme nvme0: failed to send request -104", &[Loss]),
+            ("nvme nvme0: failed to send request -104", LOST),
             ("nvme nvme0: failed to send request -22", &[]),
-            ("nvme nvme0: failed to connect socket: -111", &[Loss]),
+            ("nvme nvme0: failed to connect socket: -111", LOST),
             (
                 "nvme_tcp: queue 3: failed to receive icresp, error -104",
-                &[Loss],
+                LOST,
             ),
-            (
-                "nvme_tcp: queue 3: failed to send icreq, error -32",
-                &[Loss],
-            ),
+            ("nvme_tcp: queue 3: failed to send icreq, error -32", LOST),
             (
                 "nvme nvme0: Identify Descriptors failed (nsid=1, status=0xfffffffc)",
                 CUT,
@@ -390,7 +402,7 @@ mod tests {
             ),
             (
                 "block nvme0n1: no usable path - requeuing I/O",
-                &[Reset, Loss, Ana],
+                &[Reset, Loss, Ana, Restart],
             ),
         ]);
     }
@@ -398,15 +410,15 @@ mod tests {
     #[test]
     fn only_the_bring_up_and_the_admin_queue_may_time_out() {
         check(&[
-            ("nvme nvme0: queue 0: timeout request 0x0 type 4", &[Loss]),
+            ("nvme nvme0: queue 0: timeout request 0x0 type 4", LOST),
             ("nvme nvme0: queue 2: timeout request 0x1 type 4", &[]),
             (
                 "nvme nvme0: I/O tag 0 (4000) type 4 opcode 0x18 (Keep Alive) QID 0 timeout",
-                &[Loss],
+                LOST,
             ),
             (
                 "nvme nvme0: I/O tag 0 (4000) type 4 opcode 0x7f (Connect) QID 2 timeout",
-                &[Loss],
+                LOST,
             ),
             (
                 "nvme nvme0: I/O tag 9 (4009) type 4 opcode 0x1 (Write) QID 2 timeout",
@@ -425,7 +437,7 @@ mod tests {
                 "nvme nvme1: failed to connect queue: 0 ret=16772",
                 &[Refusal],
             ),
-            ("nvme nvme1: failed to connect queue: 0 ret=880", &[Loss]),
+            ("nvme nvme1: failed to connect queue: 0 ret=880", LOST),
             ("nvme nvme1: failed to connect queue: 0 ret=386", &[]),
         ]);
     }
@@ -448,6 +460,41 @@ mod tests {
             (
                 "nvme1n1: I/O Cmd(0x1) @ LBA 0, 8 blocks, I/O Error (sct 0x0 / sc 0x80) MORE DNR ",
                 &[],
+            ),
+        ]);
+    }
+
+    #[test]
+    fn errors_of_io_are_right_only_where_a_drive_was_pulled() {
+        check(&[
+            (
+                "nvme0c0n1: I/O Cmd(0x1) @ LBA 8, 8 blocks, I/O Error (sct 0x0 / sc 0x6) MORE ",
+                &[Pulled],
+            ),
+            (
+                "nvme0c0n1: I/O Cmd(0x1) @ LBA 8, 8 blocks, I/O Error (sct 0x0 / sc 0x2) MORE ",
+                &[],
+            ),
+            (
+                "I/O error, dev nvme0c0n1, sector 8 op 0x1:(WRITE)",
+                &[Pulled],
+            ),
+            ("Buffer I/O error on dev nvme0n1, logical block 0", &[]),
+        ]);
+    }
+
+    #[test]
+    fn kernels_own_driver_and_slow_starts_are_right_only_where_a_drive_comes_back() {
+        check(&[
+            ("nvme nvme1: pci function 0000:01:00.0", &[Restart]),
+            (
+                "nvme 0000:01:00.0: enabling device (0000 -> 0002)",
+                &[Restart],
+            ),
+            ("nvme nvme1: 2/0/0 default/read/poll queues", &[Restart]),
+            (
+                "nvme_tcp: queue 0: failed to receive icresp, error -11",
+                &[Restart],
             ),
         ]);
     }
@@ -485,7 +532,6 @@ mod tests {
             "block nvme0n1: no available path - failing I/O",
             "WARNING: CPU: 0 PID: 1 at block/blk-mq.c",
             "INFO: task fio:99 blocked for more than 120 seconds.",
-            "I/O error, dev nvme0n1, sector 0",
             "EXT4-fs (nvme0n1): warning: mounting fs with errors",
         ];
         check(&lines.map(|line| (line, &[] as &[Phase])));
@@ -496,6 +542,14 @@ mod tests {
         let log = KernelLog::new("nvme nvme0: odd\nfine\n".to_owned());
         assert_eq!(log.offences(0, Phase::Quiet), ["nvme nvme0: odd"]);
         assert!(log.offences(16, Phase::Quiet).is_empty());
+    }
+
+    #[test]
+    fn broken_kernel_is_told_from_one_with_errors() {
+        let is_broken = |text: &str| KernelLog::new(text.to_owned()).is_broken();
+        assert!(is_broken("[   61.1] kernel BUG at mm/usercopy.c:101!"));
+        assert!(is_broken("[   61.1] BUG: unable to handle page fault"));
+        assert!(!is_broken("[   61.1] I/O error, dev nvme0n1, sector 0"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod capture;
 mod cpio;
 mod dataplane;
+mod drive;
 mod guest;
 mod image;
 mod kernel;
@@ -16,10 +17,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use self::drive::Access;
 use self::scenario::Run;
+use self::scenario::machine::Disk;
 use crate::tally::{Tally, seconds};
 use crate::workspace::{self, Workspace};
-use crate::{debian, process};
+use crate::{debian, process, spdk};
 
 /// The longest that one kernel may take: an end for what hangs, not a measure of speed.
 const KERNEL_RUN_MAX: Duration = Duration::from_secs(1800);
@@ -57,6 +60,14 @@ impl Release {
             Self::V6_12 => "6.12",
         }
     }
+
+    /// How a program in the guest gets at a drive: each way on one kernel.
+    fn access(self) -> Access {
+        match self {
+            Self::V6_1 => Access::Uio,
+            Self::V6_12 => Access::Vfio,
+        }
+    }
 }
 
 /// Under which names a check is counted, one for each kernel.
@@ -78,20 +89,16 @@ pub(crate) fn kernel(
     keep: bool,
 ) -> bool {
     let name = "e2e kernel";
-    if let Some(why) = debian::unusable() {
+    if let Err(why) = prepare() {
         tally.unavailable(name, &why);
         return false;
     }
-    if let Err(error) = debian::install(PACKAGES) {
-        tally.unavailable(name, &format!("{error:#}"));
-        return false;
-    }
-    match build(workspace) {
+    match build(workspace, &[]) {
         Ok(executables) => {
-            for release in RELEASES {
-                if only.is_none_or(|only| only == release) {
-                    one_kernel(&executables, release, keep, tally);
-                }
+            for release in releases(only) {
+                one(&run_name(release), release, keep, tally, |run, tally| {
+                    scenario::machine::run(run, &executables, Disk::File, tally)
+                });
             }
         }
         Err(error) => tally.failed("e2e kernel: build", &format!("{error:#}")),
@@ -99,26 +106,71 @@ pub(crate) fn kernel(
     true
 }
 
-fn one_kernel(executables: &Executables, release: Release, keep: bool, tally: &mut Tally) {
-    let name = run_name(release);
+/// Runs what needs SPDK, where it is installed: on each kernel a data plane in the guest with a drive
+/// of its own, then on one a data plane on this machine over memory of SPDK.
+pub(crate) fn spdk(workspace: &Workspace, tally: &mut Tally, only: Option<Release>, keep: bool) {
+    let name = "e2e spdk";
+    if !spdk::is_installed() {
+        return tally.skipped(name, &spdk::NOT_INSTALLED);
+    }
+    if let Err(why) = prepare().and_then(|()| spdk::libclang()) {
+        return tally.unavailable(name, &why);
+    }
+    let executables = match build(workspace, &["--features", "bowline/spdk"]) {
+        Ok(executables) => executables,
+        Err(error) => return tally.failed("e2e spdk: build", &format!("{error:#}")),
+    };
+    for release in releases(only) {
+        let name = format!("e2e spdk drive {}", release.name());
+        one(&name, release, keep, tally, |run, tally| {
+            scenario::drive::run(run, &executables, release.access(), tally)
+        });
+    }
+    let release = only.unwrap_or(Release::V6_12);
+    let name = format!("e2e spdk memory {}", release.name());
+    one(&name, release, keep, tally, |run, tally| {
+        scenario::machine::run(run, &executables, Disk::SpdkMemory, tally)
+    });
+}
+
+/// Why this machine cannot run a guest, if it cannot.
+fn prepare() -> Result<(), String> {
+    if let Some(why) = debian::unusable() {
+        return Err(why);
+    }
+    debian::install(PACKAGES).map_err(|error| format!("{error:#}"))
+}
+
+fn releases(only: Option<Release>) -> impl Iterator<Item = Release> {
+    let wanted = move |release: &Release| only.is_none_or(|only| only == *release);
+    RELEASES.into_iter().filter(wanted)
+}
+
+/// One run on one kernel.
+fn one(
+    name: &str,
+    release: Release,
+    keep: bool,
+    tally: &mut Tally,
+    scenario: impl FnOnce(&Run<'_>, &mut Tally) -> Result<()>,
+) {
     let started = Instant::now();
     let kernel = match kernel::provide(release) {
         Ok(kernel) => kernel,
-        Err(error) => return tally.unavailable(&name, &format!("{error:#}")),
+        Err(error) => return tally.unavailable(name, &format!("{error:#}")),
     };
-    let folder = match RunFolder::new(&name, keep) {
+    let folder = match RunFolder::new(name, keep) {
         Ok(folder) => folder,
-        Err(error) => return tally.failed(&name, &format!("{error:#}")),
+        Err(error) => return tally.failed(name, &format!("{error:#}")),
     };
-    let deadline = started + KERNEL_RUN_MAX;
     let run = Run {
-        name: &name,
+        name,
         kernel: &kernel,
         folder: folder.path(),
-        deadline,
+        deadline: started + KERNEL_RUN_MAX,
     };
-    if let Err(error) = scenario::machine::run(&run, executables, tally) {
-        tally.failed(&name, &format!("{error:#}"));
+    if let Err(error) = scenario(&run, tally) {
+        tally.failed(name, &format!("{error:#}"));
     }
     println!("{name}: took {}", seconds(started.elapsed()));
 }
@@ -131,9 +183,14 @@ pub(crate) struct Executables {
     pub(crate) perf: PathBuf,
 }
 
-fn build(workspace: &Workspace) -> Result<Executables> {
+fn build(workspace: &Workspace, features: &[&str]) -> Result<Executables> {
     let packages = ["--package", "bowline", "--package", "bowline-loadgen"];
-    let arguments = [["build", "--release", "--locked"].as_slice(), &packages].concat();
+    let arguments = [
+        ["build", "--release", "--locked"].as_slice(),
+        &packages,
+        features,
+    ]
+    .concat();
     process::run(&mut workspace.cargo(&arguments))?;
     let release = workspace.target().join("release");
     Ok(Executables {

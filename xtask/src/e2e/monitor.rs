@@ -49,23 +49,47 @@ impl Monitor {
         self.request("object-del", &json!({ "id": CAPTURE }))
     }
 
-    fn request(&mut self, execute: &str, arguments: &Value) -> Result<()> {
-        let line = json!({ "execute": execute, "arguments": arguments }).to_string();
-        writeln!(self.stream.get_mut(), "{line}").context("cannot ask the emulator")?;
-        loop {
-            let mut line = String::new();
-            let count = self.stream.read_line(&mut line);
-            if count.context("no answer from the emulator")? == 0 {
-                bail!("the emulator has closed its control channel");
-            }
-            let answer: Value = serde_json::from_str(&line).context("the emulator's answer")?;
-            if let Some(error) = answer.get("error") {
-                bail!("the emulator refuses {execute}: {error}");
-            }
-            // Neither the greeting nor an event has it.
-            if answer.get("return").is_some() {
-                return Ok(());
-            }
+    /// Takes the device `id` out, and waits until the guest has let it go.
+    pub(crate) fn unplug(&mut self, id: &str) -> Result<()> {
+        self.send("device_del", &json!({ "id": id }))?;
+        let (mut accepted, mut gone) = (false, false);
+        while !(accepted && gone) {
+            let line = self.receive("device_del")?;
+            accepted |= line.get("return").is_some();
+            gone |= line["event"] == "DEVICE_DELETED" && line["data"]["device"] == id;
         }
+        Ok(())
+    }
+
+    /// Puts a device in.
+    pub(crate) fn plug(&mut self, device: &Value) -> Result<()> {
+        self.request("device_add", device)
+    }
+
+    fn request(&mut self, execute: &str, arguments: &Value) -> Result<()> {
+        self.send(execute, arguments)?;
+        // Neither the greeting nor an event has it.
+        while self.receive(execute)?.get("return").is_none() {}
+        Ok(())
+    }
+
+    fn send(&mut self, execute: &str, arguments: &Value) -> Result<()> {
+        let line = json!({ "execute": execute, "arguments": arguments }).to_string();
+        writeln!(self.stream.get_mut(), "{line}").context("cannot ask the emulator")
+    }
+
+    /// The next line, which is not a refusal of `execute`.
+    fn receive(&mut self, execute: &str) -> Result<Value> {
+        let mut line = String::new();
+        let count = self.stream.read_line(&mut line);
+        let count = count.with_context(|| format!("no answer to {execute} from the emulator"))?;
+        if count == 0 {
+            bail!("the emulator has closed its control channel");
+        }
+        let line: Value = serde_json::from_str(&line).context("the emulator's answer")?;
+        if let Some(error) = line.get("error") {
+            bail!("the emulator refuses {execute}: {error}");
+        }
+        Ok(line)
     }
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use super::super::Executables;
 use super::super::capture;
@@ -11,18 +12,34 @@ use super::super::dataplane::{DataPlane, Setup};
 use super::super::guest::{self, Guest};
 use super::super::image;
 use super::super::kernel_log::Phase;
-use super::{DISK_BYTES, KILLS, NQN, Run, Scenario, Subject};
+use super::{DISK_BYTES, KILLS, NQN, Run, SECTOR_BYTES, Scenario, Subject};
 use crate::tally::Tally;
 
 /// The data plane's own name for its discovery.
 pub(super) const DISCOVERY_NQN: &str = "nqn.2026-11.io.bowline:e2e:discovery";
 pub(super) const SECOND_BYTES: u64 = 32 << 20;
 const SECOND_GROWN_BYTES: u64 = 48 << 20;
+/// SPDK's name of its memory.
+const SPDK_MEMORY: &str = "Malloc0";
+
+/// What the data plane serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disk {
+    /// A file, through the kernel.
+    File,
+    /// Memory of SPDK, which goes with the process.
+    SpdkMemory,
+}
 
 /// Boots the guest and runs every check. An error means that the rest could not be run at all.
-pub(crate) fn run(run: &Run<'_>, executables: &Executables, tally: &mut Tally) -> Result<()> {
-    let setup = setup(&executables.bowline, run.folder)?;
-    let guest = run.boot(&executables.perf)?;
+pub(crate) fn run(
+    run: &Run<'_>,
+    executables: &Executables,
+    disk: Disk,
+    tally: &mut Tally,
+) -> Result<()> {
+    let setup = setup(&executables.bowline, disk, run.folder)?;
+    let guest = run.boot(&executables.perf, None)?;
     let mut machine = Machine {
         folder: run.folder.to_owned(),
         setup,
@@ -42,13 +59,19 @@ pub(crate) fn run(run: &Run<'_>, executables: &Executables, tally: &mut Tally) -
     scenario.fio_jobs();
     scenario.namespaces();
     scenario.resets();
-    scenario.losses();
+    if disk == Disk::File {
+        scenario.losses();
+    }
     scenario.digests();
     scenario.captures();
     scenario.discovery();
-    scenario.paths();
+    if disk == Disk::File {
+        scenario.paths();
+    }
     scenario.reservations();
-    scenario.persistence();
+    if disk == Disk::File {
+        scenario.persistence();
+    }
     scenario.ending();
     ensure!(
         !scenario.abandoned,
@@ -57,11 +80,22 @@ pub(crate) fn run(run: &Run<'_>, executables: &Executables, tally: &mut Tally) -
     Ok(())
 }
 
-fn setup(executable: &Path, folder: &Path) -> Result<Setup> {
+fn setup(executable: &Path, disk: Disk, folder: &Path) -> Result<Setup> {
     let backing = folder.join("backing");
     fs::create_dir_all(&backing).context("cannot make the folder of backing files")?;
-    let device = backing.join("disk");
-    sized(&device, DISK_BYTES)?;
+    let (device, spdk) = match disk {
+        Disk::File => {
+            let device = backing.join("disk");
+            sized(&device, DISK_BYTES)?;
+            (device, None)
+        }
+        Disk::SpdkMemory => {
+            let config = folder.join("spdk.json");
+            fs::write(&config, spdk_memory().to_string())
+                .context("cannot write the configuration of SPDK")?;
+            (PathBuf::from(format!("bdev:{SPDK_MEMORY}")), Some(config))
+        }
+    };
     Ok(Setup {
         executable: executable.to_owned(),
         device,
@@ -73,8 +107,20 @@ fn setup(executable: &Path, folder: &Path) -> Result<Setup> {
         ],
         log: folder.join("dataplane.log"),
         state: None,
+        spdk,
         flags: &["--discovery-nqn", DISCOVERY_NQN],
     })
+}
+
+/// A block device in memory, in the words of SPDK's configuration.
+fn spdk_memory() -> Value {
+    let memory = json!({
+        "name": SPDK_MEMORY,
+        "num_blocks": DISK_BYTES / SECTOR_BYTES,
+        "block_size": SECTOR_BYTES,
+    });
+    let methods = json!([{ "method": "bdev_malloc_create", "params": memory }]);
+    json!({ "subsystems": [{ "subsystem": "bdev", "config": methods }] })
 }
 
 pub(super) fn sized(path: &Path, bytes: u64) -> Result<()> {

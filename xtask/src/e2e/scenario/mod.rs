@@ -2,6 +2,7 @@
 //! check is counted by its claim, and the guest's kernel log must have stayed clean during it.
 
 mod discovery;
+pub(crate) mod drive;
 mod host;
 pub(crate) mod machine;
 mod paths;
@@ -13,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+use super::drive::Drive;
 use super::guest::{self, Guest};
 use super::image;
 use super::kernel::Kernel;
@@ -37,12 +39,12 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// A guest with `program` of ours among its programs.
-    fn boot(&self, program: &Path) -> Result<Guest> {
+    /// A guest with `program` of ours among its programs, and with a drive if there is one.
+    fn boot(&self, program: &Path, drive: Option<&Drive>) -> Result<Guest> {
         let initramfs = self.folder.join("initramfs");
         image::write(&initramfs, self.kernel, program)?;
         let started = Instant::now();
-        let guest = Guest::boot(self.kernel, &initramfs, self.folder, self.deadline);
+        let guest = Guest::boot(self.kernel, &initramfs, drive, self.folder, self.deadline);
         let guest = guest.inspect_err(|_| {
             println!("{}", guest::file_tail(&self.folder.join("console.log"), 30));
         })?;
@@ -66,6 +68,11 @@ trait Subject {
 
     /// After a failure: it runs again, if it does not.
     fn revive(&mut self, guest: &mut Guest);
+}
+
+fn meet(guest: &mut Guest, address: &str, nqn: &str, port: u16) -> Result<()> {
+    let command = format!("echo 'ADDRESS={address} PORT={port} NQN={nqn}' >/run/peer");
+    guest.expect(&command).map(drop)
 }
 
 struct Scenario<'a, S> {
@@ -94,9 +101,7 @@ impl<'a, S: Subject> Scenario<'a, S> {
 
     /// Tells the guest where its peer is.
     fn meet(&mut self, nqn: &str, port: u16) -> Result<()> {
-        let address = S::ADDRESS;
-        let command = format!("echo 'ADDRESS={address} PORT={port} NQN={nqn}' >/run/peer");
-        self.guest.expect(&command).map(drop)
+        meet(&mut self.guest, S::ADDRESS, nqn, port)
     }
 
     /// Ends the load after one more whole pass.

@@ -97,6 +97,7 @@ impl Scenario<'_, Machine> {
             host_nqns: vec![image::HOST_NQN.to_owned()],
             log: self.subject.setup.log.clone(),
             state: None,
+            spdk: None,
             flags,
         });
         let planes = [

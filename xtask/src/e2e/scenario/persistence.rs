@@ -90,6 +90,7 @@ impl Scenario<'_, Machine> {
             ],
             log: self.subject.setup.log.clone(),
             state: Some(state),
+            spdk: None,
             flags: &[],
         };
         let plane = DataPlane::start(&setup, 0)?;

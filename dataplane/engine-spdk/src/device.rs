@@ -42,6 +42,8 @@ pub struct SpdkDevice {
     held: usize,
     now: Nanos,
     events: Events,
+    /// It has vanished, and is to be reset.
+    reset_due: bool,
     /// Where the device cannot zero by itself.
     zeroes: Option<IoBuf>,
 }
@@ -105,6 +107,7 @@ impl SpdkDevice {
             held: 0,
             now: Nanos::ZERO,
             events: Events::default(),
+            reset_due: false,
             zeroes,
         })
     }
@@ -152,7 +155,9 @@ impl SpdkDevice {
 
     /// Hands back a request that the library has no room for.
     fn submit(&mut self, request: Request) -> Option<Request> {
-        let Some(open) = &mut self.open else {
+        // Nothing new for a device that goes: it may have been reset for what is on its way.
+        let has_vanished = self.events.vanished;
+        let Some(open) = self.open.as_mut().filter(|_| !has_vanished) else {
             self.over(request.finish(Err(IoError::Vanished)));
             return None;
         };
@@ -229,25 +234,37 @@ impl SpdkDevice {
             match event {
                 BdevEvent::Removed => {
                     self.events.vanish();
-                    self.reset();
+                    self.reset_due = true;
                 }
                 BdevEvent::Resized => self.resize(),
             }
         }
+        if self.reset_due {
+            self.reset_due = self.reset();
+        }
     }
 
     /// Has a device that goes end what runs, however stuck it is: whoever removes it waits for that.
-    fn reset(&mut self) {
+    /// True when there was no room for that, and it is to be tried again.
+    fn reset(&mut self) -> bool {
         if let Some(open) = &mut self.open
             && open.queue.running() > 0
             && self.abilities.reset
         {
             let request = Request::reset();
             let (operation, range) = request.operation(0);
-            if let Err(Rejected { reason, .. }) = open.queue.submit(operation, range, request) {
-                tracing::warn!(device = open.bdev.name(), ?reason, "SPDK refused a reset");
+            match open.queue.submit(operation, range, request) {
+                Ok(()) => {}
+                Err(Rejected {
+                    reason: Refusal::Full,
+                    ..
+                }) => return true,
+                Err(Rejected { reason, .. }) => {
+                    tracing::warn!(device = open.bdev.name(), ?reason, "SPDK refused a reset");
+                }
             }
         }
+        false
     }
 
     /// Takes over a larger size; hosts rely on the one they were told, so never a smaller one.

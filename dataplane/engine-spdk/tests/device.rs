@@ -461,6 +461,23 @@ mod double {
         }
     }
 
+    /// It was asked for once. Without room at that time what was stuck stayed so, and with it whoever
+    /// removed the device.
+    #[test]
+    fn reset_of_a_removed_device_is_tried_until_there_is_room() {
+        let mut rig = faulty("Crowded");
+        inject("EE_Crowded", "write", "pending");
+        let io = Rig::io(Op::Write, 0, 1, rig.buffer(&[1; BLOCK]));
+        rig.device.try_submit(io).unwrap();
+        configure("double_refuse", json!({"name": "EE_Crowded", "num": 3}));
+        let removed = begin("bdev_malloc_delete", json!({"name": "Crowded"}));
+        assert_eq!(rig.finish().result, Err(IoError::Vanished));
+        while !removed.is_finished() {
+            assert!(rig.poll().is_none());
+        }
+        removed.join().unwrap();
+    }
+
     #[test]
     fn statuses_of_drives_have_their_meaning() {
         let mut rig = faulty("Statuses");

@@ -37,7 +37,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Everything: lint, all tests, figures, the bindings to SPDK, the guard of what commands cost,
-    /// the sanitizer, the fuzzer, then a real Linux host.
+    /// the sanitizer, the fuzzer, then a real Linux host, and with SPDK a drive of its own.
     Test,
     /// Formatting, clippy, dependency rule, cargo-deny and tidy rules.
     Lint,

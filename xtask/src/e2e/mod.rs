@@ -177,7 +177,7 @@ fn one(
 
 /// What is tested, and with what.
 pub(crate) struct Executables {
-    /// Runs on this machine.
+    /// Runs on this machine, or in the guest where it has a drive.
     pub(crate) bowline: PathBuf,
     /// `bowline-perf`, which runs in the guest.
     pub(crate) perf: PathBuf,

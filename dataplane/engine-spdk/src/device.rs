@@ -193,7 +193,8 @@ impl SpdkDevice {
             return;
         }
         let code = (status.code_type(), status.code());
-        let error = self.judge(status::io_error(code, payload.errs_as()));
+        let error = status::io_error(code, payload.errs_as(), self.abilities.is_drive);
+        let error = self.judge(error);
         self.over(payload.finish(Err(error)));
     }
 

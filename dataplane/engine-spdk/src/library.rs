@@ -110,6 +110,7 @@ impl Spdk {
         };
         let geometry = geometry(info)?;
         let abilities = Abilities {
+            is_drive: info.module == DRIVES,
             block_bytes: info.block_bytes,
             flush: info.supports(Operation::Flush),
             write_cache: geometry.volatile_cache,
@@ -219,6 +220,9 @@ fn environment(options: &Options) -> spdk::Options {
         ..spdk::Options::new("bowline")
     }
 }
+
+/// The library's module for NVMe drives.
+const DRIVES: &str = "nvme";
 
 const CONFIG_HINT: &str = "check the file given with --spdk-config";
 const START_HINT: &str = "see the log; huge pages are reserved with \

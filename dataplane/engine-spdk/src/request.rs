@@ -17,6 +17,8 @@ pub(crate) const ZEROES_BYTES: usize = 128 << 10;
 /// What the device can do, as far as it matters here.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Abilities {
+    /// It is an NVMe drive.
+    pub(crate) is_drive: bool,
     pub(crate) block_bytes: u32,
     pub(crate) flush: bool,
     pub(crate) write_cache: bool,

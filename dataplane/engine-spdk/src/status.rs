@@ -4,14 +4,18 @@
 use bowline_block::{IoError, Op};
 use bowline_spdk_rs::Refusal;
 
-/// The meaning of a status, its type and code, for a request that does `op`. Success is not asked.
-pub(crate) fn io_error((code_type, code): (u8, u8), op: Op) -> IoError {
+/// The meaning of a status, its type and code, for a request that does `op`, of an NVMe drive or of
+/// another device. Success is not asked.
+pub(crate) fn io_error((code_type, code): (u8, u8), op: Op, is_drive: bool) -> IoError {
     let failed = if op == Op::Read {
         IoError::MediaRead
     } else {
         IoError::MediaWrite
     };
     let error = match code_type {
+        // A drive names its medium where that is at fault. So does not the library for it, which has
+        // nothing else to say of a drive that was pulled.
+        GENERIC if is_drive && op != Op::Flush => generic(code, IoError::Internal),
         GENERIC => generic(code, failed),
         SPECIFIC => specific(code),
         MEDIA => media(code, failed),
@@ -123,7 +127,7 @@ mod tests {
             (7, 0xC0, MediaRead, MediaWrite),
         ];
         for (code_type, code, reading, writing) in cases {
-            let error = |op| io_error((code_type, code), op);
+            let error = |op| io_error((code_type, code), op, false);
             assert_eq!(error(Op::Read), reading, "type {code_type} code {code:#x}");
             for op in [Op::Write, Op::Deallocate, Op::CompareAndWrite] {
                 assert_eq!(error(op), writing, "type {code_type} code {code:#x}");
@@ -131,16 +135,32 @@ mod tests {
         }
     }
 
+    /// While the library still finds out that a drive was pulled, its requests end with the status of
+    /// an internal error. Hosts were told of a medium that cannot be read.
+    #[test]
+    fn internal_error_of_a_drive_is_no_error_of_its_medium() {
+        for code in [0x04, 0x06] {
+            for op in [Op::Read, Op::Write, Op::Deallocate] {
+                assert_eq!(io_error((0, code), op, true), IoError::Internal);
+            }
+            let flushed = io_error((0, code), Op::Flush, true);
+            assert_eq!(flushed, IoError::MediaWrite, "it is not repeated");
+        }
+        assert_eq!(io_error((2, 0x81), Op::Read, true), IoError::MediaRead);
+    }
+
     /// A host that repeats a flush would be told that all is well.
     #[test]
     fn no_error_of_a_flush_reads_as_a_request_that_may_be_repeated() {
         for code_type in 0..=7 {
             for code in 0..=0xFF {
-                let error = io_error((code_type, code), Op::Flush);
-                assert!(
-                    !matches!(error, IoError::Aborted | IoError::TimedOut),
-                    "type {code_type} code {code:#x}"
-                );
+                for is_drive in [false, true] {
+                    let error = io_error((code_type, code), Op::Flush, is_drive);
+                    assert!(
+                        !matches!(error, IoError::Aborted | IoError::TimedOut),
+                        "type {code_type} code {code:#x}"
+                    );
+                }
             }
         }
     }

@@ -111,18 +111,20 @@ fn two_large_buffers(io: IoBackend) -> (Rig, NamespaceId, Arc<Gate>) {
     (rig, nsid, gate)
 }
 
-/// Sends three Copies to a device that does not end anything: the third has no buffer.
+/// Sends three Copies to a device that does not end anything: the third has no buffer. They come
+/// together: behind what already runs the third would not even be received.
 fn send_copies(rig: &Rig, queue: &mut Raw, nsid: NamespaceId, gate: &Gate) {
     gate.set_closed(true);
+    let mut capsules = Vec::new();
     for to in [1024, 2048, 3072] {
         let copy = Sqe::new(opcode::COPY).with_nsid(nsid).with_copy(to, 0);
         let source = CopyRange {
             slba: 0,
             blocks: 256,
         };
-        let capsule = queue.capsule(copy, Some(&source.encode()));
-        queue.send(&capsule);
+        capsules.extend(queue.capsule(copy, Some(&source.encode())));
     }
+    queue.send(&capsules);
     until("the third waits", || {
         (gate.submitted() == 2 && rig.usage().waiting == 1).then_some(())
     });

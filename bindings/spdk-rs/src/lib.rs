@@ -23,7 +23,8 @@
 //!
 //! # Example
 //!
-//! ```
+#![cfg_attr(any(feature = "spdk", feature = "double"), doc = "```")]
+#![cfg_attr(not(any(feature = "spdk", feature = "double")), doc = "```text")]
 //! use bowline_spdk_rs::{Access, Bdev, Config, Operation, Options, Range, Service};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

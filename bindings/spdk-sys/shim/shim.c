@@ -3,6 +3,7 @@
 #include "shim.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -145,6 +146,9 @@ shim_env_init(const struct shim_env_options *options)
 	opts.name = options->name;
 	opts.core_mask = NULL;
 	opts.lcore_map = core;
+	if (options->memory_mib > INT_MAX) {
+		return -EINVAL;
+	}
 	if (options->memory_mib > 0) {
 		opts.mem_size = (int)options->memory_mib;
 	}

@@ -49,7 +49,7 @@ void shim_log_open(shim_log_fn log, enum shim_log_level level);
 struct shim_env_options {
 	/* Name of the process in the environment's files. Required. */
 	const char *name;
-	/* Memory for DMA to set aside in MiB; 0: what the library takes by itself. */
+	/* Memory for DMA to set aside in MiB, at most INT_MAX; 0: what the library takes by itself. */
 	uint32_t memory_mib;
 	/* Ordinary pages instead of huge ones; no device on PCI can be used then. */
 	bool no_huge;

@@ -191,7 +191,10 @@ impl Spdk {
             return Err(SpdkError {
                 is_busy: false,
                 cause: format!("the drive at {address} has no namespace"),
-                hint: "create one (`nvme create-ns`), or name another drive".to_owned(),
+                hint:
+                    "create one (`nvme create-ns`), name another drive, or, if this one was pulled \
+                       out and put back, restart the data plane"
+                        .to_owned(),
             });
         };
         if !others.is_empty() {

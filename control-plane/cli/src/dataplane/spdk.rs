@@ -139,7 +139,9 @@ fn options(flags: &DataplaneFlags, source: &SpdkSource) -> Result<SpdkOptions, C
 }
 
 fn mib(size: Size) -> Result<u32, CliError> {
-    let mib = u32::try_from(size.0 / MIB).ok();
+    // SPDK counts in signed numbers.
+    let mib = i32::try_from(size.0 / MIB).ok();
+    let mib = mib.and_then(|mib| u32::try_from(mib).ok());
     mib.filter(|mib| *mib > 0 && size.0.is_multiple_of(MIB))
         .ok_or_else(|| {
             CliError::usage(format!("--spdk-memory {size} is not possible"))
@@ -150,6 +152,18 @@ fn mib(size: Size) -> Result<u32, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_whole_mebibytes_that_spdk_can_count() {
+        for (bytes, expected) in [
+            (512 << 20, Some(512)),
+            (0, None),
+            ((1 << 20) + 1, None),
+            (1 << 51, None),
+        ] {
+            assert_eq!(mib(Size(bytes)).ok(), expected, "{bytes}");
+        }
+    }
 
     #[test]
     fn pci_addresses_are_read_with_and_without_domain() {

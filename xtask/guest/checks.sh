@@ -230,9 +230,12 @@ load_starts() {
                 --verify_fatal=1 --verify_backlog=32 --thread --randseed="$RANDOM" \
                 --allow_file_create=0 >/run/load.log 2>&1 || { echo "$?" >/run/load.failed; break; }
             passes=$((passes + 1))
-            echo "$passes" >/run/load.passes
+            # Renamed into place: whoever reads it finds a number, never nothing.
+            echo "$passes" >/run/load.count
+            mv /run/load.count /run/load.passes
         done
-        echo "$passes" >/run/load.done' "$(disk 1)" </dev/null >/dev/null 2>&1 &
+        echo "$passes" >/run/load.count
+        mv /run/load.count /run/load.done' "$(disk 1)" </dev/null >/dev/null 2>&1 &
     within 120 load_moves
 }
 

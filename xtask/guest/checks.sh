@@ -230,12 +230,10 @@ load_starts() {
                 --verify_fatal=1 --verify_backlog=32 --thread --randseed="$RANDOM" \
                 --allow_file_create=0 >/run/load.log 2>&1 || { echo "$?" >/run/load.failed; break; }
             passes=$((passes + 1))
-            # Renamed into place: whoever reads it finds a number, never nothing.
-            echo "$passes" >/run/load.count
-            mv /run/load.count /run/load.passes
+            # A line for each, so that whoever reads meanwhile finds all those before.
+            echo "$passes" >>/run/load.passes
         done
-        echo "$passes" >/run/load.count
-        mv /run/load.count /run/load.done' "$(disk 1)" </dev/null >/dev/null 2>&1 &
+        echo "$passes" >/run/load.done' "$(disk 1)" </dev/null >/dev/null 2>&1 &
     within 120 load_moves
 }
 
@@ -259,10 +257,18 @@ load_moves() {
 }
 load_goes_on() { [ ! -e /run/load.failed ] && within 120 load_moves; }
 
+# How many passes of the load have ended.
+load_count() {
+    local - passes=()
+    set +x
+    [ ! -e /run/load.passes ] || mapfile -t passes </run/load.passes
+    echo "${#passes[@]}"
+}
+
 # One more whole pass, so one that began after everything before.
 load_passes() {
     local passes
-    passes=$(cat /run/load.passes 2>/dev/null || echo 0)
+    passes=$(load_count)
     within 240 load_passed "$passes"
 }
 
@@ -281,7 +287,7 @@ load_is_over() {
     : >/run/load.stop
     within 240 test -e /run/load.done
 }
-load_passed() { [ -e /run/load.done ] || [ "$(cat /run/load.passes 2>/dev/null || echo 0)" -gt "$1" ]; }
+load_passed() { [ -e /run/load.done ] || [ "$(load_count)" -gt "$1" ]; }
 
 # Deallocate and Write Zeroes touch their own range and nothing beside it.
 discards() {

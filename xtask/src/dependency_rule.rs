@@ -14,6 +14,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("bowline-nvmf", &["bowline-nvme"]),
     ("bowline-block", &["bowline-nvme"]),
     ("bowline-reactor", &["bowline-nvme", "bowline-block"]),
+    ("bowline-pool", &["bowline-nvme", "bowline-block"]),
     // The tests of an engine serve it to hosts: `tcp` and `nvmf`, and the reactor of either.
     (
         "bowline-engine-kernel",

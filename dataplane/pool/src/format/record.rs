@@ -1,0 +1,179 @@
+//! What the journal and the checkpoints say, record by record. `FORMAT.md` has the bytes.
+
+use uuid::Uuid;
+
+/// Stands for "none" where a number is expected on the drive.
+pub const NONE: u32 = u32::MAX;
+
+/// Numbers, as they are in memory or little-endian as on the drive.
+#[derive(Clone, Copy, Debug)]
+pub enum Numbers<'a> {
+    /// As in memory.
+    Native(&'a [u32]),
+    /// As on the drive; a multiple of 4 bytes.
+    Wire(&'a [u8]),
+}
+
+/// How long a completed write may be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// It is on stable media.
+    Media,
+    /// As the drive has it: until the next Flush, where the drive's cache is volatile.
+    Device,
+}
+
+/// What is done with the checksums of a volume's chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksums {
+    /// There are none.
+    Off,
+    /// They are kept, and compared by scrubbing only.
+    Scrub,
+    /// They are kept, and compared by every read.
+    Verify,
+}
+
+/// A volume, whole: what is there of it besides versions, snapshots and attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeRecord<'a> {
+    /// Number of the volume.
+    pub volume: u32,
+    /// Its name among all.
+    pub uuid: Uuid,
+    /// Size.
+    pub bytes: u64,
+    /// Logical block.
+    pub block_bytes: u32,
+    /// Number of snapshots ever taken: the `born` of what is written now.
+    pub snapshots_taken: u32,
+    /// Volume and number of the snapshot it is a clone of.
+    pub base: Option<(u32, u32)>,
+    /// Every extent is allocated and stays so.
+    pub is_thick: bool,
+    /// Only kept for others that need it.
+    pub is_deleted: bool,
+    /// Not acknowledged yet.
+    pub is_being_made: bool,
+    /// How long a completed write may be lost.
+    pub durability: Durability,
+    /// What is done with checksums.
+    pub checksums: Checksums,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// At most 255 bytes.
+    pub name: &'a str,
+}
+
+/// A snapshot, whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotRecord<'a> {
+    /// Number of the volume.
+    pub volume: u32,
+    /// Number of the snapshot.
+    pub number: u32,
+    /// Its name among all.
+    pub uuid: Uuid,
+    /// Size.
+    pub bytes: u64,
+    /// Only kept for others that need it.
+    pub is_deleted: bool,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// At most 255 bytes.
+    pub name: &'a str,
+}
+
+/// One record. Each says how something is, so that replaying it twice does no harm.
+#[derive(Clone, Copy, Debug)]
+pub enum Record<'a> {
+    /// A volume is so.
+    Volume(VolumeRecord<'a>),
+    /// A volume is gone, with its versions, snapshots and attributes.
+    VolumeGone {
+        /// Number of the volume.
+        volume: u32,
+    },
+    /// A snapshot is so.
+    Snapshot(SnapshotRecord<'a>),
+    /// A snapshot is gone.
+    SnapshotGone {
+        /// Number of the volume.
+        volume: u32,
+        /// Number of the snapshot.
+        number: u32,
+    },
+    /// Versions without a bitmap for consecutive logical extents; [`NONE`] for a hole.
+    Map {
+        /// Number of the volume.
+        volume: u32,
+        /// Snapshots of the volume when the version was made.
+        born: u32,
+        /// The (first) logical extent.
+        logical: u32,
+        /// Physical extents.
+        physical: Numbers<'a>,
+    },
+    /// A version with a bitmap.
+    MapPart {
+        /// Number of the volume.
+        volume: u32,
+        /// Snapshots of the volume when the version was made.
+        born: u32,
+        /// The (first) logical extent.
+        logical: u32,
+        /// The (first) physical extent.
+        physical: u32,
+        /// One bit a chunk.
+        bitmap: &'a [u8],
+    },
+    /// There is no version with this `born` for these logical extents.
+    Unmap {
+        /// Number of the volume.
+        volume: u32,
+        /// Snapshots of the volume when the version was made.
+        born: u32,
+        /// The (first) logical extent.
+        logical: u32,
+        /// How many, one after another.
+        count: u32,
+    },
+    /// Free, and all zero.
+    Clean {
+        /// The (first) physical extent.
+        physical: u32,
+        /// How many, one after another.
+        count: u32,
+    },
+    /// Their checksums on the drive may be out of date.
+    Activate {
+        /// Physical extents.
+        physical: Numbers<'a>,
+    },
+    /// Their checksums on the drive are right.
+    Retire {
+        /// Physical extents.
+        physical: Numbers<'a>,
+    },
+    /// Without bytes: there is none.
+    Attribute {
+        /// Number of the volume.
+        volume: u32,
+        /// What it is for.
+        kind: u32,
+        /// Its content.
+        bytes: &'a [u8],
+    },
+    /// The number of the next volume that is made.
+    NextVolume {
+        /// Number of the volume.
+        volume: u32,
+    },
+    /// Free, and may be written to from now on: no longer known to be zero.
+    Reserve {
+        /// The (first) physical extent.
+        physical: u32,
+        /// How many, one after another.
+        count: u32,
+    },
+}

@@ -1,0 +1,5 @@
+//! The pool: one drive shared by many thin volumes, described by itself.
+#![forbid(unsafe_code)]
+
+/// The format on the drive.
+pub mod format;

@@ -14,6 +14,7 @@
 )]
 mod buf;
 mod device;
+mod events;
 mod fault;
 mod geometry;
 mod io;
@@ -25,6 +26,7 @@ pub use buf::{
     PoolMemory, PoolStats, Region, ViewedBuf,
 };
 pub use device::{Completions, Device, DeviceEvent, MEDIA_WARNING_INTERVAL};
+pub use events::DeviceEvents;
 pub use fault::{CachePlan, CrashReport, ErrorRates, FaultDevice, FaultPlan, Latency};
 pub use geometry::{ByteRange, Deallocate, Geometry};
 pub use io::{Completion, Io, IoError, Op};

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::io;
 
 use bowline_block::{
-    BufPool, ClassConfig, Completion, Completions, Deallocate, Device, DeviceEvent, Geometry, Io,
-    IoBuf, IoError, MEDIA_WARNING_INTERVAL, Op, PoolConfig,
+    BufPool, ClassConfig, Completion, Completions, Deallocate, Device, DeviceEvent, DeviceEvents,
+    Geometry, Io, IoBuf, IoError, Op, PoolConfig,
 };
 use bowline_nvme::Nanos;
 use bowline_reactor::DiskQueue;
@@ -51,7 +51,7 @@ pub struct KernelDevice {
     sequence: u64,
     // Time of the last poll.
     now: Nanos,
-    events: Events,
+    events: DeviceEvents,
     zeroes: IoBuf,
     scratch: Option<IoBuf>,
     // One buffer of zeroes, one of scratch.
@@ -101,7 +101,7 @@ impl KernelDevice {
             done: VecDeque::with_capacity(depth),
             sequence: 0,
             now: Nanos::ZERO,
-            events: Events::default(),
+            events: DeviceEvents::default(),
             zeroes,
             scratch: None,
             pool,
@@ -127,7 +127,7 @@ impl KernelDevice {
 
     /// What can be said about a request without asking the kernel.
     fn verdict(&self, io: &Io) -> Result<Verdict, IoError> {
-        if self.events.vanished {
+        if self.events.has_vanished() {
             return Err(IoError::Vanished);
         }
         let range = self.geometry.check_io(io)?;
@@ -245,7 +245,7 @@ impl KernelDevice {
             IoError::Vanished => self.events.vanish(),
             IoError::MediaRead | IoError::MediaWrite | IoError::TimedOut => {
                 // A drive that was pulled out fails its requests before anybody says why.
-                if self.events.vanished || self.is_gone() {
+                if self.events.has_vanished() || self.is_gone() {
                     self.events.vanish();
                     return IoError::Vanished;
                 }
@@ -255,7 +255,7 @@ impl KernelDevice {
                 // Was claimed from what the kernel told; it turned out to be wrong.
                 self.abilities.deallocate = Deallocate::None;
                 self.geometry.deallocate = Deallocate::None;
-                self.events.geometry_changed = true;
+                self.events.change_geometry();
             }
             _ => {}
         }
@@ -340,7 +340,7 @@ impl Device for KernelDevice {
     }
 
     fn poll_event(&mut self) -> Option<DeviceEvent> {
-        self.events.next()
+        self.events.pop()
     }
 
     fn refresh(&mut self) -> io::Result<Geometry> {
@@ -357,70 +357,14 @@ impl Device for KernelDevice {
         let blocks = bytes / block_bytes;
         if blocks >= self.geometry.blocks {
             self.info.unused_bytes = bytes % block_bytes;
-            self.events.geometry_changed |= blocks > self.geometry.blocks;
-            self.geometry.blocks = blocks;
+            if blocks > self.geometry.blocks {
+                self.geometry.blocks = blocks;
+                self.events.change_geometry();
+            }
         }
         Ok(Geometry {
             blocks,
             ..self.geometry
         })
-    }
-}
-
-/// What has happened and was not told yet. A burst of the same event is one event.
-#[derive(Debug, Default)]
-struct Events {
-    vanished: bool,
-    vanish_untold: bool,
-    geometry_changed: bool,
-    warning: bool,
-    // When the next warning may be told.
-    next_warning_at: Nanos,
-}
-
-impl Events {
-    fn vanish(&mut self) {
-        self.vanish_untold |= !self.vanished;
-        self.vanished = true;
-    }
-
-    fn warn(&mut self, now: Nanos) {
-        if self.next_warning_at <= now {
-            self.next_warning_at = now.after(MEDIA_WARNING_INTERVAL);
-            self.warning = true;
-        }
-    }
-
-    fn next(&mut self) -> Option<DeviceEvent> {
-        if std::mem::take(&mut self.vanish_untold) {
-            Some(DeviceEvent::Vanished)
-        } else if std::mem::take(&mut self.geometry_changed) {
-            Some(DeviceEvent::GeometryChanged)
-        } else if std::mem::take(&mut self.warning) {
-            Some(DeviceEvent::MediaWarning)
-        } else {
-            None
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn media_warning_is_told_once_per_interval() {
-        let mut events = Events::default();
-        let first = Nanos::from_secs(100);
-        let told = |events: &mut Events, at| {
-            events.warn(at);
-            events.next()
-        };
-        assert_eq!(told(&mut events, first), Some(DeviceEvent::MediaWarning));
-        assert_eq!(told(&mut events, first), None);
-        let next = first.after(MEDIA_WARNING_INTERVAL);
-        assert_eq!(told(&mut events, Nanos(next.0 - 1)), None);
-        assert_eq!(told(&mut events, next), Some(DeviceEvent::MediaWarning));
-        assert_eq!(told(&mut events, next), None);
     }
 }

@@ -5,8 +5,8 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use bowline_block::{
-    ClassConfig, Completion, Completions, Deallocate, Device, DeviceEvent, Geometry, Io, IoBuf,
-    IoError, MEDIA_WARNING_INTERVAL, Op, PoolConfig, PoolMemory, SEGMENTS_MAX,
+    ClassConfig, Completion, Completions, Deallocate, Device, DeviceEvent, DeviceEvents, Geometry,
+    Io, IoBuf, IoError, Op, PoolConfig, PoolMemory, SEGMENTS_MAX,
 };
 use bowline_nvme::Nanos;
 use bowline_spdk_rs::{Access, Bdev, BdevEvent, Finished, Queue, Refusal, Rejected, Thread};
@@ -41,7 +41,7 @@ pub struct SpdkDevice {
     /// Requests accepted and not handed out.
     held: usize,
     now: Nanos,
-    events: Events,
+    events: DeviceEvents,
     /// It has vanished, and is to be reset.
     reset_due: bool,
     /// Where the device cannot zero by itself.
@@ -106,7 +106,7 @@ impl SpdkDevice {
             done: VecDeque::with_capacity(DEPTH),
             held: 0,
             now: Nanos::ZERO,
-            events: Events::default(),
+            events: DeviceEvents::default(),
             reset_due: false,
             zeroes,
         })
@@ -120,7 +120,7 @@ impl SpdkDevice {
 
     /// What can be said about a request without asking the library; `None` when it is to be asked.
     fn verdict(&self, io: &Io) -> Option<Result<(), IoError>> {
-        if self.events.vanished {
+        if self.events.has_vanished() {
             return Some(Err(IoError::Vanished));
         }
         let range = match self.geometry.check_io(io) {
@@ -156,7 +156,7 @@ impl SpdkDevice {
     /// Hands back a request that the library has no room for.
     fn submit(&mut self, request: Request) -> Option<Request> {
         // Nothing new for a device that goes: it may have been reset for what is on its way.
-        let has_vanished = self.events.vanished;
+        let has_vanished = self.events.has_vanished();
         let Some(open) = self.open.as_mut().filter(|_| !has_vanished) else {
             self.over(request.finish(Err(IoError::Vanished)));
             return None;
@@ -214,13 +214,13 @@ impl SpdkDevice {
     fn abilities_changed(&mut self) {
         if self.geometry.deallocate != Deallocate::None {
             self.geometry.deallocate = Deallocate::None;
-            self.events.geometry_changed = true;
+            self.events.change_geometry();
         }
     }
 
     /// Looks at what an error says about the device as a whole.
     fn judge(&mut self, error: IoError) -> IoError {
-        if self.events.vanished {
+        if self.events.has_vanished() {
             return IoError::Vanished;
         }
         if matches!(error, IoError::MediaRead | IoError::MediaWrite) {
@@ -272,8 +272,10 @@ impl SpdkDevice {
     fn resize(&mut self) {
         if let Some(open) = &self.open {
             let blocks = open.bdev.info().blocks;
-            self.events.geometry_changed |= blocks > self.geometry.blocks;
-            self.geometry.blocks = self.geometry.blocks.max(blocks);
+            if blocks > self.geometry.blocks {
+                self.geometry.blocks = blocks;
+                self.events.change_geometry();
+            }
         }
     }
 
@@ -284,7 +286,7 @@ impl SpdkDevice {
             self.ended(finished);
         }
         let is_idle = |open: &Open| open.queue.running() == 0;
-        if self.events.vanished && self.open.as_ref().is_some_and(is_idle) {
+        if self.events.has_vanished() && self.open.as_ref().is_some_and(is_idle) {
             self.open = None;
         }
     }
@@ -344,12 +346,12 @@ impl Device for SpdkDevice {
     }
 
     fn poll_event(&mut self) -> Option<DeviceEvent> {
-        self.events.next()
+        self.events.pop()
     }
 
     fn refresh(&mut self) -> io::Result<Geometry> {
         self.note_events();
-        let Some(open) = self.open.as_ref().filter(|_| !self.events.vanished) else {
+        let Some(open) = self.open.as_ref().filter(|_| !self.events.has_vanished()) else {
             let gone = "the device is gone";
             return Err(io::Error::new(io::ErrorKind::NotFound, gone));
         };
@@ -390,45 +392,4 @@ fn zeroes(memory: &PoolMemory) -> io::Result<IoBuf> {
     // New memory is zero, and nobody is given it to write to.
     pool.alloc(ZEROES_BYTES)
         .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
-}
-
-/// What has happened and was not told yet. A burst of the same event is one event.
-#[derive(Debug, Default)]
-struct Events {
-    vanished: bool,
-    vanish_untold: bool,
-    geometry_changed: bool,
-    warning: bool,
-    /// When the next warning may be told.
-    next_warning_at: Nanos,
-}
-
-impl Events {
-    fn vanish(&mut self) {
-        self.vanish_untold |= !self.vanished;
-        self.vanished = true;
-    }
-
-    fn warn(&mut self, now: Nanos) {
-        if self.next_warning_at <= now {
-            self.next_warning_at = now.after(MEDIA_WARNING_INTERVAL);
-            self.warning = true;
-        }
-    }
-
-    const fn is_untold(&self) -> bool {
-        self.vanish_untold || self.geometry_changed || self.warning
-    }
-
-    fn next(&mut self) -> Option<DeviceEvent> {
-        if std::mem::take(&mut self.vanish_untold) {
-            Some(DeviceEvent::Vanished)
-        } else if std::mem::take(&mut self.geometry_changed) {
-            Some(DeviceEvent::GeometryChanged)
-        } else if std::mem::take(&mut self.warning) {
-            Some(DeviceEvent::MediaWarning)
-        } else {
-            None
-        }
-    }
 }

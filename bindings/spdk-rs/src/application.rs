@@ -117,7 +117,7 @@ impl Application {
             ));
         }
         let mut names: Vec<_> = self.bdevs().into_iter().map(|info| info.name).collect();
-        names.retain(|name| controller.has_namespace(name));
+        names.retain(|name| controller.namespace(name).is_some());
         if names.is_empty() {
             self.detach(controller.name())?;
             return Err(Error::new(what(), "it has no active namespace"));

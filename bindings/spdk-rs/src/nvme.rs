@@ -50,12 +50,13 @@ impl NvmeController {
         &self.name
     }
 
-    /// Whether a device of this name is one of its namespaces.
-    pub(crate) fn has_namespace(&self, device: &str) -> bool {
-        device
-            .strip_prefix(&self.name)
-            .and_then(|rest| rest.strip_prefix('n'))
-            .is_some_and(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
+    /// The identifier of the namespace of which the device of this name is made; none if that is not
+    /// one of this controller.
+    #[must_use]
+    pub fn namespace(&self, device: &str) -> Option<u32> {
+        let id = device.strip_prefix(&self.name)?.strip_prefix('n')?;
+        let is_number = id.bytes().all(|byte| byte.is_ascii_digit());
+        id.parse().ok().filter(|_| is_number)
     }
 
     pub(crate) fn params(&self) -> Value {
@@ -63,7 +64,7 @@ impl NvmeController {
     }
 }
 
-/// `0000:01:00.0`, in hexadecimal.
+/// `0000:01:00.0`, in hexadecimal. Domains that are not the machine's own bus have more digits.
 fn is_pci_address(text: &str) -> bool {
     let is_hex = |text: &str, digits: usize| {
         text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
@@ -77,7 +78,8 @@ fn is_pci_address(text: &str) -> bool {
     let Some((device, function)) = rest.split_once('.') else {
         return false;
     };
-    is_hex(domain, 4) && is_hex(bus, 2) && is_hex(device, 2) && is_hex(function, 1)
+    let is_domain = (4..=8).any(|digits| is_hex(domain, digits));
+    is_domain && is_hex(bus, 2) && is_hex(device, 2) && is_hex(function, 1)
 }
 
 #[cfg(test)]
@@ -88,9 +90,12 @@ mod tests {
     fn only_whole_addresses_are_taken() {
         NvmeController::pcie("n", "0000:01:00.0").unwrap();
         NvmeController::pcie("n", "00a1:ff:1F.7").unwrap();
+        NvmeController::pcie("n", "10000:e1:00.0").unwrap();
         for wrong in [
             "",
             "01:00.0",
+            "000:01:00.0",
+            "000000000:01:00.0",
             "0000:01:00",
             "0000:01:00.00",
             "0000:01:0g.0",
@@ -107,10 +112,12 @@ mod tests {
     #[test]
     fn namespaces_are_known_by_their_names() {
         let controller = NvmeController::vfio_user("drive", "/run/drive");
-        assert!(controller.has_namespace("driven1"));
-        assert!(controller.has_namespace("driven12"));
-        for other in ["drive", "driven", "drive1n1", "drivenn1", "other"] {
-            assert!(!controller.has_namespace(other), "{other}");
+        assert_eq!(controller.namespace("driven1"), Some(1));
+        assert_eq!(controller.namespace("driven12"), Some(12));
+        for other in [
+            "drive", "driven", "driven+1", "drive1n1", "drivenn1", "other",
+        ] {
+            assert_eq!(controller.namespace(other), None, "{other}");
         }
     }
 }

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bowline_block::{Geometry, PoolMemory};
-use bowline_spdk_rs::{self as spdk, BdevInfo, Config, Library, LogLevel, Operation, Pci, Service};
+use bowline_spdk_rs::{
+    self as spdk, BdevInfo, Config, Library, LogLevel, NvmeController, Operation, Pci, Service,
+};
 use serde_json::json;
 
 use crate::geometry::geometry;
@@ -20,7 +23,7 @@ const PLAIN_MEMORY_MIB: u32 = 1024;
 /// within a second, and its admin queue is looked at ten times a second.
 const TIMEOUT_US: u64 = 30_000_000;
 const ADMIN_POLL_US: u64 = 100_000;
-const HOTPLUG_POLL_US: u64 = 1_000_000;
+const HOTPLUG_POLL: Duration = Duration::from_secs(1);
 
 /// SPDK in this process. Clones are the same; with the last one the library ends, which waits until
 /// the devices are dropped: keep one that does not belong to a reactor.
@@ -165,12 +168,10 @@ impl Spdk {
         // Held meanwhile: two that want one drive attach it once.
         let attached = &self.inner.attached;
         let mut attached = attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let controller = NvmeController::pcie(address, address)
+            .map_err(|error| failed(&error, "`lspci -D` lists those of drives"))?;
         if !attached.contains(address) {
-            let hotplug = json!({"enable": true, "period_us": HOTPLUG_POLL_US});
-            let drive = json!({"name": address, "trtype": "PCIe", "traddr": address});
-            let config = Config::new()
-                .method("bdev", "bdev_nvme_set_hotplug", &hotplug)
-                .method("bdev", "bdev_nvme_attach_controller", &drive);
+            let config = Config::new().nvme_hotplug(HOTPLUG_POLL).nvme(&controller);
             let configured = self
                 .inner
                 .service
@@ -180,11 +181,10 @@ impl Spdk {
                 .map_err(|error| failed(&error, DRIVE_HINT))?;
             attached.insert(address.to_owned());
         }
-        let prefix = format!("{address}n");
         let devices = self.devices()?;
         let mut namespaces: Vec<_> = devices
             .iter()
-            .filter_map(|info| info.name.strip_prefix(&prefix)?.parse::<u32>().ok())
+            .filter_map(|info| controller.namespace(&info.name))
             .collect();
         namespaces.sort_unstable();
         let Some((first, others)) = namespaces.split_first() else {
@@ -205,7 +205,7 @@ impl Spdk {
                 "the drive has several namespaces: only the first is served"
             );
         }
-        Ok(format!("{prefix}{first}"))
+        Ok(format!("{address}n{first}"))
     }
 }
 

@@ -280,16 +280,7 @@ fn removal_waits_for_who_has_the_device() {
         };
     }
     assert!(!remove.is_finished());
-    let common::Open {
-        queue,
-        bdev,
-        thread,
-    } = open;
-    drop((queue, bdev));
-    while !remove.is_finished() {
-        thread.poll();
-    }
-    remove.join().unwrap();
+    let thread = open.close_for(remove);
     let error = Bdev::open(&thread, "Gone", Access::Read).unwrap_err();
     assert_eq!(error.errno(), Some(19), "{error}");
 }

@@ -133,16 +133,7 @@ fn removal_reaches_who_is_in_front() {
     };
     assert_eq!(event, BdevEvent::Removed);
     assert!(!remove.is_finished());
-    let Open {
-        queue,
-        bdev,
-        thread,
-    } = open;
-    drop((queue, bdev));
-    while !remove.is_finished() {
-        thread.poll();
-    }
-    remove.join().unwrap();
+    open.close_for(remove);
 }
 
 #[test]
@@ -157,14 +148,5 @@ fn device_that_goes_takes_requests_until_it_is_closed() {
     }
     let (status, _) = open.run(Operation::Write, at(0, 1), buffer(&[1; BLOCK]));
     assert!(status.is_success(), "memory is still there: {status}");
-    let Open {
-        queue,
-        bdev,
-        thread,
-    } = open;
-    drop((queue, bdev));
-    while !remove.is_finished() {
-        thread.poll();
-    }
-    remove.join().unwrap();
+    open.close_for(remove);
 }

@@ -17,6 +17,7 @@ use bowline_spdk_rs::Config;
 use serde_json::{Value, json};
 
 const BLOCK: usize = 512;
+const BLOCK_BYTES: u32 = 512;
 const BLOCKS: u64 = 4096;
 
 static SPDK: LazyLock<Spdk> = LazyLock::new(|| {
@@ -30,7 +31,10 @@ static SPDK: LazyLock<Spdk> = LazyLock::new(|| {
 });
 
 fn configure(method: &'static str, params: Value) {
-    let config = Config::new().method("bdev", method, &params);
+    make(Config::new().method("bdev", method, &params));
+}
+
+fn make(config: Config) {
     let done = SPDK.service().call(move |it| it.configure(&config));
     done.unwrap().unwrap();
 }
@@ -41,8 +45,7 @@ fn begin(method: &'static str, params: Value) -> JoinHandle<()> {
 }
 
 fn malloc(name: &str) {
-    let params = json!({"name": name, "num_blocks": BLOCKS, "block_size": BLOCK});
-    configure("bdev_malloc_create", params);
+    make(Config::new().malloc(name, BLOCKS, BLOCK_BYTES));
 }
 
 /// A device for errors, in front of one in memory.
@@ -63,8 +66,7 @@ fn in_memory(name: &str) -> Rig {
 }
 
 fn null(name: &str) -> Rig {
-    let params = json!({"name": name, "num_blocks": BLOCKS, "block_size": BLOCK});
-    configure("bdev_null_create", params);
+    make(Config::new().null(name, BLOCKS, BLOCK_BYTES));
     open(name)
 }
 
@@ -196,8 +198,7 @@ fn geometry_is_what_the_device_says() {
 #[cfg(feature = "spdk")]
 #[test]
 fn blocks_that_hosts_are_not_offered_are_refused() {
-    let params = json!({"name": "Odd", "num_blocks": 1024, "block_size": 1024});
-    configure("bdev_malloc_create", params);
+    make(Config::new().malloc("Odd", 1024, 1024));
     let error = SPDK.find(&Source::Bdev("Odd".to_owned())).unwrap_err();
     assert!(error.cause.contains("1024 bytes"), "{error}");
 }

@@ -7,6 +7,7 @@ use bowline_engine_spdk::{Options, Source, Spdk, SpdkDevice};
 use bowline_spdk_rs::Config;
 #[cfg(feature = "spdk")]
 use bowline_spdk_rs::Operation;
+#[cfg(feature = "spdk")]
 use serde_json::json;
 
 #[test]
@@ -54,8 +55,9 @@ fn device_that_has_become_another_is_not_opened(spdk: &Spdk) {
     configure(Config::new().malloc("Other", 2048, 4096));
     let backing = spdk.find(&Source::Bdev("Other".to_owned())).unwrap();
     SpdkDevice::open(backing.clone(), &spdk.memory()).unwrap();
-    let deleted = Config::new().method("bdev", "bdev_malloc_delete", &json!({"name": "Other"}));
-    configure(deleted.malloc("Other", 4096, 512));
+    let removed = spdk.service().call(|it| it.remove("Other"));
+    removed.unwrap().unwrap();
+    configure(Config::new().malloc("Other", 4096, 512));
     let error = SpdkDevice::open(backing, &spdk.memory()).err().unwrap();
     assert!(error.to_string().contains("another one"), "{error}");
 }

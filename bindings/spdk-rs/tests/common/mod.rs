@@ -1,6 +1,7 @@
 //! The library for the tests of one process, which can start it only once.
 
 use std::sync::LazyLock;
+use std::thread::JoinHandle;
 
 use bowline_spdk_rs::{
     Access, Bdev, Config, DmaBuffer, Finished, Operation, Options, Payload, Queue, Range, Service,
@@ -57,6 +58,22 @@ pub(crate) fn at(block: u64, blocks: u64) -> Range {
 }
 
 impl<P: Payload> Open<P> {
+    /// Closes the device, and gives its thread when whoever removes it has done so.
+    #[allow(dead_code, reason = "not every test binary removes devices")]
+    pub(crate) fn close_for(self, removal: JoinHandle<()>) -> Thread {
+        let Self {
+            queue,
+            bdev,
+            thread,
+        } = self;
+        drop((queue, bdev));
+        while !removal.is_finished() {
+            thread.poll();
+        }
+        removal.join().unwrap();
+        thread
+    }
+
     pub(crate) fn finish(&mut self) -> Finished<P> {
         loop {
             if let Some(finished) = self.queue.pop() {

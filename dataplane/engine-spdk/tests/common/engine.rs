@@ -11,7 +11,6 @@ use bowline_engine_spdk::{BUILD, Build, Options, Source, Spdk, SpdkDevice};
 use bowline_nvme::Nanos;
 use bowline_reactor::Reactor;
 use bowline_spdk_rs::Config;
-use serde_json::{Value, json};
 
 use crate::common::device::TestDevice;
 use crate::common::until;
@@ -43,8 +42,10 @@ fn library() -> &'static Library {
         // Waits until a device is closed, which its own thread may still be about.
         thread::spawn(move || {
             for name in names {
-                let deleted = configure(&deleting, "bdev_malloc_delete", json!({ "name": name }));
-                assert!(deleted, "{name} is not deleted");
+                let which = name.clone();
+                let deleted = deleting.service().call(move |it| it.remove(&which));
+                let is_deleted = deleted.expect("SPDK runs").is_ok();
+                assert!(is_deleted, "{name} is not deleted");
             }
         });
         Library {
@@ -54,28 +55,17 @@ fn library() -> &'static Library {
     })
 }
 
-/// Runs one method on the library's own thread, and says whether it did what it should.
-fn configure(spdk: &Spdk, method: &'static str, params: Value) -> bool {
-    let config = Config::new().method("bdev", method, &params);
-    let configured = spdk
-        .service()
-        .call(move |application| application.configure(&config));
-    configured.expect("SPDK runs").is_ok()
-}
-
 /// A disk of this many bytes, zero, which goes when it is dropped.
 pub(crate) fn disk(cx: &mut Reactor, bytes: u64, block_bytes: u32) -> TestDevice {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let library = library();
     let name = format!("M{}", LAST.fetch_add(1, Ordering::Relaxed));
-    let params = json!({
-        "name": name,
-        "num_blocks": bytes / u64::from(block_bytes),
-        "block_size": block_bytes,
-    });
+    let config = Config::new().malloc(&name, bytes / u64::from(block_bytes), block_bytes);
     // Disks of tests before may not have given their memory back yet.
     until("a disk is made", || {
-        configure(&library.spdk, "bdev_malloc_create", params.clone()).then_some(())
+        let config = config.clone();
+        let made = library.spdk.service().call(move |it| it.configure(&config));
+        made.expect("SPDK runs").ok()
     });
     let backing = library.spdk.find(&Source::Bdev(name.clone()));
     let device = SpdkDevice::open(backing.expect("it can be served"), cx.memory());

@@ -33,9 +33,10 @@ impl Reactor {
             self.collect();
             return;
         }
-        let was_idle = self.idle_since.replace(self.idle_since.unwrap_or(now));
+        let goes_on = has_slept && self.idle_since.is_some();
+        self.idle_since.get_or_insert(now);
         let mut plan = self.idle.plan(now, expects);
-        if has_slept && was_idle.is_some() && !expects && plan.park {
+        if goes_on && !expects && plan.park {
             // A timer has interrupted a pause that was spun for in vain already.
             (plan.spin, plan.warm) = (Nanos::ZERO, Nanos::ZERO);
         }

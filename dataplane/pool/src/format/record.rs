@@ -10,9 +10,74 @@ pub const NONE: u32 = u32::MAX;
 pub enum Numbers<'a> {
     /// As in memory.
     Native(&'a [u32]),
-    /// As on the drive; a multiple of 4 bytes.
-    Wire(&'a [u8]),
+    /// As on the drive.
+    Wire(WireNumbers<'a>),
 }
+
+/// Little-endian numbers, each whole.
+#[derive(Clone, Copy, Debug)]
+pub struct WireNumbers<'a>(&'a [[u8; 4]]);
+
+impl<'a> Numbers<'a> {
+    /// `None` if the bytes are not a multiple of 4.
+    #[must_use]
+    pub fn from_wire(bytes: &'a [u8]) -> Option<Self> {
+        match bytes.as_chunks() {
+            (numbers, []) => Some(Self::Wire(WireNumbers(numbers))),
+            _ => None,
+        }
+    }
+
+    /// How many.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::Native(numbers) => numbers.len(),
+            Self::Wire(numbers) => numbers.0.len(),
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The one at `index`.
+    #[must_use]
+    pub fn at(&self, index: usize) -> Option<u32> {
+        match self {
+            Self::Native(numbers) => numbers.get(index).copied(),
+            Self::Wire(numbers) => numbers.0.get(index).map(|&bytes| u32::from_le_bytes(bytes)),
+        }
+    }
+
+    /// One after another.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + use<'a> {
+        let numbers = *self;
+        (0..numbers.len()).filter_map(move |index| numbers.at(index))
+    }
+
+    /// Bytes that they take on the drive.
+    pub(super) const fn wire_bytes(&self) -> usize {
+        self.len() * 4
+    }
+}
+
+impl WireNumbers<'_> {
+    /// As on the drive.
+    pub(super) const fn bytes(&self) -> &[u8] {
+        self.0.as_flattened()
+    }
+}
+
+impl PartialEq for Numbers<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Numbers<'_> {}
 
 /// How long a completed write may be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +150,7 @@ pub struct SnapshotRecord<'a> {
 }
 
 /// One record. Each says how something is, so that replaying it twice does no harm.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
     /// A volume is so.
     Volume(VolumeRecord<'a>),
@@ -109,9 +174,9 @@ pub enum Record<'a> {
         volume: u32,
         /// Snapshots of the volume when the version was made.
         born: u32,
-        /// The (first) logical extent.
+        /// The first logical extent.
         logical: u32,
-        /// Physical extents.
+        /// Physical extents, one for each logical one.
         physical: Numbers<'a>,
     },
     /// A version with a bitmap.
@@ -120,11 +185,11 @@ pub enum Record<'a> {
         volume: u32,
         /// Snapshots of the volume when the version was made.
         born: u32,
-        /// The (first) logical extent.
+        /// The logical extent.
         logical: u32,
-        /// The (first) physical extent.
+        /// The physical extent.
         physical: u32,
-        /// One bit a chunk.
+        /// One bit a chunk, bit 0 of byte 0 the first.
         bitmap: &'a [u8],
     },
     /// There is no version with this `born` for these logical extents.
@@ -133,14 +198,14 @@ pub enum Record<'a> {
         volume: u32,
         /// Snapshots of the volume when the version was made.
         born: u32,
-        /// The (first) logical extent.
+        /// The first logical extent.
         logical: u32,
         /// How many, one after another.
         count: u32,
     },
     /// Free, and all zero.
     Clean {
-        /// The (first) physical extent.
+        /// The first physical extent.
         physical: u32,
         /// How many, one after another.
         count: u32,
@@ -171,7 +236,7 @@ pub enum Record<'a> {
     },
     /// Free, and may be written to from now on: no longer known to be zero.
     Reserve {
-        /// The (first) physical extent.
+        /// The first physical extent.
         physical: u32,
         /// How many, one after another.
         count: u32,

@@ -19,6 +19,7 @@
 #include <spdk/env.h>
 #include <spdk/init.h>
 #include <spdk/log.h>
+#include <spdk/nvme.h>
 #include <spdk/nvme_spec.h>
 #include <spdk/rpc.h>
 #include <spdk/thread.h>
@@ -177,6 +178,33 @@ shim_env_fini(void)
 {
 	spdk_env_fini();
 	g_env_in_use = false;
+}
+
+bool
+shim_pci_is_bound(const char *address)
+{
+	static const char *const drivers[] = { "vfio-pci", "uio_pci_generic", "igb_uio" };
+	char link[64], target[PATH_MAX];
+	const char *driver;
+	ssize_t length;
+	int bytes = snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/driver", address);
+
+	if (bytes < 0 || (size_t)bytes >= sizeof(link)) {
+		return false;
+	}
+	length = readlink(link, target, sizeof(target) - 1);
+	if (length < 0) {
+		return false;
+	}
+	target[length] = '\0';
+	driver = strrchr(target, '/');
+	driver = driver == NULL ? target : driver + 1;
+	for (size_t i = 0; i < SPDK_COUNTOF(drivers); i++) {
+		if (strcmp(driver, drivers[i]) == 0) {
+			return true;
+		}
+	}
+	return false;
 }
 
 void *
@@ -640,6 +668,73 @@ shim_bdev_for_each(shim_bdev_each_fn each, void *context)
 	struct each all = { each, context };
 
 	spdk_for_each_bdev(&all, tell_bdev);
+}
+
+/* What a drive says of itself is filled up with spaces, and may end with a NUL. */
+static void
+copy_text(char *to, const uint8_t *from, size_t bytes)
+{
+	memcpy(to, from, bytes);
+	to[bytes] = '\0';
+	for (size_t length = strlen(to); length > 0 && to[length - 1] == ' '; length--) {
+		to[length - 1] = '\0';
+	}
+}
+
+static void
+ignore_event(enum spdk_bdev_event_type type, struct spdk_bdev *bdev, void *context)
+{
+	(void)type;
+	(void)bdev;
+	(void)context;
+}
+
+static int
+identify(struct spdk_bdev_desc *desc, struct shim_nvme_identity *identity)
+{
+	const struct spdk_nvme_ctrlr_data *drive;
+	const struct spdk_nvme_ns_data *data;
+	const struct spdk_uuid *uuid;
+	struct spdk_nvme_ns *ns;
+
+	if (strcmp(spdk_bdev_get_module_name(spdk_bdev_desc_get_bdev(desc)), "nvme") != 0) {
+		return -ENOTSUP;
+	}
+	/* With this module it is the namespace; none when its drive is going. */
+	ns = spdk_bdev_get_module_ctx(desc);
+	if (ns == NULL) {
+		return -ENODEV;
+	}
+	memset(identity, 0, sizeof(*identity));
+	drive = spdk_nvme_ctrlr_get_data(spdk_nvme_ns_get_ctrlr(ns));
+	_Static_assert(sizeof(identity->serial) == sizeof(drive->sn) + 1, "and a NUL");
+	copy_text(identity->serial, (const uint8_t *)drive->sn, sizeof(drive->sn));
+	_Static_assert(sizeof(identity->model) == sizeof(drive->mn) + 1, "and a NUL");
+	copy_text(identity->model, (const uint8_t *)drive->mn, sizeof(drive->mn));
+	identity->nsid = spdk_nvme_ns_get_id(ns);
+	data = spdk_nvme_ns_get_data(ns);
+	_Static_assert(sizeof(identity->nguid) == sizeof(data->nguid), "16 bytes");
+	memcpy(identity->nguid, data->nguid, sizeof(identity->nguid));
+	_Static_assert(sizeof(identity->eui64) == sizeof(data->eui64), "8 bytes");
+	memcpy(identity->eui64, &data->eui64, sizeof(identity->eui64));
+	uuid = spdk_nvme_ns_get_uuid(ns);
+	if (uuid != NULL) {
+		memcpy(identity->uuid, uuid, sizeof(identity->uuid));
+	}
+	return 0;
+}
+
+int
+shim_bdev_nvme_identity(const char *name, struct shim_nvme_identity *identity)
+{
+	struct spdk_bdev_desc *desc;
+	int rc = spdk_bdev_open_ext(name, false, ignore_event, NULL, &desc);
+
+	if (rc == 0) {
+		rc = identify(desc, identity);
+		spdk_bdev_close(desc);
+	}
+	return rc;
 }
 
 static void

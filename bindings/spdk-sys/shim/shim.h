@@ -75,6 +75,12 @@ int shim_env_init(const struct shim_env_options *options);
  */
 void shim_env_fini(void);
 
+/*
+ * Whether there is a device at this PCI address, as "0000:01:00.0", that is bound to a driver for user
+ * space. On any thread.
+ */
+bool shim_pci_is_bound(const char *address);
+
 /* DMA memory of at least `bytes` at a multiple of `align` (a power of two), zeroed; null: none. */
 void *shim_dma_alloc(size_t bytes, size_t align);
 void shim_dma_free(void *memory);
@@ -214,6 +220,21 @@ struct shim_bdev_info {
 /* Calls `each` with every device there is, on the application's thread. */
 typedef void (*shim_bdev_each_fn)(void *context, const struct shim_bdev_info *info);
 void shim_bdev_for_each(shim_bdev_each_fn each, void *context);
+
+/* By what a namespace of an NVMe drive is known, wherever it is. Zeroes and "" where it does not say. */
+struct shim_nvme_identity {
+	/* Of the drive, without what fills them up. */
+	char serial[21];
+	char model[41];
+	/* Of the namespace: its identifier in the drive, and its names in the world. */
+	uint32_t nsid;
+	uint8_t nguid[16];
+	uint8_t eui64[8];
+	uint8_t uuid[16];
+};
+
+/* On the application's thread. -ENODEV: there is none of this name; -ENOTSUP: it is no NVMe drive. */
+int shim_bdev_nvme_identity(const char *name, struct shim_nvme_identity *identity);
 
 enum shim_bdev_event {
 	/* The device goes: end what is running, give channels back, close the descriptor. */

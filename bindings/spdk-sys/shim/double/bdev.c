@@ -32,6 +32,10 @@ struct medium {
 	bool mapped;
 	/* Stays when its device goes. */
 	bool kept;
+	/* Of a drive; empty: the one that all have at first. */
+	char serial[21];
+	/* Is not in its place. */
+	bool pulled;
 };
 
 struct running;
@@ -205,7 +209,7 @@ make_medium(const struct double_bdev *what, struct medium **out)
 
 	if (medium != NULL) {
 		*out = medium;
-		return 0;
+		return medium->pulled ? -ENODEV : 0;
 	}
 	medium = calloc(1, sizeof(*medium));
 	if (medium == NULL) {
@@ -377,6 +381,21 @@ remove_bdev(struct bdev *bdev, bool vanished, struct running **aborted)
 	tell_all(bdev, SHIM_BDEV_REMOVED);
 }
 
+/* With the lock held. */
+static void
+begin_removal(struct bdev *bdev, bool vanished, struct running **aborted, struct ends *ends)
+{
+	remove_bdev(bdev, vanished, aborted);
+	/* From the one in front, as that is what keeps those behind. */
+	for (struct bdev *at = g_bdevs, *next; at != NULL; at = next) {
+		next = at->next;
+		if (at->removed && at->opened == 0) {
+			forget_bdev(at, ends);
+			next = g_bdevs;
+		}
+	}
+}
+
 int
 double_bdev_remove(const char *name, const char *module, shim_done_fn done, void *context)
 {
@@ -392,19 +411,94 @@ double_bdev_remove(const char *name, const char *module, shim_done_fn done, void
 	} else {
 		bdev->done = done;
 		bdev->context = context;
-		remove_bdev(bdev, done == NULL, &aborted);
-		/* From the one in front, as that is what keeps those behind. */
-		for (struct bdev *at = g_bdevs, *next; at != NULL; at = next) {
-			next = at->next;
-			if (at->removed && at->opened == 0) {
-				forget_bdev(at, &ends);
-				next = g_bdevs;
-			}
+		begin_removal(bdev, done == NULL, &aborted, &ends);
+	}
+	pthread_mutex_unlock(&g_lock);
+	finish_all(aborted);
+	tell_ends(&ends);
+	return rc;
+}
+
+/* --- Drives --------------------------------------------------------------------------------------------- */
+
+int
+double_drive_pull(const char *address)
+{
+	struct ends ends = { .count = 0 };
+	struct running *aborted = NULL;
+	struct medium *medium;
+
+	pthread_mutex_lock(&g_lock);
+	medium = find_medium(address);
+	if (medium != NULL) {
+		struct bdev *bdev = g_bdevs;
+
+		medium->pulled = true;
+		while (bdev != NULL && (bdev->medium != medium || bdev->removed)) {
+			bdev = bdev->next;
+		}
+		if (bdev != NULL) {
+			begin_removal(bdev, true, &aborted, &ends);
 		}
 	}
 	pthread_mutex_unlock(&g_lock);
 	finish_all(aborted);
 	tell_ends(&ends);
+	return medium == NULL ? -ENODEV : 0;
+}
+
+int
+double_drive_plug(const char *address, const char *serial)
+{
+	struct medium *medium;
+
+	pthread_mutex_lock(&g_lock);
+	medium = find_medium(address);
+	if (medium != NULL) {
+		medium->pulled = false;
+		if (serial != NULL) {
+			snprintf(medium->serial, sizeof(medium->serial), "%s", serial);
+		}
+	}
+	pthread_mutex_unlock(&g_lock);
+	return medium == NULL ? -ENODEV : 0;
+}
+
+bool
+shim_pci_is_bound(const char *address)
+{
+	const struct medium *medium;
+	bool bound;
+
+	pthread_mutex_lock(&g_lock);
+	medium = find_medium(address);
+	bound = medium == NULL || !medium->pulled;
+	pthread_mutex_unlock(&g_lock);
+	return bound;
+}
+
+int
+shim_bdev_nvme_identity(const char *name, struct shim_nvme_identity *identity)
+{
+	const struct bdev *bdev;
+	int rc = 0;
+
+	pthread_mutex_lock(&g_lock);
+	bdev = find_bdev(name);
+	if (bdev == NULL) {
+		rc = -ENODEV;
+	} else if (strcmp(bdev->module, "nvme") != 0) {
+		rc = -ENOTSUP;
+	} else {
+		const char *serial = bdev->medium->serial;
+
+		memset(identity, 0, sizeof(*identity));
+		snprintf(identity->serial, sizeof(identity->serial), "%s",
+			 serial[0] == '\0' ? "double" : serial);
+		snprintf(identity->model, sizeof(identity->model), "Memory of a process");
+		identity->nsid = 1;
+	}
+	pthread_mutex_unlock(&g_lock);
 	return rc;
 }
 

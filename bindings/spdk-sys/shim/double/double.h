@@ -88,6 +88,13 @@ int double_bdev_create(const struct double_bdev *what);
  */
 int double_bdev_remove(const char *name, const char *module, shim_done_fn done, void *context);
 
+/*
+ * What is at a PCI address goes, and with it the device made of it, as if by itself; until another, or
+ * the same, with this serial number (null: the one it had) is put there.
+ */
+int double_drive_pull(const char *address);
+int double_drive_plug(const char *address, const char *serial);
+
 int double_bdev_resize(const char *name, uint64_t bytes);
 
 /* What becomes of the next requests to a device. */

@@ -26,6 +26,9 @@
  *   double_refuse {name, num}        the next requests to any device are refused with -ENOMEM
  *   double_vanish {name}             the device is gone: what waits at it is aborted, what is asked
  *                                    of it fails, and nobody waits for it to be closed
+ *   double_pull {traddr}             the drive is pulled out: its device is gone as above, and it cannot
+ *                                    be attached
+ *   double_plug {traddr, serial}     it is put back, or another with this serial number
  *   double_options {callbacks}       "now": ends are told before the function that began something
  *                                    has returned, wherever SPDK might do so; "later": never (as it
  *                                    is at first)
@@ -51,6 +54,7 @@ struct params {
 	char io_type[JSON_STRING_BYTES];
 	char error_type[JSON_STRING_BYTES];
 	char callbacks[JSON_STRING_BYTES];
+	char serial[JSON_STRING_BYTES];
 	uint64_t num_blocks;
 	uint64_t block_size;
 	uint64_t new_size;
@@ -80,6 +84,7 @@ take_param(struct json *json, struct params *params)
 		{ "io_type", params->io_type, NULL },
 		{ "error_type", params->error_type, NULL },
 		{ "callbacks", params->callbacks, NULL },
+		{ "serial", params->serial, NULL },
 		{ "num_blocks", NULL, &params->num_blocks },
 		{ "block_size", NULL, &params->block_size },
 		{ "new_size", NULL, &params->new_size },
@@ -294,6 +299,18 @@ refuse(const struct params *params)
 }
 
 static int
+pull(const struct params *params)
+{
+	return double_drive_pull(params->traddr);
+}
+
+static int
+plug(const struct params *params)
+{
+	return double_drive_plug(params->traddr, params->serial[0] == '\0' ? NULL : params->serial);
+}
+
+static int
 set_options(const struct params *params)
 {
 	bool now = strcmp(params->callbacks, "now") == 0;
@@ -324,6 +341,8 @@ static const struct {
 	{ "bdev_nvme_set_options", nvme_set_options },
 	{ "bdev_nvme_set_hotplug", accept_params },
 	{ "double_refuse", refuse },
+	{ "double_pull", pull },
+	{ "double_plug", plug },
 	{ "double_options", set_options },
 };
 

@@ -267,6 +267,8 @@ fn wait(
     }
     let result: Cell<Option<c_int>> = Cell::new(None);
     begin(Some(done), ptr::from_ref(&result).cast_mut().cast());
+    // Others may have to do something for it.
+    thread.library().stir();
     loop {
         match result.get() {
             Some(0) => return Ok(()),

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bowline_spdk_sys as sys;
 
 use crate::error::Error;
-use crate::library::c_string;
+use crate::library::{Library, c_string};
 use crate::queue::{Payload, Queue};
 use crate::thread::Thread;
 
@@ -160,13 +160,13 @@ pub(crate) struct Descriptor {
     events: Rc<Events>,
     name: String,
     block_bytes: u32,
-    _thread: Thread,
+    thread: Thread,
 }
 
-#[derive(Default)]
 struct Events {
     resized: Cell<bool>,
     removed: Cell<bool>,
+    library: Library,
 }
 
 impl Bdev {
@@ -177,7 +177,11 @@ impl Bdev {
     pub fn open(thread: &Thread, name: &str, access: Access) -> Result<Self, Error> {
         let what = || format!("device {name} was not opened");
         let c_name = c_string(&what(), name)?;
-        let events = Rc::<Events>::default();
+        let events = Rc::new(Events {
+            resized: Cell::new(false),
+            removed: Cell::new(false),
+            library: thread.library().clone(),
+        });
         let mut raw = ptr::null_mut();
         let context = Rc::as_ptr(&events).cast_mut().cast();
         let write = access == Access::Write;
@@ -202,7 +206,7 @@ impl Bdev {
             events,
             name: name.to_owned(),
             block_bytes: 0,
-            _thread: thread.clone(),
+            thread: thread.clone(),
         };
         let info = descriptor.info();
         if info.metadata_bytes != 0 {
@@ -210,6 +214,7 @@ impl Bdev {
             return Err(Error::new(what(), why).help("format it without metadata"));
         }
         descriptor.block_bytes = info.block_bytes;
+        thread.library().stir();
         Ok(Self {
             descriptor: Rc::new(descriptor),
         })
@@ -273,6 +278,11 @@ impl Descriptor {
         &self.name
     }
 
+    /// Has all threads look soon, as something was begun that may take several.
+    pub(crate) fn stir(&self) {
+        self.thread.library().stir();
+    }
+
     pub(crate) fn block_bytes(&self) -> u32 {
         self.block_bytes
     }
@@ -290,6 +300,8 @@ impl Drop for Descriptor {
         // SAFETY: it is open, on this OS thread's current thread, and its channels are gone, as they
         // hold it. No event comes any more.
         unsafe { sys::shim_bdev_close(self.raw.as_ptr()) }
+        // Somebody may wait for this.
+        self.stir();
     }
 }
 
@@ -299,6 +311,7 @@ unsafe extern "C" fn happened(context: *mut c_void, event: sys::shim_bdev_event)
     match event {
         sys::SHIM_BDEV_RESIZED => events.resized.set(true),
         sys::SHIM_BDEV_REMOVED => events.removed.set(true),
-        _ => {}
+        _ => return,
     }
+    events.library.stir();
 }

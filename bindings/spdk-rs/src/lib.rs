@@ -16,8 +16,9 @@
 //! needed to submit one. Slots are made beforehand: a request allocates nothing.
 //!
 //! Each OS thread has at most one [`Thread`]. Every one has to be polled now and then, idle or not:
-//! others wait for it when a device is removed. [`Thread::next_poll`] tells when at the latest, and
-//! about every 10 ms is enough for what other threads send.
+//! others wait for it when a device is removed. [`Thread::next_poll`] tells when its pollers want it,
+//! and [`Rest`] how long it can be left alone without them; [`Thread::set_waker`] is for OS threads
+//! that sleep meanwhile.
 //!
 //! A panic in a callback aborts the process, as it cannot unwind through C.
 //!
@@ -82,6 +83,7 @@ mod nvme;
 mod poller;
 #[allow(unsafe_code, reason = "calls the library, and is called by it")]
 mod queue;
+mod rest;
 mod service;
 mod status;
 #[allow(unsafe_code, reason = "calls the library, and is called by it")]
@@ -91,12 +93,13 @@ pub use application::Application;
 pub use bdev::{Access, Bdev, BdevEvent, BdevInfo, Operation};
 pub use config::Config;
 pub use error::Error;
-pub use library::{Library, Options, Pci, is_double, version};
+pub use library::{Library, Options, Pci, is_bound_for_user_space, is_double, version};
 pub use log::{LogLevel, log_to_tracing};
 pub use memory::DmaBuffer;
 pub use nvme::NvmeController;
 pub use poller::Poller;
 pub use queue::{Finished, Payload, Queue, Range, Refusal, Rejected, Slices};
+pub use rest::Rest;
 pub use service::Service;
 pub use status::Status;
 pub use thread::{Handle, Thread};

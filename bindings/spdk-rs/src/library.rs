@@ -8,7 +8,7 @@ use bowline_spdk_sys as sys;
 
 use crate::error::Error;
 use crate::memory::DmaBuffer;
-use crate::thread::Thread;
+use crate::thread::{Remote, Thread};
 
 /// The version of the SPDK behind this crate, for people.
 #[must_use]
@@ -38,6 +38,14 @@ pub struct Options {
     pub huge_folder: Option<String>,
     /// Devices on PCI that may be touched.
     pub pci: Pci,
+}
+
+/// Whether there is a device at this address on PCI (`0000:01:00.0`) that is bound to a driver for user
+/// space, so that it can be attached.
+#[must_use]
+pub fn is_bound_for_user_space(address: &str) -> bool {
+    // SAFETY: the string lives until after the call, which has no further conditions.
+    CString::new(address).is_ok_and(|address| unsafe { sys::shim_pci_is_bound(address.as_ptr()) })
 }
 
 /// Devices on PCI that the library may touch.
@@ -92,8 +100,8 @@ struct Shared {
 struct State {
     /// No further threads: it ends.
     ending: bool,
-    /// Names of the threads there are.
-    threads: Vec<String>,
+    /// The threads there are.
+    threads: Vec<Arc<Remote>>,
 }
 
 impl Library {
@@ -169,21 +177,28 @@ impl Library {
     }
 
     /// Takes note of a new thread; not once the library is ending.
-    pub(crate) fn join(&self, name: &str) -> Result<(), Error> {
+    pub(crate) fn join(&self, thread: &Arc<Remote>) -> Result<(), Error> {
         let mut state = self.state();
         if state.ending {
-            let what = format!("thread {name} was not made");
+            let what = format!("thread {} was not made", thread.name());
             return Err(Error::new(what, "SPDK is being stopped"));
         }
-        state.threads.push(name.to_owned());
+        state.threads.push(Arc::clone(thread));
         Ok(())
     }
 
     /// Forgets a thread that was destroyed.
-    pub(crate) fn leave(&self, name: &str) {
+    pub(crate) fn leave(&self, thread: &Arc<Remote>) {
         let mut state = self.state();
-        if let Some(at) = state.threads.iter().position(|other| other == name) {
-            state.threads.swap_remove(at);
+        state.threads.retain(|other| !Arc::ptr_eq(other, thread));
+    }
+
+    /// Has all threads look now, and again soon: the library is about to send something from one to
+    /// another, or has just done so.
+    pub(crate) fn stir(&self) {
+        let threads = self.state().threads.clone();
+        for thread in threads {
+            thread.stir();
         }
     }
 
@@ -192,9 +207,11 @@ impl Library {
         self.state().ending = true;
     }
 
-    /// The threads there are.
+    /// Names of the threads there are.
     pub(crate) fn threads(&self) -> Vec<String> {
-        self.state().threads.clone()
+        let state = self.state();
+        let names = state.threads.iter().map(|thread| thread.name().to_owned());
+        names.collect()
     }
 
     /// Ends what `begin` began, on the same OS thread, after all threads are gone. The environment

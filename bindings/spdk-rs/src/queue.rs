@@ -235,6 +235,10 @@ impl<P: Payload> Queue<P> {
         slot.keep.set(Some(Rc::clone(shared)));
         shared.free.set(slot.next.get());
         shared.running.set(shared.running.get() + 1);
+        if operation == Operation::Reset {
+            // Whoever has a queue to the device is asked.
+            shared.descriptor.stir();
+        }
         Ok(())
     }
 
@@ -359,6 +363,8 @@ impl<P> Drop for Shared<P> {
         // SAFETY: the channel is open, on this OS thread's current thread, and nothing is on its way:
         // that would keep this.
         unsafe { sys::shim_channel_put(self.channel.as_ptr()) }
+        // It goes in a message of the thread to itself.
+        self.descriptor.stir();
     }
 }
 

@@ -3,16 +3,15 @@
 use std::fmt;
 use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::application::Application;
 use crate::config::Config;
 use crate::error::Error;
 use crate::library::{Library, Options};
+use crate::rest::Rest;
 
-/// How often the application thread is polled: others send it messages without waking anybody.
-const PERIOD_MAX: Duration = Duration::from_millis(100);
-/// It does no I/O, so nothing of it is more urgent.
+/// How soon the application thread is polled again: it does no I/O, so nothing of it is more urgent.
 const PERIOD_MIN: Duration = Duration::from_millis(1);
 /// Calls that wait to be run.
 const CALLS_MAX: usize = 16;
@@ -141,14 +140,20 @@ fn ended(what: &str) -> Error {
 
 /// Until nobody can call any more.
 fn run(application: &Application, calls: &Receiver<Call>) {
+    let begun = Instant::now();
+    let mut rest = Rest::default();
+    let thread = application.thread();
+    let own = thread::current();
+    thread.set_waker(move || own.unpark());
     loop {
         match calls.try_recv() {
             Ok(call) => call(application),
             Err(TryRecvError::Disconnected) => return,
             Err(TryRecvError::Empty) => {
                 if !application.poll() {
-                    let next = application.thread().next_poll().unwrap_or(PERIOD_MAX);
-                    thread::park_timeout(next.clamp(PERIOD_MIN, PERIOD_MAX));
+                    let rest = rest.after_poll(thread, begun.elapsed());
+                    let next = thread.next_poll().map_or(rest, |next| next.min(rest));
+                    thread::park_timeout(next.max(PERIOD_MIN));
                 }
             }
         }

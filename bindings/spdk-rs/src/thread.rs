@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::ptr::{self, NonNull};
 use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,7 +41,6 @@ pub struct Thread {
 struct Inner {
     raw: NonNull<sys::shim_thread>,
     remote: Arc<Remote>,
-    name: String,
     library: Library,
     polling: Cell<bool>,
 }
@@ -53,23 +53,22 @@ impl Thread {
                 .help("use Thread::current, or another OS thread"));
         }
         let c_name = c_string(&what(), name)?;
-        library.join(name)?;
+        let remote = Arc::new(Remote::new(name));
+        library.join(&remote)?;
         // SAFETY: the thread library is set up while `library` counts a thread.
         let raw = unsafe { sys::shim_thread_create(c_name.as_ptr()) };
         let Some(raw) = NonNull::new(raw) else {
-            library.leave(name);
+            library.leave(&remote);
             return Err(Error::no_memory(what()));
         };
+        *remote.raw() = Some(Raw(raw));
         // It stays current until its end, as there is no other on this OS thread: what SPDK wants to
         // be called on the thread is called by types that cannot leave it.
         // SAFETY: the thread lives.
         unsafe { sys::shim_thread_set(raw.as_ptr()) };
         let inner = Rc::new(Inner {
             raw,
-            remote: Arc::new(Remote {
-                raw: Mutex::new(Some(Raw(raw))),
-            }),
-            name: name.to_owned(),
+            remote,
             library: library.clone(),
             polling: Cell::new(false),
         });
@@ -89,7 +88,7 @@ impl Thread {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.inner.name
+        &self.inner.remote.name
     }
 
     /// The library it is of.
@@ -135,9 +134,29 @@ impl Thread {
         if self.has_active_pollers() {
             return Some(Duration::ZERO);
         }
+        self.next_timed_poll()
+    }
+
+    /// How long until a poller is due that does not want to run in every turn; none while there is
+    /// none.
+    #[must_use]
+    pub fn next_timed_poll(&self) -> Option<Duration> {
         // SAFETY: as in `poll`.
         let left_us = unsafe { sys::shim_thread_next_poll_us(self.inner.raw.as_ptr()) };
         u64::try_from(left_us).ok().map(Duration::from_micros)
+    }
+
+    /// Has `wake` called, on any OS thread, when this thread ought to be polled soon: something was
+    /// sent to it by its [`Handle`], or may be sent to it by the library, as something was opened,
+    /// closed, reset or configured. It must not wait for anything.
+    pub fn set_waker(&self, wake: impl Fn() + Send + Sync + 'static) {
+        *self.inner.remote.waker() = Some(Arc::new(wake));
+    }
+
+    /// Counts what the waker is called for. It rises before the waker is called.
+    #[must_use]
+    pub fn stirs(&self) -> u64 {
+        self.inner.remote.stirs.load(Ordering::Acquire)
     }
 
     /// Runs `poll` on this thread, in every turn or when it is due, until the [`Poller`] is dropped.
@@ -164,7 +183,7 @@ impl Thread {
 
 impl fmt::Debug for Thread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Thread").field(&self.inner.name).finish()
+        f.debug_tuple("Thread").field(&self.name()).finish()
     }
 }
 
@@ -185,7 +204,7 @@ impl Drop for Inner {
             sys::shim_thread_destroy(self.raw.as_ptr());
         }
         IS_TAKEN.set(false);
-        self.library.leave(&self.name);
+        self.library.leave(&self.remote);
     }
 }
 
@@ -195,10 +214,16 @@ pub struct Handle {
     remote: Arc<Remote>,
 }
 
-/// The thread, until it begins to end.
-struct Remote {
+/// The thread as others know it.
+pub(crate) struct Remote {
+    name: String,
+    /// Until it begins to end.
     raw: Mutex<Option<Raw>>,
+    stirs: AtomicU64,
+    waker: Mutex<Option<Waker>>,
 }
+
+type Waker = Arc<dyn Fn() + Send + Sync>;
 
 struct Raw(NonNull<sys::shim_thread>);
 
@@ -206,8 +231,35 @@ struct Raw(NonNull<sys::shim_thread>);
 unsafe impl Send for Raw {}
 
 impl Remote {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            raw: Mutex::new(None),
+            stirs: AtomicU64::new(0),
+            waker: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Has its OS thread look, and look again soon.
+    pub(crate) fn stir(&self) {
+        self.stirs.fetch_add(1, Ordering::AcqRel);
+        let waker = self.waker().clone();
+        if let Some(wake) = waker {
+            wake();
+        }
+    }
+
     fn close(&self) {
         *self.raw() = None;
+        *self.waker() = None;
+    }
+
+    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn raw(&self) -> MutexGuard<'_, Option<Raw>> {
@@ -215,10 +267,17 @@ impl Remote {
     }
 }
 
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Remote").field(&self.name).finish()
+    }
+}
+
 type Message = Box<dyn FnOnce() + Send>;
 
 impl Handle {
-    /// Has `message` run on the thread, within [`Thread::poll`]. It does not wake the OS thread.
+    /// Has `message` run on the thread, within [`Thread::poll`], and wakes its OS thread for that if it
+    /// [can be](Thread::set_waker).
     ///
     /// # Errors
     /// When the thread has ended, or there is no memory; the message is dropped then.
@@ -241,6 +300,8 @@ impl Handle {
             drop(unsafe { Box::from_raw(message) });
             return Err(Error::of_result(WHAT, result));
         }
+        drop(raw);
+        self.remote.stir();
         Ok(())
     }
 }

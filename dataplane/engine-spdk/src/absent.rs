@@ -71,7 +71,11 @@ impl SpdkDevice {
     ///
     /// # Errors
     /// When somebody else has it, or it has gone.
-    pub fn open(backing: SpdkBacking, _: &PoolMemory) -> io::Result<Self> {
+    pub fn open(
+        backing: SpdkBacking,
+        _: &PoolMemory,
+        _: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         match backing {}
     }
 }

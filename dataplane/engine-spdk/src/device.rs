@@ -9,7 +9,7 @@ use bowline_block::{
     Io, IoBuf, IoError, Op, PoolConfig, PoolMemory, SEGMENTS_MAX,
 };
 use bowline_nvme::Nanos;
-use bowline_spdk_rs::{Access, Bdev, BdevEvent, Finished, Queue, Refusal, Rejected, Thread};
+use bowline_spdk_rs::{Access, Bdev, BdevEvent, Finished, Queue, Refusal, Rejected, Rest, Thread};
 
 use crate::library::SpdkBacking;
 use crate::request::{Abilities, Next, Request, ZEROES_BYTES};
@@ -18,9 +18,9 @@ use crate::status;
 /// Requests that a device holds at once; of these the library takes as many as it can.
 const DEPTH: usize = 1024;
 
-/// How often an idle device is polled: for what other threads of the library send, and for news of the
-/// device. Waking for it takes some 40 microseconds.
-const IDLE_INTERVAL: Nanos = Nanos::from_millis(100);
+/// How often pollers of the library are run that want to run now and then, while the device has nothing
+/// to do. Waking for it takes some 70 microseconds.
+const POLLERS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long a device that is dropped waits for what the library still has of it.
 const DROP_PATIENCE: Duration = Duration::from_secs(30);
@@ -41,6 +41,9 @@ pub struct SpdkDevice {
     /// Requests accepted and not handed out.
     held: usize,
     now: Nanos,
+    /// How long nothing is to be done for what others of the library send, and for news of the device.
+    rest: Rest,
+    rest_until: Nanos,
     events: DeviceEvents,
     /// It has vanished, and is to be reset.
     reset_due: bool,
@@ -56,11 +59,16 @@ struct Open {
 
 impl SpdkDevice {
     /// Opens the device on the calling thread, the reactor's, which is made a thread of the library
-    /// while it has devices. `memory` is [`Spdk::memory`](crate::Spdk::memory).
+    /// while it has devices. `memory` is [`Spdk::memory`](crate::Spdk::memory); `wake` has the reactor
+    /// take a turn, and is called on other threads.
     ///
     /// # Errors
     /// When somebody else has it, it has gone meanwhile, or there is no memory.
-    pub fn open(backing: SpdkBacking, memory: &PoolMemory) -> io::Result<Self> {
+    pub fn open(
+        backing: SpdkBacking,
+        memory: &PoolMemory,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let SpdkBacking {
             library,
             name,
@@ -75,6 +83,7 @@ impl SpdkDevice {
                 library.thread(own.name().unwrap_or("reactor"))?
             }
         };
+        thread.set_waker(wake);
         let access = if geometry.read_only {
             Access::Read
         } else {
@@ -106,6 +115,8 @@ impl SpdkDevice {
             done: VecDeque::with_capacity(DEPTH),
             held: 0,
             now: Nanos::ZERO,
+            rest: Rest::default(),
+            rest_until: Nanos::ZERO,
             events: DeviceEvents::default(),
             reset_due: false,
             zeroes,
@@ -291,6 +302,21 @@ impl SpdkDevice {
         }
     }
 
+    fn is_busy(&self) -> bool {
+        self.held > 0 || self.events.is_untold()
+    }
+
+    /// After a poll that found nothing to do.
+    fn begin_rest(&mut self) {
+        let rest = self
+            .rest
+            .after_poll(&self.thread, Duration::from_nanos(self.now.0));
+        let due = self.thread.next_timed_poll();
+        let rest = due.map_or(rest, |due| rest.min(due.max(POLLERS_INTERVAL)));
+        let rest = u64::try_from(rest.as_nanos()).unwrap_or(u64::MAX);
+        self.rest_until = self.now.after(Nanos(rest));
+    }
+
     fn hand_out(&mut self, out: &mut Completions) {
         while !out.is_full()
             && let Some(completion) = self.done.pop_front()
@@ -333,16 +359,15 @@ impl Device for SpdkDevice {
         self.collect();
         self.start_waiting();
         self.hand_out(out);
+        if !self.is_busy() {
+            self.begin_rest();
+        }
     }
 
     fn poll_timeout(&self) -> Option<Nanos> {
         // Also when the device has gone: others may wait for something from this thread.
-        let is_busy = self.held > 0 || self.events.is_untold();
-        Some(if is_busy {
-            Nanos::ZERO
-        } else {
-            self.now.after(IDLE_INTERVAL)
-        })
+        let is_due = self.is_busy() || self.rest.is_over(&self.thread);
+        Some(if is_due { Nanos::ZERO } else { self.rest_until })
     }
 
     fn poll_event(&mut self) -> Option<DeviceEvent> {

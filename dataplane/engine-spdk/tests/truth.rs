@@ -54,10 +54,12 @@ fn device_that_has_become_another_is_not_opened(spdk: &Spdk) {
     };
     configure(Config::new().malloc("Other", 2048, 4096));
     let backing = spdk.find(&Source::Bdev("Other".to_owned())).unwrap();
-    SpdkDevice::open(backing.clone(), &spdk.memory()).unwrap();
+    SpdkDevice::open(backing.clone(), &spdk.memory(), || {}).unwrap();
     let removed = spdk.service().call(|it| it.remove("Other"));
     removed.unwrap().unwrap();
     configure(Config::new().malloc("Other", 4096, 512));
-    let error = SpdkDevice::open(backing, &spdk.memory()).err().unwrap();
+    let error = SpdkDevice::open(backing, &spdk.memory(), || {})
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("another one"), "{error}");
 }

@@ -90,7 +90,10 @@ impl Opened {
                 block_bytes,
             } => MemDevice::new(size_bytes, block_bytes).map(Backing::Memory),
             Self::Kernel(backing) => KernelDevice::new(*backing, cx.disk()).map(Backing::Kernel),
-            Self::Spdk(backing) => SpdkDevice::open(backing, cx.memory()).map(Backing::Spdk),
+            Self::Spdk(backing) => {
+                let waker = cx.waker();
+                SpdkDevice::open(backing, cx.memory(), move || waker.wake()).map(Backing::Spdk)
+            }
         }
     }
 

@@ -68,7 +68,11 @@ pub(crate) fn disk(cx: &mut Reactor, bytes: u64, block_bytes: u32) -> TestDevice
         made.expect("SPDK runs").ok()
     });
     let backing = library.spdk.find(&Source::Bdev(name.clone()));
-    let device = SpdkDevice::open(backing.expect("it can be served"), cx.memory());
+    let device = {
+        let waker = cx.waker();
+        let backing = backing.expect("it can be served");
+        SpdkDevice::open(backing, cx.memory(), move || waker.wake())
+    };
     TestDevice::new(Deleted {
         device: Some(device.expect("it opens")),
         name,

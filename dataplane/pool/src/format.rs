@@ -4,6 +4,16 @@
 pub(crate) mod arbitrary;
 /// Records as bytes.
 pub mod codec;
+/// What else a drive may hold.
+pub mod foreign;
+/// The journal's sectors.
+pub mod journal;
+/// Where things are on the drive.
+pub mod layout;
+/// Pages of checksums.
+pub mod pages;
 /// Records.
 pub mod record;
+/// Superblocks.
+pub mod superblock;
 mod wire;

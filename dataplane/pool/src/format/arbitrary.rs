@@ -3,7 +3,40 @@
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use super::layout::{Layout, LayoutOptions};
 use super::record::{Checksums, Durability, Numbers, Record, SnapshotRecord, VolumeRecord};
+use super::superblock::Superblock;
+
+/// The smallest of pools.
+pub(crate) fn tiny_layout(block_bytes: u32) -> Layout {
+    let options = LayoutOptions {
+        extent_bytes: 16 << 10,
+        journal_bytes: Some(64 << 10),
+        objects_max: Some(8),
+        attribute_bytes_max: Some(4096),
+    };
+    Layout::plan(4 << 20, block_bytes, &options).unwrap()
+}
+
+/// As the smallest of pools has it, opened once.
+pub(crate) fn tiny_superblock(block_bytes: u32) -> Superblock {
+    let layout = tiny_layout(block_bytes);
+    Superblock {
+        sequence: 1,
+        uuid: Uuid::from_u128(0x6f1c_91a8_53d4_4a7e_8f6a_0a4c_2b7e_11d0),
+        compatible: 0,
+        read_only_compatible: 0,
+        incompatible: 0,
+        generation: 1,
+        layout,
+        checkpoint: None,
+        replay_from: layout.ring().first(),
+        strict_from: layout.ring().first(),
+        closed_at: None,
+        made: 1_795_000_000,
+        label: "tiny".to_owned(),
+    }
+}
 
 /// Any record that may be written.
 pub(crate) fn record() -> impl Strategy<Value = Record<'static>> {

@@ -72,6 +72,14 @@ pub trait Device {
         Err(IoError::Unsupported)
     }
 
+    /// Whether [`write_now`](Self::write_now) of so many bytes to `lba` cannot fail, as long as
+    /// nobody else uses the device before: then a Write may be answered first and made at once
+    /// after.
+    fn is_write_sure(&self, lba: u64, bytes: usize) -> bool {
+        let _ = (lba, bytes);
+        false
+    }
+
     /// A view of whole blocks from `lba` on: what is read through it is what a Read would return
     /// at that moment.
     ///

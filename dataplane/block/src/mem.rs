@@ -175,6 +175,10 @@ impl Device for MemDevice {
         Ok(())
     }
 
+    fn is_write_sure(&self, lba: u64, bytes: usize) -> bool {
+        self.place(lba, bytes).is_ok()
+    }
+
     fn view_now(&self, lba: u64, bytes: usize) -> Result<MediumView, IoError> {
         let place = self.place(lba, bytes)?;
         Ok(self.medium.view(place, bytes))

@@ -155,6 +155,14 @@ impl Device for Backing {
         }
     }
 
+    fn is_write_sure(&self, lba: u64, bytes: usize) -> bool {
+        match self {
+            Self::Memory(device) => device.is_write_sure(lba, bytes),
+            Self::Kernel(device) => device.is_write_sure(lba, bytes),
+            Self::Spdk(device) => device.is_write_sure(lba, bytes),
+        }
+    }
+
     fn view_now(&self, lba: u64, bytes: usize) -> Result<MediumView, IoError> {
         match self {
             Self::Memory(device) => device.view_now(lba, bytes),

@@ -110,6 +110,12 @@ impl Target {
             .map_or(0, |connection| connection.counters.pdus)
     }
 
+    /// Whether [`poll_dirty`](Self::poll_dirty) may have a connection to name.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     /// Whether the connection is a queue that takes commands.
     #[must_use]
     pub fn is_ready(&self, id: ConnId) -> bool {

@@ -14,19 +14,22 @@ use bowline_reactor::Reactor;
 
 use super::TargetService;
 use super::budget::{self, Charge};
-use super::exec::{Executor, Found};
+use super::exec::{Executor, Found, LateWrite};
 use super::link::Link;
 use super::tx::push_data;
 
 impl<D: Device> TargetService<D> {
-    /// Runs the commands with which `input` begins, up to one that has to go the usual way.
-    /// Returns how many bytes they were.
+    /// Runs the commands that follow one another from `begin` on, up to one that has to go the usual
+    /// way. Returns how many bytes they were. Writes that `may_be_late` are only answered; see
+    /// [`catch_up`](Self::catch_up).
     pub(super) fn run_at_once(
         &mut self,
         cx: &mut Reactor,
         now: Nanos,
         conn: ConnId,
         input: &[u8],
+        begin: usize,
+        may_be_late: bool,
     ) -> usize {
         if !self.executor.runs_now() {
             return 0;
@@ -40,26 +43,56 @@ impl<D: Device> TargetService<D> {
             // Room that a send has left is for older commands first, or they would never see it.
             return 0;
         }
-        let mut at = 0;
+        let mut at = begin;
         while link.has_room()
             && let Some(accepted) = queue.accept(&input[at..])
-            && let Some(read) = run(&mut self.executor, cx.pool(), link, &accepted, has_waiting)
         {
+            let late = may_be_late.then(|| postpone(&self.executor, &accepted, input));
+            let read = if let Some(late) = late.flatten() {
+                self.late.push(late);
+                None
+            } else {
+                make_all(&mut self.executor, &mut self.late, input);
+                match run(&mut self.executor, cx.pool(), link, &accepted, has_waiting) {
+                    Some(read) => read,
+                    None => break,
+                }
+            };
             answer(cx, link, &queue.succeeded(&accepted), read);
             if let Some(slot) = accepted.slot() {
                 link.release(slot);
             }
             at += accepted.bytes();
         }
+        let taken = at - begin;
         // What was released just now may be enough for those who wait.
-        let may_go_on = at > 0 && link.has_waiting() && !self.executor.has_failure();
+        let may_go_on = taken > 0 && link.has_waiting() && !self.executor.has_failure();
         if may_go_on {
+            self.catch_up(input);
             self.pump(cx, now, conn);
         }
-        if at > 0 && self.touched.last() != Some(&conn) {
+        if taken > 0 && self.touched.last() != Some(&conn) {
             self.touched.push(conn);
         }
-        at
+        taken
+    }
+
+    /// Sends what a connection has gathered before anything else of the turn is done, if it is all
+    /// that there is to send: its peer goes on meanwhile.
+    pub(super) fn answer_early(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId) {
+        let is_all = self.touched == [conn] && !self.target.is_dirty() && self.finished.is_empty();
+        if is_all && cx.may_send_early() {
+            self.touched.clear();
+            self.settle(cx, now, conn);
+            cx.send_early();
+        }
+    }
+
+    /// Makes the Writes that were answered and not made yet. It comes before whatever else might
+    /// see the difference: before another command, and before their data in `received` is
+    /// overwritten.
+    pub(super) fn catch_up(&mut self, received: &[u8]) {
+        make_all(&mut self.executor, &mut self.late, received);
     }
 
     /// All that was received of a connection has been started: a failure that is still to be told
@@ -71,6 +104,27 @@ impl<D: Device> TargetService<D> {
             self.executor.forget_failure(conn);
         }
     }
+}
+
+fn make_all<D: Device>(executor: &mut Executor<D>, late: &mut Vec<LateWrite>, received: &[u8]) {
+    for write in late.drain(..) {
+        executor.make(write, received);
+    }
+}
+
+/// A Write that may be answered first, with what was `received`, in which its data is.
+fn postpone<D: Device>(
+    executor: &Executor<D>,
+    accepted: &Accepted<'_>,
+    received: &[u8],
+) -> Option<LateWrite> {
+    let command = accepted.command();
+    if !matches!(command.op, IoOp::Write { .. }) {
+        return None;
+    }
+    let data = accepted.data()?;
+    let begin = data.as_ptr().addr() - received.as_ptr().addr();
+    executor.write_late(command, begin..begin + data.len())
 }
 
 /// Runs a command and returns what it has read, if anything. `None`: not now, or not here, and

@@ -18,6 +18,7 @@ use bowline_nvme::{Nanos, Status};
 use bowline_nvmf::target::{ConnId, IoCommand, NamespaceHandle, SlotId};
 
 use now::FailedNow;
+pub(super) use now::LateWrite;
 use order::{Blocks, Change, Order};
 use step::{Next, Step};
 

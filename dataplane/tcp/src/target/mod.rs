@@ -31,7 +31,7 @@ use bowline_nvmf::target::{ConnId, ExpiryReason, Handoff, Path, Target, TargetCo
 use bowline_reactor::{DetachError, Gather, ListenerId, Mailbox, Reactor, Service, SocketId};
 
 use budget::Reserve;
-use exec::{Executor, Finished};
+use exec::{Executor, Finished, LateWrite};
 use grace::Grace;
 use link::{Closing, Link};
 use links::Links;
@@ -88,6 +88,8 @@ pub struct TargetService<D: Device> {
     /// A buffer kept for commands that need a second one.
     spare: Option<IoBuf>,
     finished: Vec<Finished>,
+    /// Writes that were answered and not made yet. None outside of [`receive`](Self::receive).
+    late: Vec<LateWrite>,
     /// Connections to be flushed at the end of the turn.
     touched: Vec<ConnId>,
     /// Connections that could not leave their socket yet.
@@ -133,6 +135,7 @@ impl<D: Device> TargetService<D> {
             reserve,
             spare: None,
             finished: Vec::with_capacity(COMMANDS_EXPECTED),
+            late: Vec::with_capacity(COMMANDS_EXPECTED),
             touched: Vec::with_capacity(COMMANDS_EXPECTED),
             staying: Vec::new(),
             unfinished: false,

@@ -58,10 +58,13 @@ impl<D: Device> TargetService<D> {
         }
         let mut staging = cx.take_staging();
         let before = self.target.pdus(conn);
+        let may_be_late = self.touched.is_empty() && cx.may_send_early();
         let mut total = 0;
         loop {
+            self.catch_up(&staging);
             let window = self.window_bytes(cx, conn, staging.len());
-            match self.receive_once(cx, now, conn, socket, &mut staging[..window]) {
+            let into = &mut staging[..window];
+            match self.receive_once(cx, now, conn, socket, into, may_be_late) {
                 Round::Placed { bytes, drained } => {
                     total += bytes;
                     self.turn_bytes += bytes;
@@ -87,6 +90,8 @@ impl<D: Device> TargetService<D> {
                 }
             }
         }
+        self.answer_early(cx, now, conn);
+        self.catch_up(&staging);
         cx.put_staging(staging);
         let pdus = self.target.pdus(conn).saturating_sub(before);
         self.work.note_turn(total, pdus);
@@ -136,6 +141,7 @@ impl<D: Device> TargetService<D> {
         conn: ConnId,
         socket: SocketId,
         staging: &mut [u8],
+        may_be_late: bool,
     ) -> Round {
         let mut direct = None;
         let outcome = match self.target.rx(conn) {
@@ -184,7 +190,7 @@ impl<D: Device> TargetService<D> {
             }
             None => bytes,
         };
-        let placed = self.feed(cx, now, conn, &staging[..staged]);
+        let placed = self.feed(cx, now, conn, &staging[..staged], may_be_late);
         if placed < staged {
             if let Some(link) = self.links.get_mut(conn) {
                 link.keep_copy(&staging[placed..staged]);
@@ -201,7 +207,7 @@ impl<D: Device> TargetService<D> {
             return false;
         };
         let carry = link.take_carry();
-        let placed = self.feed(cx, now, conn, &carry);
+        let placed = self.feed(cx, now, conn, &carry, false);
         let done = placed == carry.len();
         if let Some(link) = self.links.get_mut(conn) {
             link.keep(carry, placed);
@@ -213,16 +219,25 @@ impl<D: Device> TargetService<D> {
     }
 
     /// Hands bytes to the protocol machine and the command buffers; returns how many it took.
-    fn feed(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId, input: &[u8]) -> usize {
+    /// Writes among them that `may_be_late` are only answered, unless something follows them.
+    fn feed(
+        &mut self,
+        cx: &mut Reactor,
+        now: Nanos,
+        conn: ConnId,
+        input: &[u8],
+        may_be_late: bool,
+    ) -> usize {
         let mut at = 0;
         let mut held = false;
         while at < input.len() {
             let rest = &input[at..];
             match self.target.rx(conn) {
                 Rx::Bytes => {
-                    at += self.run_at_once(cx, now, conn, rest);
+                    at += self.run_at_once(cx, now, conn, input, at, may_be_late);
                     let rest = &input[at..];
                     if !rest.is_empty() {
+                        self.catch_up(input);
                         at += self.target.handle_bytes(now, conn, rest);
                     }
                 }

@@ -54,6 +54,10 @@ impl Device for TestDevice {
         self.0.write_now(lba, data)
     }
 
+    fn is_write_sure(&self, lba: u64, bytes: usize) -> bool {
+        self.0.is_write_sure(lba, bytes)
+    }
+
     fn view_now(&self, lba: u64, bytes: usize) -> Result<MediumView, IoError> {
         self.0.view_now(lba, bytes)
     }

@@ -99,6 +99,11 @@ impl Device for Worn {
         self.inner.write_now(lba, data)
     }
 
+    fn is_write_sure(&self, lba: u64, bytes: usize) -> bool {
+        let end = lba + blocks(bytes);
+        (end <= WORN.start || lba >= WORN.end) && self.inner.is_write_sure(lba, bytes)
+    }
+
     fn view_now(&self, lba: u64, bytes: usize) -> Result<MediumView, IoError> {
         self.check(lba, blocks(bytes), IoError::MediaRead)?;
         self.inner.view_now(lba, bytes)

@@ -7,5 +7,6 @@ mod common;
 mod engine;
 
 mod at_once;
+mod late;
 #[path = "suite.rs"]
 mod memory;

@@ -1,5 +1,7 @@
 //! Devices that need not be waited for: plain Reads and Writes that run as they come.
 
+use std::ops::Range;
+
 use bowline_block::{Device, IoBuf, IoError, ViewedBuf};
 use bowline_nvmf::target::{ConnId, IoCommand, IoOp};
 
@@ -19,6 +21,14 @@ impl FailedNow {
     pub(super) fn is_of(&self, conn: ConnId, command: &IoCommand) -> bool {
         self.conn == conn && self.command == *command
     }
+}
+
+/// A Write that is answered first and made at once after.
+pub(in super::super) struct LateWrite {
+    unit: usize,
+    lba: u64,
+    /// Where its data is in what was received.
+    data: Range<usize>,
 }
 
 impl<D: Device> Unit<D> {
@@ -121,6 +131,43 @@ impl<D: Device> Executor<D> {
         };
         let result = unit.device.write_now(lba, data()?);
         self.unless_failed(conn, command, result)
+    }
+
+    /// A Write that may be answered before it is [made](Self::make), with its data there in what was
+    /// received: if its device can promise that it will not fail.
+    pub(in super::super) fn write_late(
+        &self,
+        command: &IoCommand,
+        data: Range<usize>,
+    ) -> Option<LateWrite> {
+        let index = self.place(command.namespace)?;
+        let unit = self.units[index].as_ref().filter(|unit| unit.runs_now())?;
+        let IoOp::Write { lba, .. } = command.op else {
+            return None;
+        };
+        let is_sure = unit.device.is_write_sure(lba, data.len());
+        is_sure.then_some(LateWrite {
+            unit: index,
+            lba,
+            data,
+        })
+    }
+
+    /// Makes a Write of which nothing but its answer has happened since
+    /// [`write_late`](Self::write_late).
+    ///
+    /// # Panics
+    /// When the device has broken its promise: the Write was answered, and must not be lost.
+    pub(in super::super) fn make(&mut self, write: LateWrite, received: &[u8]) {
+        let unit = self.units.get_mut(write.unit).and_then(Option::as_mut);
+        let data = received.get(write.data);
+        let made = unit
+            .zip(data)
+            .map(|(unit, data)| unit.device.write_now(write.lba, data));
+        assert!(
+            matches!(made, Some(Ok(()))),
+            "a Write that was answered cannot be made: {made:?}"
+        );
     }
 
     fn unless_failed<T>(

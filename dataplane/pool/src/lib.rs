@@ -3,3 +3,5 @@
 
 /// The format on the drive.
 pub mod format;
+/// The state of a pool in memory.
+pub mod map;

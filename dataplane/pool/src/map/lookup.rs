@@ -1,0 +1,226 @@
+//! Where what is read is, and where what is written goes.
+
+use std::ops::Range;
+
+use super::bitmaps::{is_set, run_end};
+use super::versions::Link;
+use super::volumes::Slot;
+use super::{State, Volume};
+
+/// Who reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// The volume as it is now.
+    Head(Slot),
+    /// A snapshot of it, by its number.
+    Snapshot(Slot, u32),
+}
+
+/// What the newest version of a logical extent is. `is_own`: no snapshot needs it, so it may be
+/// changed; else a write makes a new version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadEntry {
+    /// There is none: zeroes are read, or what the base of a clone shows.
+    Nothing {
+        /// Whether the volume is a clone.
+        has_base: bool,
+    },
+    /// Zeroes are read.
+    Hole {
+        /// Whether it may be changed.
+        is_own: bool,
+    },
+    /// All chunks are there.
+    Whole {
+        /// The physical extent.
+        physical: u32,
+        /// Whether it may be written to.
+        is_own: bool,
+    },
+    /// Some chunks are there.
+    Part {
+        /// The physical extent.
+        physical: u32,
+        /// Whether it may be written to.
+        is_own: bool,
+    },
+}
+
+/// Chunks of a logical extent that are together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The chunks; they have the same place in the physical extent.
+    pub chunks: Range<u32>,
+    /// The physical extent; `None`: zeroes.
+    pub physical: Option<u32>,
+}
+
+impl State {
+    /// What the head of a volume has for a logical extent: three dependent loads.
+    #[must_use]
+    pub fn head(&self, slot: Slot, logical: u32) -> HeadEntry {
+        let Some(volume) = self.volume(slot) else {
+            return HeadEntry::Nothing { has_base: false };
+        };
+        let newest = volume.tree.newest(logical);
+        if newest.is_none() {
+            let has_base = volume.base.is_some();
+            return HeadEntry::Nothing { has_base };
+        }
+        let versions = &self.chains.versions;
+        let is_own = versions.born(newest) == volume.snapshots_taken;
+        match newest.physical() {
+            None => HeadEntry::Hole { is_own },
+            Some(physical) if self.chains.chunks(newest).is_none() => {
+                HeadEntry::Whole { physical, is_own }
+            }
+            Some(physical) => HeadEntry::Part { physical, is_own },
+        }
+    }
+
+    /// Whether a version has all of these chunks, which are at least one.
+    #[must_use]
+    pub fn has_chunks(&self, physical: u32, chunks: Range<u32>) -> bool {
+        self.chains
+            .has_all(Link::to(physical), chunks.start, chunks.end)
+    }
+
+    /// Writes the bitmap of a version: one bit a chunk, all set where it is whole. `out` has as
+    /// many bytes as a record's bitmap.
+    pub fn copy_bitmap(&self, physical: u32, out: &mut [u8]) {
+        let chunks = self.limits.chunks();
+        if let Some(words) = self.chains.chunks(Link::to(physical)) {
+            for (bytes, word) in out.chunks_mut(8).zip(words) {
+                bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
+            }
+        } else {
+            out.fill(0xFF);
+            if let Some(last) = out.last_mut()
+                && !chunks.is_multiple_of(8)
+            {
+                *last = (1 << (chunks % 8)) - 1;
+            }
+        }
+    }
+
+    /// Where the chunks of a logical extent are, as `reader` sees them: runs in order, without
+    /// a gap, in `runs`, which is cleared first.
+    pub fn resolve(&self, reader: Reader, logical: u32, chunks: Range<u32>, runs: &mut Vec<Run>) {
+        runs.clear();
+        let mut at = chunks.start;
+        while at < chunks.end {
+            let (physical, end) = self.provider(reader, logical, at..chunks.end);
+            match runs.last_mut() {
+                Some(last) if last.physical == physical => last.chunks.end = end,
+                _ => runs.push(Run {
+                    chunks: at..end,
+                    physical,
+                }),
+            }
+            at = end;
+        }
+    }
+
+    /// How many versions that are filled in part a reader may have to look at before it comes to
+    /// one that is whole, or to none. A volume that would look at too many copies instead.
+    #[must_use]
+    pub fn depth(&self, reader: Reader, logical: u32) -> u32 {
+        let mut depth = 0;
+        let mut step = self.first(reader, logical);
+        while let Some((volume, link)) = step {
+            if link.is_none() {
+                step = self.base(volume, logical);
+            } else if link.is_hole() || self.chains.chunks(link).is_none() {
+                break;
+            } else {
+                depth += 1;
+                step = Some((volume, self.chains.versions.older(link)));
+            }
+        }
+        depth
+    }
+
+    /// How many bases a volume has one after another: 0 if it is no clone.
+    #[must_use]
+    pub fn base_depth(&self, slot: Slot) -> u32 {
+        let base = |volume: &Volume| {
+            let (base, _) = volume.base?;
+            self.volume(self.slot(base)?)
+        };
+        let bases = std::iter::successors(self.volume(slot).and_then(base), |&volume| base(volume));
+        u32::try_from(bases.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether something would be read if the head had no own version of a logical extent: then
+    /// deallocating leaves a hole.
+    #[must_use]
+    pub fn shows_older(&self, slot: Slot, logical: u32) -> bool {
+        let Some(mut step) = self.first(Reader::Head(slot), logical) else {
+            return false;
+        };
+        let versions = &self.chains.versions;
+        let (volume, newest) = step;
+        if !newest.is_none() && versions.born(newest) == volume.snapshots_taken {
+            step.1 = versions.older(newest);
+        }
+        while step.1.is_none() {
+            match self.base(step.0, logical) {
+                Some(next) => step = next,
+                None => return false,
+            }
+        }
+        !step.1.is_hole()
+    }
+
+    /// Who has the first of these chunks, and up to where it is the same.
+    fn provider(&self, reader: Reader, logical: u32, chunks: Range<u32>) -> (Option<u32>, u32) {
+        let mut end = chunks.end;
+        let mut step = self.first(reader, logical);
+        while let Some((volume, link)) = step {
+            if link.is_none() {
+                step = self.base(volume, logical);
+                continue;
+            }
+            let Some(words) = self.chains.chunks(link).filter(|_| !link.is_hole()) else {
+                return (link.physical(), end);
+            };
+            end = run_end(words, chunks.start, end);
+            if is_set(words, chunks.start) {
+                return (link.physical(), end);
+            }
+            step = Some((volume, self.chains.versions.older(link)));
+        }
+        (None, end)
+    }
+
+    /// The newest version that a reader sees, and its volume.
+    fn first(&self, reader: Reader, logical: u32) -> Option<(&Volume, Link)> {
+        match reader {
+            Reader::Head(slot) => {
+                let volume = self.volume(slot)?;
+                Some((volume, volume.tree.newest(logical)))
+            }
+            Reader::Snapshot(slot, number) => {
+                let volume = self.volume(slot)?;
+                Some((volume, self.before(volume, slot.index, number, logical)))
+            }
+        }
+    }
+
+    /// The newest version that the base of a clone sees, and its volume.
+    fn base(&self, volume: &Volume, logical: u32) -> Option<(&Volume, Link)> {
+        let (number, snapshot) = volume.base?;
+        let index = self.volumes.index(number)?;
+        let base = self.volumes.at(index)?;
+        Some((base, self.before(base, index, snapshot, logical)))
+    }
+
+    /// The newest version born before a snapshot.
+    fn before(&self, volume: &Volume, index: u32, snapshot: u32, logical: u32) -> Link {
+        let Some(born) = snapshot.checked_sub(1) else {
+            return Link::NONE;
+        };
+        let newest = volume.tree.newest(logical);
+        self.chains.seek(newest, (index, logical), born).1
+    }
+}

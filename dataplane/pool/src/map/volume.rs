@@ -1,0 +1,319 @@
+//! A volume: what it is, its snapshots and attributes, and its tree of extents.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::versions::Link;
+use crate::format::record::{Checksums, Durability, SnapshotRecord, VolumeRecord};
+
+/// Logical extents of a leaf.
+pub(super) const LEAF_EXTENTS: u32 = 128;
+
+/// The largest number of logical extents of a volume: 64 TiB of 1 MiB. It bounds the memory of
+/// the tree of a volume whose last extent alone is written.
+pub const LOGICAL_MAX: u32 = 1 << 26;
+
+/// A volume.
+#[derive(Debug)]
+pub struct Volume {
+    /// Its number.
+    pub number: u32,
+    /// Its name among all.
+    pub uuid: Uuid,
+    /// Size.
+    pub bytes: u64,
+    /// Logical block.
+    pub block_bytes: u32,
+    /// Number of snapshots ever taken: the `born` of what is written now.
+    pub snapshots_taken: u32,
+    /// Volume and number of the snapshot it is a clone of.
+    pub base: Option<(u32, u32)>,
+    /// Every extent is allocated and stays so.
+    pub is_thick: bool,
+    /// Only its snapshots are still needed.
+    pub is_deleted: bool,
+    /// Not acknowledged yet.
+    pub is_being_made: bool,
+    /// How long a completed write may be lost.
+    pub durability: Durability,
+    /// What is done with checksums.
+    pub checksums: Checksums,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// At most 255 bytes.
+    pub name: Box<str>,
+    /// In the order of their numbers.
+    pub(super) snapshots: Vec<Snapshot>,
+    pub(super) attributes: BTreeMap<u32, Attribute>,
+    pub(super) tree: Tree,
+    pub(super) counts: Counts,
+    /// The largest size that it or a snapshot of it has: where its logical extents end.
+    pub(super) bytes_max: u64,
+    /// The checkpoint during which it was made.
+    pub(super) made_in: u64,
+    /// Something may be there that nobody needs.
+    pub(super) needs_collecting: bool,
+}
+
+/// A snapshot.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Its number.
+    pub number: u32,
+    /// Its name among all.
+    pub uuid: Uuid,
+    /// Size.
+    pub bytes: u64,
+    /// Only kept for the clones that need it.
+    pub is_deleted: bool,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// At most 255 bytes.
+    pub name: Box<str>,
+    pub(super) made_in: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Attribute {
+    pub(super) bytes: Box<[u8]>,
+    pub(super) made_in: u64,
+}
+
+/// What a volume has of the pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Logical extents whose newest version has a physical extent: what is allocated, as the
+    /// namespace sees it (NUSE).
+    pub mapped: u32,
+    /// Those of them that no snapshot needs: they may be written to in place.
+    pub own: u32,
+    /// Physical extents, with those that only snapshots see.
+    pub physical: u32,
+    /// Holes.
+    pub holes: u32,
+}
+
+impl Volume {
+    pub(super) fn new(record: &VolumeRecord<'_>, made_in: u64) -> Self {
+        Self {
+            number: record.volume,
+            uuid: record.uuid,
+            bytes: record.bytes,
+            block_bytes: record.block_bytes,
+            snapshots_taken: record.snapshots_taken,
+            base: record.base,
+            is_thick: record.is_thick,
+            is_deleted: record.is_deleted,
+            is_being_made: record.is_being_made,
+            durability: record.durability,
+            checksums: record.checksums,
+            created: record.created,
+            name: record.name.into(),
+            snapshots: Vec::new(),
+            attributes: BTreeMap::new(),
+            tree: Tree::default(),
+            counts: Counts::default(),
+            bytes_max: record.bytes,
+            made_in,
+            needs_collecting: false,
+        }
+    }
+
+    /// Takes over what a record says; the volume is the same.
+    pub(super) fn update(&mut self, record: &VolumeRecord<'_>) {
+        self.uuid = record.uuid;
+        self.bytes = record.bytes;
+        self.block_bytes = record.block_bytes;
+        self.snapshots_taken = record.snapshots_taken;
+        self.base = record.base;
+        self.is_thick = record.is_thick;
+        self.is_deleted = record.is_deleted;
+        self.is_being_made = record.is_being_made;
+        self.durability = record.durability;
+        self.checksums = record.checksums;
+        self.created = record.created;
+        if *self.name != *record.name {
+            self.name = record.name.into();
+        }
+        self.measure();
+    }
+
+    /// Its size, or that of a snapshot, changed.
+    pub(super) fn measure(&mut self) {
+        let snapshots = self.snapshots.iter().map(|snapshot| snapshot.bytes);
+        self.bytes_max = snapshots.fold(self.bytes, u64::max);
+    }
+
+    /// The record that says what it is now. Change what is to change, commit and apply it.
+    #[must_use]
+    pub fn record(&self) -> VolumeRecord<'_> {
+        VolumeRecord {
+            volume: self.number,
+            uuid: self.uuid,
+            bytes: self.bytes,
+            block_bytes: self.block_bytes,
+            snapshots_taken: self.snapshots_taken,
+            base: self.base,
+            is_thick: self.is_thick,
+            is_deleted: self.is_deleted,
+            is_being_made: self.is_being_made,
+            durability: self.durability,
+            checksums: self.checksums,
+            created: self.created,
+            name: &self.name,
+        }
+    }
+
+    /// What it has of the pool.
+    #[must_use]
+    pub const fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Its snapshots in the order of their numbers, with those that are deleted and kept for
+    /// clones.
+    #[must_use]
+    pub fn snapshots(&self) -> &[Snapshot] {
+        &self.snapshots
+    }
+
+    /// One snapshot.
+    #[must_use]
+    pub fn snapshot(&self, number: u32) -> Option<&Snapshot> {
+        let place = self.snapshot_place(number).ok()?;
+        self.snapshots.get(place)
+    }
+
+    pub(super) fn snapshot_place(&self, number: u32) -> Result<usize, usize> {
+        self.snapshots
+            .binary_search_by_key(&number, |snapshot| snapshot.number)
+    }
+
+    /// The bytes of an attribute.
+    #[must_use]
+    pub fn attribute(&self, kind: u32) -> Option<&[u8]> {
+        self.attributes
+            .get(&kind)
+            .map(|attribute| &*attribute.bytes)
+    }
+
+    /// Bytes of memory, with its own.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let snapshots = self.snapshots.capacity() * size_of::<Snapshot>();
+        let names: usize = self
+            .snapshots
+            .iter()
+            .map(|snapshot| snapshot.name.len())
+            .sum();
+        let attributes: usize = self
+            .attributes
+            .values()
+            .map(|attribute| size_of::<Attribute>() + attribute.bytes.len())
+            .sum();
+        let own = size_of::<Self>() + self.name.len() + snapshots + names + attributes;
+        own as u64 + self.tree.memory_bytes()
+    }
+}
+
+impl Snapshot {
+    pub(super) fn new(record: &SnapshotRecord<'_>, made_in: u64) -> Self {
+        Self {
+            number: record.number,
+            uuid: record.uuid,
+            bytes: record.bytes,
+            is_deleted: record.is_deleted,
+            created: record.created,
+            name: record.name.into(),
+            made_in,
+        }
+    }
+
+    /// The record that says what it is now.
+    #[must_use]
+    pub fn record(&self, volume: u32) -> SnapshotRecord<'_> {
+        SnapshotRecord {
+            volume,
+            number: self.number,
+            uuid: self.uuid,
+            bytes: self.bytes,
+            is_deleted: self.is_deleted,
+            created: self.created,
+            name: &self.name,
+        }
+    }
+}
+
+/// The newest version of every logical extent: leaves, made when needed.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    leaves: Vec<Option<Box<Leaf>>>,
+    used: u32,
+}
+
+#[derive(Debug)]
+struct Leaf {
+    newest: [Link; LEAF_EXTENTS as usize],
+    used: u32,
+}
+
+impl Tree {
+    /// The newest version.
+    pub(super) fn newest(&self, logical: u32) -> Link {
+        match self.leaves.get((logical / LEAF_EXTENTS) as usize) {
+            Some(Some(leaf)) => leaf.newest[(logical % LEAF_EXTENTS) as usize],
+            _ => Link::NONE,
+        }
+    }
+
+    /// Sets or, with [`Link::NONE`], takes away the newest version.
+    pub(super) fn set_newest(&mut self, logical: u32, link: Link) {
+        let index = (logical / LEAF_EXTENTS) as usize;
+        if index >= self.leaves.len() {
+            if link.is_none() {
+                return;
+            }
+            self.leaves.resize_with(index + 1, || None);
+        }
+        if link.is_none() && self.leaves[index].is_none() {
+            return;
+        }
+        let leaf = self.leaves[index].get_or_insert_with(|| {
+            self.used += 1;
+            Box::new(Leaf {
+                newest: [Link::NONE; LEAF_EXTENTS as usize],
+                used: 0,
+            })
+        });
+        let entry = &mut leaf.newest[(logical % LEAF_EXTENTS) as usize];
+        leaf.used += u32::from(entry.is_none());
+        leaf.used -= u32::from(link.is_none());
+        *entry = link;
+        if leaf.used == 0 {
+            self.leaves[index] = None;
+            self.used -= 1;
+        }
+    }
+
+    /// The first logical extent from `from` on with a version.
+    pub(super) fn next(&self, from: u32) -> Option<u32> {
+        let mut first = (from % LEAF_EXTENTS) as usize;
+        let skipped = (from / LEAF_EXTENTS) as usize;
+        for (index, leaf) in self.leaves.iter().enumerate().skip(skipped) {
+            if let Some(leaf) = leaf
+                && let Some(found) = leaf.newest[first..].iter().position(|link| !link.is_none())
+            {
+                let logical = index * LEAF_EXTENTS as usize + first + found;
+                return u32::try_from(logical).ok();
+            }
+            first = 0;
+        }
+        None
+    }
+
+    /// Bytes of memory.
+    fn memory_bytes(&self) -> u64 {
+        let leaves = self.leaves.capacity() * size_of::<Option<Box<Leaf>>>();
+        leaves as u64 + u64::from(self.used) * (size_of::<Leaf>() as u64 + 16)
+    }
+}

@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 pub(crate) mod arbitrary;
+/// Checkpoints.
+pub mod checkpoint;
 /// Records as bytes.
 pub mod codec;
 /// What else a drive may hold.

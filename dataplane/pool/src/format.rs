@@ -8,6 +8,8 @@ pub mod checkpoint;
 pub mod codec;
 /// What else a drive may hold.
 pub mod foreign;
+#[cfg(test)]
+pub(crate) mod golden;
 /// The journal's sectors.
 pub mod journal;
 /// Where things are on the drive.

@@ -5,3 +5,9 @@
 pub mod format;
 /// The state of a pool in memory.
 pub mod map;
+mod pool;
+
+pub use pool::{
+    FormatOptions, OpenError, Operation, Outcome, Pool, PoolError, PoolEvent, SnapshotInfo, Usage,
+    Volume, VolumeInfo, VolumeSpec,
+};

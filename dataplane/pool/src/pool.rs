@@ -1,0 +1,336 @@
+//! The engine: a drive shared by many volumes.
+//!
+//! A [`Pool`] and the [`Volume`]s opened from it live on one thread and are driven by being polled; none of them ever
+//! waits. Formatting, opening and closing do: they are given what to do until the drive has answered.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bowline_block::{Device, IoError};
+use bowline_nvme::Nanos;
+use uuid::Uuid;
+
+use crate::format::record::Durability;
+use crate::map::Reader;
+
+mod checkpoint;
+mod clean;
+mod drive;
+mod engine;
+mod frame;
+mod journal;
+mod open;
+mod operation;
+mod piece;
+mod port;
+mod request;
+mod shape;
+mod slab;
+#[cfg(test)]
+mod tests;
+mod view;
+mod volume;
+mod work;
+
+use engine::Engine;
+use operation::Job;
+use port::Port;
+
+pub use open::{FormatOptions, OpenError};
+pub use volume::Volume;
+
+/// A pool that is open for writing. Handles of its volumes keep the drive as long as they are there.
+pub struct Pool<D: Device> {
+    engine: Rc<RefCell<Engine<D>>>,
+}
+
+/// An operation that was started; [`Pool::poll_operation`] tells how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operation(u64);
+
+/// What an operation has made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing new.
+    Done,
+    /// The volume with this number.
+    Volume(u32),
+    /// The snapshot with this number.
+    Snapshot(u32),
+}
+
+/// A volume to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeSpec {
+    /// Its name among all.
+    pub uuid: Uuid,
+    /// At most 255 bytes.
+    pub name: String,
+    /// Size, a multiple of 4,096; for a clone at least the snapshot's is taken.
+    pub bytes: u64,
+    /// Logical block: by default the drive's.
+    pub block_bytes: Option<u32>,
+    /// How long a completed write may be lost.
+    pub durability: Durability,
+    /// Volume and number of the snapshot that it begins as.
+    pub base: Option<(u32, u32)>,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
+/// What a volume is, for who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Its number.
+    pub volume: u32,
+    /// Its name among all.
+    pub uuid: Uuid,
+    /// At most 255 bytes.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+    /// Logical block.
+    pub block_bytes: u32,
+    /// How long a completed write may be lost.
+    pub durability: Durability,
+    /// Volume and number of the snapshot that it began as.
+    pub base: Option<(u32, u32)>,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// What a host may see as allocated (NUSE), in whole extents.
+    pub mapped_bytes: u64,
+    /// What it takes of the pool, with its snapshots.
+    pub physical_bytes: u64,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// What a snapshot is, for who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its number in the volume.
+    pub number: u32,
+    /// Its name among all.
+    pub uuid: Uuid,
+    /// At most 255 bytes.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
+/// How full a pool is, in bytes of whole extents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Room for data.
+    pub bytes: u64,
+    /// What volumes and snapshots have.
+    pub used_bytes: u64,
+    /// Free and zero, so that writing there for the first time costs least.
+    pub clean_bytes: u64,
+}
+
+/// Something about the pool as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolEvent {
+    /// The drive is gone.
+    Vanished,
+    /// Nothing can be recorded any more: writes in place and reads go on, everything else is refused until the pool is
+    /// opened again.
+    JournalFailed(IoError),
+    /// So many percent of the room for data are used now, and were not before.
+    Used(u8),
+}
+
+/// Why an operation did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PoolError {
+    /// There is no such volume.
+    #[error("there is no such volume")]
+    NoSuchVolume,
+    /// There is no such snapshot.
+    #[error("there is no such snapshot")]
+    NoSuchSnapshot,
+    /// Something needs it.
+    #[error("a clone or a snapshot needs it")]
+    InUse,
+    /// There is no room for another volume, snapshot or attribute.
+    #[error("the pool has no room for another volume, snapshot or attribute")]
+    Full,
+    /// What is asked for is not possible.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// More operations wait than is sensible.
+    #[error("too many operations wait already")]
+    Busy,
+    /// The pool is being closed.
+    #[error("the pool is being closed")]
+    Closing,
+    /// The journal cannot be written.
+    #[error("the pool's journal cannot be written")]
+    Journal,
+}
+
+impl<D: Device> Pool<D> {
+    /// Drives everything, as polling any of its volumes does.
+    pub fn poll(&mut self, now: Nanos) {
+        self.engine.borrow_mut().poll(now);
+    }
+
+    /// When to poll although nothing happened, as [`Device::poll_timeout`].
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Nanos> {
+        self.engine.borrow().timeout()
+    }
+
+    /// An operation that has ended, and how.
+    pub fn poll_operation(&mut self) -> Option<(Operation, Result<Outcome, PoolError>)> {
+        self.engine.borrow_mut().operations.next_done()
+    }
+
+    /// What happened to the pool since the last call, oldest first.
+    pub fn poll_event(&mut self) -> Option<PoolEvent> {
+        self.engine.borrow_mut().events.pop_front()
+    }
+
+    /// A handle of a volume.
+    ///
+    /// # Errors
+    /// When there is no such volume.
+    pub fn open_volume(&self, volume: u32) -> Result<Volume<D>, PoolError> {
+        self.open_reader(volume, None)
+    }
+
+    /// A handle of a snapshot: it cannot be written to.
+    ///
+    /// # Errors
+    /// When there is no such snapshot.
+    pub fn open_snapshot(&self, volume: u32, number: u32) -> Result<Volume<D>, PoolError> {
+        self.open_reader(volume, Some(number))
+    }
+
+    fn open_reader(&self, volume: u32, number: Option<u32>) -> Result<Volume<D>, PoolError> {
+        let mut engine = self.engine.borrow_mut();
+        let (slot, found) = engine.any_volume(volume)?;
+        let is_media = found.durability == Durability::Media;
+        let (block_bytes, mut bytes) = (found.block_bytes, found.bytes);
+        let mut reader = Reader::Head(slot);
+        if let Some(number) = number {
+            let snapshot = found.snapshot(number).filter(|it| !it.is_deleted);
+            bytes = snapshot.ok_or(PoolError::NoSuchSnapshot)?.bytes;
+            reader = Reader::Snapshot(slot, number);
+        } else if found.is_deleted {
+            return Err(PoolError::NoSuchVolume);
+        }
+        let mut geometry = engine.volume_geometry(bytes, block_bytes, is_media);
+        geometry.read_only |= number.is_some();
+        let port = engine.open_port(Port::new(reader, geometry, is_media));
+        drop(engine);
+        Ok(Volume::new(Rc::clone(&self.engine), port))
+    }
+
+    /// Makes a volume, or a clone.
+    ///
+    /// # Errors
+    /// When too many operations wait. Everything else is told when the operation ends.
+    pub fn create_volume(&mut self, spec: VolumeSpec) -> Result<Operation, PoolError> {
+        self.start(Job::Create(spec))
+    }
+
+    /// Deletes a volume and its snapshots, which no clone may need.
+    ///
+    /// # Errors
+    /// As [`create_volume`](Self::create_volume).
+    pub fn delete_volume(&mut self, volume: u32) -> Result<Operation, PoolError> {
+        self.start(Job::Delete { volume })
+    }
+
+    /// Makes a volume larger.
+    ///
+    /// # Errors
+    /// As [`create_volume`](Self::create_volume).
+    pub fn grow_volume(&mut self, volume: u32, bytes: u64) -> Result<Operation, PoolError> {
+        self.start(Job::Resize { volume, bytes })
+    }
+
+    /// Takes a snapshot of a volume: of all writes that were completed before, and of any of those under way.
+    ///
+    /// # Errors
+    /// As [`create_volume`](Self::create_volume).
+    pub fn create_snapshot(
+        &mut self,
+        volume: u32,
+        uuid: Uuid,
+        name: String,
+        created: u64,
+    ) -> Result<Operation, PoolError> {
+        self.start(Job::Snapshot {
+            volume,
+            uuid,
+            name,
+            created,
+        })
+    }
+
+    /// Deletes a snapshot, which no clone may need.
+    ///
+    /// # Errors
+    /// As [`create_volume`](Self::create_volume).
+    pub fn delete_snapshot(&mut self, volume: u32, number: u32) -> Result<Operation, PoolError> {
+        self.start(Job::DeleteSnapshot { volume, number })
+    }
+
+    /// Sets an attribute of a volume, or without bytes takes it away.
+    ///
+    /// # Errors
+    /// As [`create_volume`](Self::create_volume).
+    pub fn set_attribute(
+        &mut self,
+        volume: u32,
+        kind: u32,
+        bytes: Vec<u8>,
+    ) -> Result<Operation, PoolError> {
+        self.start(Job::SetAttribute {
+            volume,
+            kind,
+            bytes,
+        })
+    }
+
+    fn start(&mut self, job: Job) -> Result<Operation, PoolError> {
+        self.engine.borrow_mut().operations.start(job)
+    }
+
+    /// An attribute of a volume.
+    #[must_use]
+    pub fn attribute(&self, volume: u32, kind: u32) -> Option<Vec<u8>> {
+        let engine = self.engine.borrow();
+        let (_, volume) = engine.any_volume(volume).ok()?;
+        volume.attribute(kind).map(Into::into)
+    }
+
+    /// All volumes, in the order of their numbers.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        self.engine.borrow().volume_infos()
+    }
+
+    /// How full it is.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.engine.borrow().usage()
+    }
+
+    /// The pool's name among all.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.engine.borrow().superblock.uuid
+    }
+
+    /// What is wrong with the map, explained: nothing, unless there is a fault in this program or in the machine.
+    #[must_use]
+    pub fn check(&self) -> Vec<String> {
+        self.engine.borrow().state.check()
+    }
+}

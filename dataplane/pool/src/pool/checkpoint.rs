@@ -1,0 +1,256 @@
+//! Checkpoints: the whole state, written while the pool goes on working, so that the journal can be used again.
+//!
+//! A crash before both superblocks name the new checkpoint finds the old one, and with it all of the journal that it
+//! needs: neither is touched before then. The frames show only what is applied, and so durable in the journal.
+
+use bowline_block::{Completion, Device, IoBuf, IoError, Op, Segments};
+
+use super::drive::{Access, Tag};
+use super::engine::Engine;
+use super::frame::{self, FRAME_BYTES, FrameWriter};
+use super::open::{OpenError, Waiting};
+use crate::format::codec::RecordReader;
+use crate::format::layout::SUPERBLOCK_OFFSETS;
+use crate::format::record::Record;
+use crate::format::superblock::{CheckpointPlace, Superblock};
+use crate::map::{Cursor, Emitted, State, Tolerance};
+
+/// Checkpoints that fail one after another before the journal is given up.
+const FAILURES_MAX: u32 = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Frame { is_last: bool },
+    Flush,
+    Superblock(usize),
+}
+
+/// A checkpoint under way.
+struct Running {
+    cursor: Cursor,
+    place: CheckpointPlace,
+    /// Where the next frame goes, from the start of the area.
+    offset: u64,
+    replay_from: u64,
+    strict_from: u64,
+    step: Step,
+}
+
+/// Writes checkpoints, one at a time.
+pub(super) struct Checkpointer {
+    /// Of a frame, or of a superblock. Lent to the drive while it writes.
+    buffer: IoBuf,
+    running: Option<Running>,
+    failures: u32,
+}
+
+impl Checkpointer {
+    pub(super) const fn new(buffer: IoBuf) -> Self {
+        Self {
+            buffer,
+            running: None,
+            failures: 0,
+        }
+    }
+
+    pub(super) const fn is_idle(&self) -> bool {
+        self.running.is_none()
+    }
+}
+
+impl<D: Device> Engine<D> {
+    /// Begins a checkpoint when the journal is half full. Returns whether it did.
+    pub(super) fn run_checkpoint(&mut self) -> bool {
+        let is_due = self.journal.is_half_full() && !self.journal.has_failed();
+        if !is_due || !self.checkpointer.is_idle() {
+            return false;
+        }
+        let (number, area) = match self.superblock.checkpoint {
+            Some(last) => (last.number + 1, 1 - last.area),
+            None => (1, 0),
+        };
+        // The group that may be on its way is not applied, and so replayed.
+        let replay_from = self.journal.applied();
+        self.checkpointer.running = Some(Running {
+            cursor: self.state.begin_checkpoint(),
+            place: CheckpointPlace {
+                number,
+                area,
+                frames: 0,
+            },
+            offset: 0,
+            replay_from,
+            strict_from: replay_from,
+            step: Step::Flush,
+        });
+        self.write_frame();
+        true
+    }
+
+    fn write_frame(&mut self) {
+        let Some(running) = &mut self.checkpointer.running else {
+            return;
+        };
+        let frame = self.checkpointer.buffer.as_mut().and_then(|out| {
+            let mut writer = FrameWriter::new(
+                out,
+                self.superblock.uuid,
+                running.place.number,
+                running.place.frames,
+            );
+            let mut has_fitted = true;
+            let mut push = |record: &Record<'_>| has_fitted &= writer.push(record).is_ok();
+            let emitted = self
+                .state
+                .emit(&mut running.cursor, FrameWriter::ROOM, &mut push);
+            let bytes = writer.finish(emitted == Emitted::All);
+            frame::seal(&mut out[..bytes]);
+            has_fitted.then_some((emitted, bytes))
+        });
+        let area = self.superblock.layout.checkpoints[usize::from(running.place.area)];
+        let Some((emitted, bytes)) = frame else {
+            return self.checkpoint_failed(IoError::Internal);
+        };
+        let len = u64::try_from(bytes).unwrap_or(u64::MAX);
+        if running.offset.saturating_add(len) > area.bytes {
+            return self.checkpoint_failed(IoError::NoSpace);
+        }
+        let offset = area.offset + running.offset;
+        running.place.frames += 1;
+        running.offset += len;
+        running.step = Step::Frame {
+            is_last: emitted == Emitted::All,
+        };
+        // The frames show what is applied now, and nothing later.
+        running.strict_from = self.journal.applied();
+        self.write_checkpoint(offset, bytes, false);
+    }
+
+    fn write_checkpoint(&mut self, offset: u64, bytes: usize, fua: bool) {
+        let access = Access {
+            op: Op::Write,
+            offset,
+            len: u64::try_from(bytes).unwrap_or(0),
+            fua: fua && self.drive.is_volatile(),
+            data: self.checkpointer.buffer.slice(0..bytes).into(),
+        };
+        self.drive.submit(access, Tag::Checkpoint);
+    }
+
+    /// The drive has ended a step.
+    pub(super) fn checkpoint_answered(&mut self, completion: Completion) {
+        let Completion { result, data, .. } = completion;
+        // The buffer is ours alone again.
+        drop(data);
+        let Some(step) = self.checkpointer.running.as_ref().map(|it| it.step) else {
+            return;
+        };
+        match (step, result) {
+            (Step::Superblock(_), Err(error)) => {
+                // Which checkpoint counts after a crash is not known, so both and their journals must stay.
+                self.checkpointer.running = None;
+                self.state.end_checkpoint();
+                self.journal_failed(error);
+            }
+            (_, Err(error)) => self.checkpoint_failed(error),
+            (Step::Frame { is_last: false }, Ok(())) => self.write_frame(),
+            (Step::Frame { is_last: true }, Ok(())) if self.drive.is_volatile() => {
+                if let Some(running) = &mut self.checkpointer.running {
+                    running.step = Step::Flush;
+                }
+                let access = Access {
+                    op: Op::Flush,
+                    offset: 0,
+                    len: 0,
+                    fua: false,
+                    data: Segments::new(),
+                };
+                self.drive.submit(access, Tag::Checkpoint);
+            }
+            (Step::Frame { is_last: true } | Step::Flush, Ok(())) => self.write_superblock(0),
+            (Step::Superblock(0), Ok(())) => self.write_superblock(1),
+            (Step::Superblock(_), Ok(())) => self.end_checkpoint(),
+        }
+    }
+
+    /// Names the new checkpoint, in one copy after the other: at any time one of them is whole.
+    fn write_superblock(&mut self, copy: usize) {
+        let Some(running) = &mut self.checkpointer.running else {
+            return;
+        };
+        running.step = Step::Superblock(copy);
+        let superblock = Superblock {
+            sequence: self.superblock.sequence + 1,
+            checkpoint: Some(running.place),
+            replay_from: running.replay_from,
+            strict_from: running.strict_from,
+            ..self.superblock.clone()
+        };
+        let bytes = superblock.encode();
+        if let Some(out) = self.checkpointer.buffer.as_mut() {
+            out[..bytes.len()].copy_from_slice(&bytes);
+        }
+        if copy == 1 {
+            self.superblock = superblock;
+        }
+        self.write_checkpoint(SUPERBLOCK_OFFSETS[copy], bytes.len(), true);
+    }
+
+    /// The checkpoint counts: the journal before it is free.
+    fn end_checkpoint(&mut self) {
+        if let Some(running) = self.checkpointer.running.take() {
+            self.journal.replay_from = running.replay_from;
+        }
+        self.checkpointer.failures = 0;
+        self.state.end_checkpoint();
+    }
+
+    /// The older checkpoint still counts.
+    fn checkpoint_failed(&mut self, error: IoError) {
+        self.checkpointer.running = None;
+        self.checkpointer.failures += 1;
+        self.state.end_checkpoint();
+        tracing::warn!(%error, pool = %self.superblock.uuid, "a checkpoint could not be written");
+        if self.checkpointer.failures >= FAILURES_MAX {
+            // The journal would be full sooner or later, and what needs it would wait for ever.
+            self.journal_failed(error);
+        }
+    }
+}
+
+/// Replays the checkpoint that counts. Nothing of it is believed that is not whole.
+pub(super) fn replay<D: Device>(
+    drive: &mut Waiting<'_, D>,
+    superblock: &Superblock,
+    state: &mut State,
+) -> Result<(), OpenError> {
+    let Some(place) = superblock.checkpoint else {
+        return Ok(());
+    };
+    let area = superblock.layout.checkpoints[usize::from(place.area)];
+    let mut frame = vec![0; FRAME_BYTES];
+    let mut offset = 0;
+    for index in 0..place.frames {
+        let damaged = |what: &str| {
+            let number = place.number;
+            OpenError::Checkpoint(format!("frame {index} of checkpoint {number} {what}"))
+        };
+        let room = usize::try_from(area.bytes.saturating_sub(offset)).unwrap_or(FRAME_BYTES);
+        let frame = &mut frame[..room.min(FRAME_BYTES)];
+        drive.read(area.offset + offset, frame)?;
+        let bytes = frame::length(frame).ok_or_else(|| damaged("is not there"))?;
+        let found = frame.get(..bytes);
+        let found = found.and_then(|it| frame::read(it, superblock.uuid, place.number, index));
+        let (records, is_last) = found.ok_or_else(|| damaged("is not whole"))?;
+        if is_last != (index + 1 == place.frames) {
+            return Err(damaged(
+                "is the last, or is not, other than the superblock says",
+            ));
+        }
+        for record in RecordReader::new(records) {
+            state.apply(&record?, Tolerance::Replay)?;
+        }
+        offset += u64::try_from(bytes).unwrap_or(u64::MAX);
+    }
+    Ok(())
+}

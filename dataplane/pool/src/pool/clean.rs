@@ -1,0 +1,213 @@
+//! Free extents: from "may still be read" to "may hold anything" to "all zero" to "about to be written to".
+
+use std::ops::Range;
+
+use bowline_block::{Device, IoError, Op, Segments};
+
+use super::drive::{Access, Tag};
+use super::engine::Engine;
+use super::journal::{Change, Waiter};
+
+/// Reserved at a time, ahead of need: a first write then waits for nothing.
+const RESERVE_COUNT: u32 = 64;
+
+/// More are reserved when fewer than this are left.
+const RESERVE_LOW: u32 = 32;
+
+/// Cleaned with one request.
+const CLEAN_BYTES: u32 = 1 << 20;
+
+/// Requests of the cleaner at once, when nobody else uses the drive.
+const CLEANING_MAX: u32 = 4;
+
+/// Below this share of clean extents the cleaner works beside requests; else it waits until there are none.
+const CLEAN_LOW_SHARE: u32 = 8;
+
+/// What the cleaner is doing.
+#[derive(Debug, Default)]
+pub(super) struct Cleaner {
+    cleaning: u32,
+    /// A record that reserves extents is on its way.
+    is_reserving: bool,
+    /// Extents were freed.
+    has_freed: bool,
+    /// What was freed before the grace that is running.
+    freed: Vec<Range<u32>>,
+    /// Operations that wait for it.
+    waiting: Vec<u64>,
+    is_in_grace: bool,
+    /// Operations that wait for the next.
+    next_waiting: Vec<u64>,
+    /// Where the next extent is looked for.
+    near: u32,
+    /// An extent could not be cleaned: the drive is not asked again for a while.
+    failures: u32,
+}
+
+impl Cleaner {
+    /// Records were applied, so there may be free extents nobody knows of.
+    pub(super) const fn look_for_freed(&mut self) {
+        self.has_freed = true;
+    }
+
+    /// Tells an operation when everything has ended that began before now.
+    pub(super) fn wait_for_grace(&mut self, operation: u64) {
+        self.next_waiting.push(operation);
+    }
+
+    pub(super) const fn is_idle(&self) -> bool {
+        !self.is_reserving && self.cleaning == 0 && !self.is_in_grace
+    }
+}
+
+impl<D: Device> Engine<D> {
+    /// Frees what nobody can be reading any more. An extent is freed when the record that freed it is durable, so a
+    /// crash finds it free as well; requests that began before then may use it until they end.
+    pub(super) fn run_grace(&mut self) {
+        loop {
+            if self.cleaner.is_in_grace {
+                if !self.drive.is_over() {
+                    return;
+                }
+                self.cleaner.is_in_grace = false;
+                for physical in std::mem::take(&mut self.cleaner.freed)
+                    .into_iter()
+                    .flatten()
+                {
+                    self.state.release(physical);
+                }
+                for operation in std::mem::take(&mut self.cleaner.waiting) {
+                    self.operation_graced(operation);
+                }
+                self.retry_homeless();
+            }
+            let has_freed = std::mem::take(&mut self.cleaner.has_freed);
+            while has_freed && let Some(physical) = self.state.next_freed() {
+                match self.cleaner.freed.last_mut() {
+                    Some(run) if run.end == physical => run.end += 1,
+                    _ => self.cleaner.freed.push(physical..physical + 1),
+                }
+            }
+            self.cleaner.waiting.append(&mut self.cleaner.next_waiting);
+            if self.cleaner.freed.is_empty() && self.cleaner.waiting.is_empty() {
+                return;
+            }
+            // No grace is running, so another can begin.
+            self.cleaner.is_in_grace = self.drive.start_grace();
+            if !self.cleaner.is_in_grace {
+                return;
+            }
+        }
+    }
+
+    /// Whether there are clean extents, but none that may be written to yet.
+    pub(super) fn wants_reserve(&self) -> bool {
+        let counts = self.state.extents();
+        counts.reserved == 0
+            && (counts.clean > 0 || self.cleaner.is_reserving)
+            && !self.journal.has_failed()
+    }
+
+    /// Reserves ahead of need.
+    pub(super) fn want_reserve(&mut self) {
+        if self.cleaner.is_reserving || self.journal.has_failed() || self.operations.is_closing() {
+            return;
+        }
+        let counts = self.state.extents();
+        if counts.reserved >= RESERVE_LOW || counts.clean == 0 {
+            return;
+        }
+        if let Some(run) = self.state.clean_run(self.cleaner.near, RESERVE_COUNT) {
+            self.cleaner.is_reserving = true;
+            let change = Change::Reserve {
+                physical: run.start,
+                count: run.end - run.start,
+            };
+            self.journal.want(change, Waiter::Reserve);
+        }
+    }
+
+    pub(super) fn reserved(&mut self) {
+        self.cleaner.is_reserving = false;
+        self.retry_homeless();
+    }
+
+    /// An extent for data that is written before its record.
+    pub(super) fn take_any(&mut self) -> Option<u32> {
+        let near = self.cleaner.near;
+        let unclean = self.state.take_unclean(near, 1).map(|run| run.start);
+        unclean.or_else(|| self.take_zero())
+    }
+
+    /// An extent that is zero: next to the one before, so that what is written together stays together.
+    pub(super) fn take_zero(&mut self) -> Option<u32> {
+        let physical = self.state.take_reserved(self.cleaner.near)?;
+        self.cleaner.near = physical + 1;
+        Some(physical)
+    }
+
+    /// Whether there will be an extent without anybody giving one up.
+    pub(super) fn may_get_space(&self) -> bool {
+        let counts = self.state.extents();
+        !self.journal.has_failed()
+            && (counts.quarantined > 0
+                || counts.clean > 0
+                || self.cleaner.is_reserving
+                || self.cleaner.cleaning > 0)
+    }
+
+    /// Zeroes what is free, so that first writes need not wait for their data.
+    pub(super) fn run_cleaner(&mut self) -> bool {
+        if self.journal.has_failed() || self.operations.is_closing() || self.cleaner.failures > 0 {
+            return false;
+        }
+        let counts = self.state.extents();
+        let is_busy = self.is_used();
+        let is_low = counts.clean + counts.reserved < counts.all / CLEAN_LOW_SHARE;
+        let limit = match (is_busy, is_low) {
+            (false, _) => CLEANING_MAX,
+            (true, true) => 1,
+            (true, false) => 0,
+        };
+        let extent_bytes = self.shape.extent_bytes();
+        let mut is_started = false;
+        while self.cleaner.cleaning < limit
+            && let Some(run) = self
+                .state
+                .take_unclean(0, (CLEAN_BYTES / extent_bytes).max(1))
+        {
+            is_started = true;
+            self.cleaner.cleaning += 1;
+            let (physical, count) = (run.start, run.end - run.start);
+            let access = Access {
+                op: Op::WriteZeroes { deallocate: true },
+                offset: self.shape.place(physical, 0),
+                len: u64::from(count) * u64::from(extent_bytes),
+                // Zero for good before anybody is told so.
+                fua: self.drive.is_volatile(),
+                data: Segments::new(),
+            };
+            self.drive.submit(access, Tag::Clean { physical, count });
+        }
+        is_started
+    }
+
+    pub(super) fn cleaned(&mut self, physical: u32, count: u32, result: Result<(), IoError>) {
+        match result {
+            Ok(()) => self
+                .journal
+                .want(Change::Clean { physical, count }, Waiter::Clean),
+            Err(error) => {
+                // They stay free, for writes that do not count on zeroes.
+                self.cleaner.cleaning -= 1;
+                self.cleaner.failures += 1;
+                tracing::warn!(physical, count, %error, "free extents could not be zeroed");
+                self.state.give_back(physical..physical + count, false);
+            }
+        }
+    }
+
+    pub(super) fn clean_recorded(&mut self) {
+        self.cleaner.cleaning -= 1;
+    }
+}

@@ -1,0 +1,437 @@
+//! The engine of a pool: everything behind the handles, driven by polling.
+
+use std::collections::{HashMap, VecDeque};
+
+use bowline_block::{
+    BufPool, ClassConfig, Completion, Completions, Deallocate, Device, DeviceEvent, Geometry, Io,
+    IoError, Op, PoolConfig,
+};
+use bowline_nvme::Nanos;
+
+use super::checkpoint::Checkpointer;
+use super::clean::Cleaner;
+use super::drive::{Access, Drive, Tag};
+use super::journal::Journal;
+use super::operation::Operations;
+use super::piece::Piece;
+use super::port::Port;
+use super::request::Request;
+use super::shape::Shape;
+use super::slab::Slab;
+use super::work::{Barrier, Works};
+use super::{PoolEvent, SnapshotInfo, Usage, VolumeInfo};
+use crate::format::superblock::Superblock;
+use crate::map::{HeadEntry, Reader, Run, Snapshot, State, Volume};
+
+/// Requests of all volumes that are held at once, until their completions are handed out.
+const HELD_MAX: usize = 8192;
+
+/// Times that one poll asks the drive again, when there was something: so that it ends.
+const ROUNDS_MAX: usize = 16;
+
+/// The largest piece that is read by way of a buffer.
+pub(super) const BOUNCE_BYTES_MAX: u32 = 128 << 10;
+
+/// Something to go on with.
+pub(super) enum Todo {
+    Request(u32),
+    Piece(u32),
+}
+
+/// The engine.
+pub(super) struct Engine<D> {
+    pub(super) drive: Drive<D>,
+    pub(super) buffers: BufPool,
+    pub(super) shape: Shape,
+    pub(super) superblock: Superblock,
+    pub(super) state: State,
+    pub(super) journal: Journal,
+    pub(super) checkpointer: Checkpointer,
+    pub(super) cleaner: Cleaner,
+    pub(super) operations: Operations,
+    pub(super) ports: Slab<Port>,
+    pub(super) requests: Slab<Request>,
+    pub(super) pieces: Slab<Piece>,
+    pub(super) works: Works,
+    pub(super) barriers: HashMap<u32, Barrier>,
+    pub(super) todo: VecDeque<Todo>,
+    /// Requests that wait for a buffer.
+    pub(super) starved: VecDeque<u32>,
+    /// Pieces that wait for an extent or for a buffer.
+    pub(super) homeless: VecDeque<u32>,
+    pub(super) events: VecDeque<PoolEvent>,
+    pub(super) now: Nanos,
+    /// Of the last lookup.
+    pub(super) runs: Vec<Run>,
+    /// Of the last record.
+    pub(super) bitmap: Vec<u8>,
+    held: usize,
+    has_vanished: bool,
+}
+
+/// The buffers of an engine: taken from the system where they are touched.
+pub(super) fn buffers() -> std::io::Result<BufPool> {
+    let class = |bytes, count| ClassConfig { bytes, count };
+    BufPool::new(PoolConfig {
+        classes: vec![
+            class(4 << 10, 256),
+            class(16 << 10, 128),
+            class(128 << 10, 64),
+        ],
+    })
+}
+
+impl<D: Device> Engine<D> {
+    pub(super) fn new(
+        drive: Drive<D>,
+        buffers: BufPool,
+        superblock: Superblock,
+        state: State,
+        journal: Journal,
+        checkpointer: Checkpointer,
+    ) -> Self {
+        let layout = &superblock.layout;
+        let bitmap_bytes = layout.bitmap_bytes();
+        Self {
+            shape: Shape::new(layout.extent_bytes, layout.data.offset),
+            drive,
+            buffers,
+            superblock,
+            state,
+            journal,
+            checkpointer,
+            cleaner: Cleaner::default(),
+            operations: Operations::default(),
+            ports: Slab::new(),
+            requests: Slab::new(),
+            pieces: Slab::new(),
+            works: Works::new(),
+            barriers: HashMap::new(),
+            todo: VecDeque::new(),
+            starved: VecDeque::new(),
+            homeless: VecDeque::new(),
+            events: VecDeque::new(),
+            now: Nanos::ZERO,
+            runs: Vec::new(),
+            bitmap: vec![0; bitmap_bytes],
+            held: 0,
+            has_vanished: false,
+        }
+    }
+
+    /// Accepts a request of a handle.
+    #[expect(clippy::result_large_err, reason = "the request itself comes back")]
+    pub(super) fn submit(&mut self, at: u32, io: Io) -> Result<(), Io> {
+        let Some(port) = self.ports.get_mut(at) else {
+            return Err(io);
+        };
+        if self.held >= HELD_MAX {
+            return Err(io);
+        }
+        self.held += 1;
+        port.held += 1;
+        let range = match port.verdict(&io) {
+            Ok(range) => range,
+            Err(error) => {
+                port.complete(io.complete(Err(error)));
+                return Ok(());
+            }
+        };
+        // The hot path: one access where the map says, and nothing else.
+        if matches!(io.op, Op::Read | Op::Write) && range.len > 0 {
+            let (logical, start) = self.shape.split(range.offset);
+            if self.shape.within(start, range.len) == u32::try_from(range.len).unwrap_or(0)
+                && let Reader::Head(slot) = port.reader
+                && let HeadEntry::Whole { physical, is_own } = self.state.head(slot, logical)
+                && (io.op == Op::Read || is_own)
+            {
+                let fua =
+                    io.op == Op::Write && (io.fua || port.is_media) && self.drive.is_volatile();
+                let access = Access {
+                    op: io.op,
+                    offset: self.shape.place(physical, start),
+                    len: range.len,
+                    fua,
+                    data: io.data,
+                };
+                self.drive.submit_direct(access, at, io.token);
+                return Ok(());
+            }
+        }
+        self.submit_slow(at, io, range);
+        Ok(())
+    }
+
+    fn submit_slow(&mut self, at: u32, io: Io, range: bowline_block::ByteRange) {
+        match io.op {
+            Op::Flush => self.flush(at, io),
+            _ if range.len == 0 => self.complete(at, io.complete(Ok(()))),
+            Op::CompareAndWrite => self.compare(at, io, range),
+            Op::Read | Op::Write | Op::WriteZeroes { .. } | Op::Deallocate => {
+                self.begin(at, io, range);
+            }
+        }
+        self.run_todo();
+    }
+
+    /// What a completed request changed in the map is durable already. What it wrote is, for a volume of media
+    /// durability; else the drive's cache may hold it.
+    fn flush(&mut self, at: u32, io: Io) {
+        let is_media = self.ports.get(at).is_none_or(|port| port.is_media);
+        if is_media || !self.drive.is_volatile() {
+            return self.complete(at, io.complete(Ok(())));
+        }
+        let access = Access {
+            op: Op::Flush,
+            offset: 0,
+            len: 0,
+            fua: false,
+            data: io.data,
+        };
+        self.drive.submit_direct(access, at, io.token);
+    }
+
+    /// In place, the drive does it. Elsewhere nobody could compare and write as one.
+    fn compare(&mut self, at: u32, io: Io, range: bowline_block::ByteRange) {
+        let (logical, start) = self.shape.split(range.offset);
+        let len = self.shape.within(start, range.len);
+        let slot = self.ports.get(at).map(Port::slot);
+        let place = slot
+            .filter(|_| u64::from(len) == range.len)
+            .and_then(|slot| self.place_of((slot, logical), self.shape.chunks(start, len)));
+        let Some(physical) = place else {
+            return self.complete(at, io.complete(Err(IoError::Unsupported)));
+        };
+        let access = Access {
+            op: Op::CompareAndWrite,
+            offset: self.shape.place(physical, start),
+            len: range.len,
+            fua: self.drive.is_volatile(),
+            data: io.data,
+        };
+        self.drive.submit_direct(access, at, io.token);
+    }
+
+    /// Drives everything.
+    pub(super) fn poll(&mut self, now: Nanos) {
+        self.now = now;
+        for _ in 0..ROUNDS_MAX {
+            self.drive.poll(now);
+            let mut was_any = false;
+            while let Some((tag, completion)) = self.drive.next() {
+                was_any = true;
+                self.answered(tag, completion);
+            }
+            self.run_todo();
+            let is_started = self.run_background(was_any);
+            if !was_any && !is_started {
+                break;
+            }
+        }
+        while let Some(event) = self.drive.device_mut().poll_event() {
+            self.handle_event(event);
+        }
+    }
+
+    fn answered(&mut self, tag: Tag, completion: Completion) {
+        match tag {
+            Tag::Direct { port, token, .. } => self.complete(
+                port,
+                Completion {
+                    token,
+                    ..completion
+                },
+            ),
+            Tag::Piece { piece, .. } => self.piece_answered(piece, completion),
+            Tag::Group => self.group_answered(completion),
+            Tag::Checkpoint => self.checkpoint_answered(completion),
+            Tag::Clean { physical, count } => self.cleaned(physical, count, completion.result),
+        }
+    }
+
+    pub(super) fn run_todo(&mut self) {
+        while let Some(todo) = self.todo.pop_front() {
+            match todo {
+                Todo::Request(index) => self.advance(index),
+                Todo::Piece(index) => self.start_piece(index),
+            }
+        }
+    }
+
+    /// Everything that is not a request. Returns whether something was started, so that polling again is worth it.
+    fn run_background(&mut self, was_any: bool) -> bool {
+        if was_any {
+            self.retry_homeless();
+        }
+        self.run_grace();
+        let has_operated = self.run_operations();
+        self.run_todo();
+        self.want_reserve();
+        let has_cleaned = self.run_cleaner();
+        let has_sealed = self.seal();
+        let has_checkpointed = self.run_checkpoint();
+        has_operated || has_cleaned || has_sealed || has_checkpointed
+    }
+
+    fn handle_event(&mut self, event: DeviceEvent) {
+        match event {
+            DeviceEvent::Vanished => {
+                self.has_vanished = true;
+                for port in self.ports.iter_mut() {
+                    port.vanish();
+                }
+                self.events.push_back(PoolEvent::Vanished);
+            }
+            DeviceEvent::MediaWarning => {
+                for port in self.ports.iter_mut() {
+                    port.tell(DeviceEvent::MediaWarning);
+                }
+            }
+            // The pool uses what it was made with.
+            DeviceEvent::GeometryChanged => {}
+        }
+    }
+
+    pub(super) fn complete(&mut self, at: u32, completion: Completion) {
+        let Some(port) = self.ports.get_mut(at) else {
+            return;
+        };
+        port.complete(completion);
+        if port.is_closed {
+            self.held -= port.discard();
+            if port.held == 0 {
+                self.ports.remove(at);
+            }
+        }
+    }
+
+    pub(super) fn hand_out(&mut self, at: u32, out: &mut Completions) {
+        if let Some(port) = self.ports.get_mut(at) {
+            self.held -= port.hand_out(out);
+        }
+    }
+
+    pub(super) fn open_port(&mut self, port: Port) -> u32 {
+        let at = self.ports.insert(port);
+        if self.has_vanished
+            && let Some(port) = self.ports.get_mut(at)
+        {
+            port.vanish();
+        }
+        at
+    }
+
+    /// A handle was dropped. Its requests end without being told.
+    pub(super) fn close_port(&mut self, at: u32) {
+        let Some(port) = self.ports.get_mut(at) else {
+            return;
+        };
+        port.is_closed = true;
+        self.held -= port.discard();
+        if port.held == 0 {
+            self.ports.remove(at);
+        }
+    }
+
+    pub(super) fn port_event(&mut self, at: u32) -> Option<DeviceEvent> {
+        self.ports.get_mut(at)?.next_event()
+    }
+
+    pub(super) fn geometry(&self, at: u32) -> Geometry {
+        let port = self.ports.get(at);
+        port.map_or(*self.drive.geometry(), |port| port.geometry)
+    }
+
+    pub(super) fn depth_max(&self) -> usize {
+        self.drive.device().depth_max()
+    }
+
+    pub(super) fn port_timeout(&self, at: u32) -> Option<Nanos> {
+        let port = self.ports.get(at)?;
+        if port.has_done() {
+            return Some(Nanos::ZERO);
+        }
+        if port.held > 0 { self.timeout() } else { None }
+    }
+
+    pub(super) fn timeout(&self) -> Option<Nanos> {
+        if self.journal.wants_seal() || !self.todo.is_empty() {
+            return Some(Nanos::ZERO);
+        }
+        self.drive.poll_timeout()
+    }
+
+    /// Nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.drive.in_flight() == 0
+            && self.todo.is_empty()
+            && self.requests.len() == 0
+            && self.works.is_empty()
+            && self.journal.is_idle()
+            && self.checkpointer.is_idle()
+            && self.operations.is_idle()
+            && self.cleaner.is_idle()
+    }
+
+    /// What a volume's handles say of it.
+    pub(super) fn volume_geometry(&self, bytes: u64, block_bytes: u32, is_media: bool) -> Geometry {
+        let drive = self.drive.geometry();
+        Geometry {
+            block_bytes,
+            blocks: bytes / u64::from(block_bytes),
+            volatile_cache: drive.volatile_cache && !is_media,
+            read_only: drive.read_only,
+            // What is longer may be parted at a chunk, and a power cut may come between the parts.
+            atomic_write_blocks: 1,
+            optimal_io_blocks: drive.optimal_io_blocks * drive.block_bytes / block_bytes,
+            deallocate: Deallocate::ReadsZero,
+            deallocate_granularity_blocks: self.shape.extent_bytes() / block_bytes,
+            write_zeroes: true,
+            thin: true,
+        }
+    }
+
+    /// Whether a handle has requests under way.
+    pub(super) fn is_used(&self) -> bool {
+        self.held > 0
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        let counts = self.state.extents();
+        let bytes = |count: u32| u64::from(count) * u64::from(self.shape.extent_bytes());
+        Usage {
+            bytes: bytes(counts.all),
+            used_bytes: bytes(counts.used),
+            clean_bytes: bytes(counts.clean + counts.reserved),
+        }
+    }
+
+    pub(super) fn volume_infos(&self) -> Vec<VolumeInfo> {
+        let bytes = |count: u32| u64::from(count) * u64::from(self.shape.extent_bytes());
+        let volumes = self.state.volumes().map(|(_, volume)| volume);
+        let info = |volume: &Volume| VolumeInfo {
+            volume: volume.number,
+            uuid: volume.uuid,
+            name: volume.name.to_string(),
+            bytes: volume.bytes,
+            block_bytes: volume.block_bytes,
+            durability: volume.durability,
+            base: volume.base,
+            created: volume.created,
+            mapped_bytes: bytes(volume.counts().mapped),
+            physical_bytes: bytes(volume.counts().physical),
+            snapshots: volume.snapshots().iter().map(snapshot_info).collect(),
+        };
+        volumes.map(info).collect()
+    }
+}
+
+fn snapshot_info(snapshot: &Snapshot) -> SnapshotInfo {
+    SnapshotInfo {
+        number: snapshot.number,
+        uuid: snapshot.uuid,
+        name: snapshot.name.to_string(),
+        bytes: snapshot.bytes,
+        created: snapshot.created,
+    }
+}

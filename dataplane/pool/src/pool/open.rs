@@ -1,0 +1,427 @@
+//! Making a pool on a drive, opening it and closing it. Each waits for the drive: the caller is asked to have time pass,
+//! which on a reactor is a turn of it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bowline_block::{BufPool, Completions, Deallocate, Device, Io, IoBuf, IoError, Op, Segments};
+use bowline_nvme::Nanos;
+use uuid::Uuid;
+
+use super::Pool;
+use super::checkpoint::{self, Checkpointer};
+use super::drive::Drive;
+use super::engine::{self, BOUNCE_BYTES_MAX, Engine};
+use super::journal::{Change, Journal, Waiter};
+use super::operation::Job;
+use crate::format::codec::{RecordError, RecordReader};
+use crate::format::foreign::{FOREIGN_BYTES, Foreign, recognise};
+use crate::format::journal::{Damage as JournalDamage, GroupWriter, JournalReader};
+use crate::format::layout::{Layout, LayoutError, LayoutOptions, SUPERBLOCK_OFFSETS};
+use crate::format::record::Record;
+use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
+use crate::map::{Damage, Limits, State, Tolerance};
+
+/// Largest piece of one request that zeroes or discards a part of the drive, in bytes.
+const ERASE_BYTES: u64 = 1 << 30;
+
+/// What a checkpoint has for each volume or snapshot: the longest record, rounded up.
+const OBJECT_BYTES: u64 = 512;
+
+/// What a new pool is to be.
+#[derive(Clone, Debug)]
+pub struct FormatOptions {
+    /// Its name among all.
+    pub uuid: Uuid,
+    /// For people, at most 64 bytes.
+    pub label: String,
+    /// Seconds since 1970.
+    pub made: u64,
+    /// Sizes.
+    pub layout: LayoutOptions,
+    /// Whatever the drive holds may be destroyed.
+    pub is_forced: bool,
+}
+
+/// Why a pool was not made, opened or closed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The drive holds something.
+    #[error("the drive {0}; it is not overwritten unless that is asked for")]
+    NotBlank(Foreign),
+    /// The drive is a pool, or was one.
+    #[error("the drive is a pool already; it is not overwritten unless that is asked for")]
+    IsAPool,
+    /// There is no such pool.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// Not a pool that can be opened.
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+    /// The drive cannot be written to.
+    #[error("the drive is read-only")]
+    ReadOnly,
+    /// The journal is damaged.
+    #[error(transparent)]
+    Journal(#[from] JournalDamage),
+    /// The checkpoint is damaged.
+    #[error("the checkpoint is damaged: {0}")]
+    Checkpoint(String),
+    /// What the journal or the checkpoint says is not a record.
+    #[error("a record is damaged: {0}")]
+    Record(#[from] RecordError),
+    /// Records contradict each other.
+    #[error("the map is damaged: {0}")]
+    Map(#[from] Damage),
+    /// The drive has failed.
+    #[error("the drive failed: {0}")]
+    Drive(#[from] IoError),
+    /// There is no memory for buffers.
+    #[error("no memory for buffers: {0}")]
+    Memory(#[from] std::io::Error),
+}
+
+/// A drive whose answers are waited for.
+pub(super) struct Waiting<'a, D> {
+    pub(super) device: &'a mut D,
+    pub(super) wait: &'a mut dyn FnMut() -> Nanos,
+    block_bytes: u32,
+    out: Completions,
+    buffers: &'a BufPool,
+}
+
+impl<'a, D: Device> Waiting<'a, D> {
+    fn new(device: &'a mut D, buffers: &'a BufPool, wait: &'a mut dyn FnMut() -> Nanos) -> Self {
+        Self {
+            block_bytes: device.geometry().block_bytes,
+            device,
+            wait,
+            out: Completions::with_capacity(1),
+            buffers,
+        }
+    }
+
+    fn run(&mut self, op: Op, offset: u64, len: u64, data: Segments) -> Result<Segments, IoError> {
+        let block_bytes = u64::from(self.block_bytes);
+        let mut io = Io {
+            op,
+            lba: offset / block_bytes,
+            blocks: u32::try_from(len / block_bytes).map_err(|_| IoError::OutOfRange)?,
+            fua: op.is_modifying(),
+            data,
+            token: 0,
+        };
+        while let Err(refused) = self.device.try_submit(io) {
+            io = refused;
+            self.device.poll((self.wait)(), &mut self.out);
+        }
+        loop {
+            self.device.poll((self.wait)(), &mut self.out);
+            if let Some(completion) = self.out.pop() {
+                return completion.result.map(|()| completion.data);
+            }
+        }
+    }
+
+    fn buffer(&self, len: usize) -> Result<IoBuf, IoError> {
+        self.buffers.alloc(len).ok_or(IoError::Internal)
+    }
+
+    /// Reads a range of the drive.
+    pub(super) fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), IoError> {
+        let mut at = offset;
+        for piece in out.chunks_mut(usize::try_from(BOUNCE_BYTES_MAX).unwrap_or(4096)) {
+            let buffer = self.buffer(piece.len())?;
+            let len = u64::try_from(piece.len()).unwrap_or(0);
+            let data = self.run(Op::Read, at, len, buffer.into())?;
+            for bytes in data.iter() {
+                piece.copy_from_slice(bytes);
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Writes at most [`BOUNCE_BYTES_MAX`] bytes, which are stable afterwards.
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
+        let mut data = Segments::from(self.buffer(bytes.len())?);
+        if !data.copy_from(bytes) {
+            return Err(IoError::Internal);
+        }
+        let len = u64::try_from(bytes.len()).unwrap_or(0);
+        self.run(Op::Write, offset, len, data).map(drop)
+    }
+
+    fn erase(&mut self, op: Op, offset: u64, len: u64) -> Result<(), IoError> {
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let len = (end - at).min(ERASE_BYTES);
+            self.run(op, at, len, Segments::new())?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), IoError> {
+        self.run(Op::Flush, 0, 0, Segments::new()).map(drop)
+    }
+
+    /// Writes both copies, `first` first. Each is in one sector, so that at any time one of them is whole.
+    fn write_superblock(&mut self, superblock: &Superblock, first: usize) -> Result<(), IoError> {
+        let bytes = superblock.encode();
+        let [a, b] = SUPERBLOCK_OFFSETS;
+        for offset in if first == 0 { [a, b] } else { [b, a] } {
+            self.write(offset, &bytes)?;
+        }
+        self.flush()
+    }
+
+    /// The start of the drive, and the second copy of the superblock.
+    fn read_superblocks(&mut self) -> Result<(Vec<u8>, Vec<u8>), IoError> {
+        let bytes = self.device.geometry().bytes();
+        let start_bytes =
+            usize::try_from(bytes).map_or(FOREIGN_BYTES, |all| all.min(FOREIGN_BYTES));
+        let mut start = vec![0; start_bytes];
+        let mut second = vec![0; SUPERBLOCK_BYTES];
+        self.read(0, &mut start)?;
+        let end = SUPERBLOCK_OFFSETS[1] + u64::try_from(SUPERBLOCK_BYTES).unwrap_or(0);
+        if bytes >= end {
+            self.read(SUPERBLOCK_OFFSETS[1], &mut second)?;
+        }
+        Ok((start, second))
+    }
+}
+
+/// What a pool of this layout has room for. It follows from the layout alone, so it is the same whenever the pool is opened.
+pub(super) fn limits(layout: &Layout) -> Limits {
+    let bitmap = u64::try_from(layout.bitmap_bytes().next_multiple_of(4)).unwrap_or(0);
+    let extents = u64::from(layout.extents) * (96 + bitmap);
+    let rest = layout.state_bytes_max().saturating_sub(extents);
+    Limits {
+        extents: layout.extents,
+        extent_bytes: layout.extent_bytes,
+        chunk_bytes: super::shape::CHUNK_BYTES,
+        // Half of what the extents leave for volumes and snapshots, and half for attributes, which count twice.
+        objects_max: u32::try_from(rest / 2 / OBJECT_BYTES).unwrap_or(u32::MAX),
+        attribute_bytes_max: rest / 4,
+    }
+}
+
+impl<D: Device> Pool<D> {
+    /// Makes an empty pool on a drive. What the drive held is lost.
+    ///
+    /// `wait` is called until the drive has answered; it returns the time.
+    ///
+    /// # Errors
+    /// When the drive holds something and this was not to be overwritten, is too small, or fails. After a failure, and
+    /// after a crash before the end, the drive is not a pool, or the pool is empty.
+    pub fn format(
+        device: &mut D,
+        options: &FormatOptions,
+        wait: &mut dyn FnMut() -> Nanos,
+    ) -> Result<(), OpenError> {
+        let geometry = device.geometry();
+        if geometry.read_only {
+            return Err(OpenError::ReadOnly);
+        }
+        let layout = Layout::plan(geometry.bytes(), geometry.block_bytes, &options.layout)?;
+        let buffers = engine::buffers()?;
+        let mut drive = Waiting::new(device, &buffers, wait);
+        let (start, second) = drive.read_superblocks()?;
+        if !options.is_forced {
+            check_blank(&start, &second)?;
+        }
+        // First nobody may take it for what it was: a crash leaves no mixture of two pools.
+        for offset in SUPERBLOCK_OFFSETS {
+            drive.write(offset, &[0; SUPERBLOCK_BYTES])?;
+        }
+        drive.flush()?;
+        let zeroes = Op::WriteZeroes { deallocate: false };
+        drive.erase(zeroes, layout.journal.offset, layout.journal.bytes)?;
+        let reads_zero = geometry.deallocate == Deallocate::ReadsZero;
+        let is_clean = reads_zero
+            && drive
+                .erase(Op::Deallocate, layout.data.offset, layout.data.bytes)
+                .is_ok();
+        drive.flush()?;
+        let first = layout.ring().first();
+        if is_clean {
+            let mut writer = GroupWriter::new(layout.ring(), options.uuid, 1);
+            let all = Record::Clean {
+                physical: 0,
+                count: layout.extents,
+            };
+            let mut group = vec![0; 4096];
+            let sealed = writer
+                .push(&all)
+                .and_then(|()| writer.seal(first, &mut group));
+            let sealed = sealed.map_err(|_| IoError::Internal)?;
+            group.truncate(sealed.bytes);
+            drive.write(layout.journal.offset + sealed.offset, &group)?;
+        }
+        let superblock = Superblock {
+            sequence: 1,
+            uuid: options.uuid,
+            compatible: 0,
+            read_only_compatible: 0,
+            incompatible: 0,
+            generation: 1,
+            layout,
+            checkpoint: None,
+            replay_from: first,
+            strict_from: first,
+            closed_at: None,
+            made: options.made,
+            label: options.label.clone(),
+        };
+        drive.write_superblock(&superblock, 0)?;
+        Ok(())
+    }
+
+    /// Opens the pool on a drive: all that was durable is there again. Nothing is written before all of it was read and
+    /// understood.
+    ///
+    /// `wait` is called until the drive has answered; it returns the time.
+    ///
+    /// # Errors
+    /// When the drive is not a pool, is damaged, or fails.
+    pub fn open(mut device: D, wait: &mut dyn FnMut() -> Nanos) -> Result<Self, OpenError> {
+        let geometry = device.geometry();
+        if geometry.read_only {
+            return Err(OpenError::ReadOnly);
+        }
+        let buffers = engine::buffers()?;
+        let mut drive = Waiting::new(&mut device, &buffers, wait);
+        let (start, second) = drive.read_superblocks()?;
+        let chosen = Superblock::choose(&start, &second)?;
+        let mut superblock = chosen.superblock;
+        superblock.check_drive(geometry.bytes(), geometry.block_bytes)?;
+        superblock.check_writable()?;
+        let mut state = State::new(limits(&superblock.layout));
+        checkpoint::replay(&mut drive, &superblock, &mut state)?;
+        let next = replay_journal(&mut drive, &superblock, &mut state)?;
+        state.recovered()?;
+        // Before anything is written to the journal: sectors of this opening are told from those of the one before, which
+        // a crash may have left behind the end. The copy that does not count is written first.
+        superblock.sequence += 1;
+        superblock.generation += 1;
+        superblock.closed_at = None;
+        let first = chosen.to_mend.map_or(0, |(copy, _)| copy);
+        drive.write_superblock(&superblock, first)?;
+        let layout = superblock.layout;
+        let writer = GroupWriter::new(layout.ring(), superblock.uuid, superblock.generation);
+        let group = buffers.alloc(128 << 10).ok_or(IoError::Internal)?;
+        let frame = buffers.alloc(64 << 10).ok_or(IoError::Internal)?;
+        let places = (superblock.replay_from, next);
+        let journal = Journal::new(layout.ring(), layout.journal.offset, writer, places, group);
+        tracing::info!(pool = %superblock.uuid, generation = superblock.generation,
+            volumes = state.volumes().count(), "pool opened");
+        let checkpointer = Checkpointer::new(frame);
+        let drive = Drive::new(device);
+        let mut engine = Engine::new(drive, buffers, superblock, state, journal, checkpointer);
+        engine.remove_unmade();
+        Ok(Self {
+            engine: Rc::new(RefCell::new(engine)),
+        })
+    }
+
+    /// Closes the pool: nothing begins any more, what is under way ends, and the drive says that nothing is missing. Handles
+    /// that are left see the drive vanish. Returns the drive if there are none.
+    ///
+    /// # Errors
+    /// When the drive fails. What was durable is durable all the same.
+    pub fn close(self, wait: &mut dyn FnMut() -> Nanos) -> Result<Option<D>, OpenError> {
+        let Self { engine: shared } = self;
+        let mut engine = shared.borrow_mut();
+        engine.close(wait)?;
+        drop(engine);
+        let engine = Rc::try_unwrap(shared).ok();
+        Ok(engine.map(|engine| engine.into_inner().drive.into_device()))
+    }
+}
+
+fn check_blank(start: &[u8], second: &[u8]) -> Result<(), OpenError> {
+    match Superblock::choose(start, second) {
+        Err(SuperblockError::NotAPool(_)) => match recognise(start) {
+            Foreign::Blank => Ok(()),
+            foreign => Err(OpenError::NotBlank(foreign)),
+        },
+        _ => Err(OpenError::IsAPool),
+    }
+}
+
+/// Replays the journal; returns where it ends.
+fn replay_journal<D: Device>(
+    drive: &mut Waiting<'_, D>,
+    superblock: &Superblock,
+    state: &mut State,
+) -> Result<u64, OpenError> {
+    let area = superblock.layout.journal;
+    let mut ring = vec![0; usize::try_from(area.bytes).map_err(|_| IoError::OutOfRange)?];
+    drive.read(area.offset, &mut ring)?;
+    let mut reader = JournalReader::new(superblock, &ring);
+    let end = reader.end()?;
+    while let Some(group) = reader.next_group() {
+        let tolerance = if group.is_strict {
+            Tolerance::Strict
+        } else {
+            Tolerance::Replay
+        };
+        for record in RecordReader::new(group.records) {
+            state.apply(&record?, tolerance)?;
+        }
+    }
+    Ok(end)
+}
+
+impl<D: Device> Engine<D> {
+    /// Volumes that were never acknowledged go.
+    fn remove_unmade(&mut self) {
+        let unmade = |volume: &crate::map::Volume| volume.is_being_made.then_some(volume.number);
+        let unmade: Vec<u32> = self
+            .state
+            .volumes()
+            .filter_map(|(_, it)| unmade(it))
+            .collect();
+        for volume in unmade {
+            tracing::warn!(volume, "a volume was not made completely, and is removed");
+            // The queue is empty, so there is room.
+            let _ = self.operations.start(Job::Delete { volume });
+        }
+    }
+
+    fn close(&mut self, wait: &mut dyn FnMut() -> Nanos) -> Result<(), OpenError> {
+        self.operations.close();
+        for port in self.ports.iter_mut() {
+            port.vanish();
+        }
+        self.finish(wait);
+        if self.journal.has_failed() {
+            return Err(IoError::MediaWrite.into());
+        }
+        // What was reserved and never taken is zero still.
+        while let Some(physical) = self.state.take_reserved(0) {
+            self.journal
+                .want(Change::Clean { physical, count: 1 }, Waiter::Closing);
+        }
+        self.finish(wait);
+        self.superblock.sequence += 1;
+        self.superblock.replay_from = self.journal.replay_from;
+        self.superblock.closed_at = Some(self.journal.applied());
+        let superblock = self.superblock.clone();
+        let mut drive = Waiting::new(self.drive.device_mut(), &self.buffers, wait);
+        // What is written in place and not stable yet, too.
+        drive.flush()?;
+        drive.write_superblock(&superblock, 0)?;
+        tracing::info!(pool = %superblock.uuid, "pool closed");
+        Ok(())
+    }
+
+    /// Drives everything until nothing is under way.
+    fn finish(&mut self, wait: &mut dyn FnMut() -> Nanos) {
+        while !self.is_idle() {
+            self.poll(wait());
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! One piece of a request, within one extent: where it goes, and what has to be durable before it is acknowledged.
+//!
+//! In place: `InPlace`, done. Anything else that changes the map holds its chunks in the extent's [`Work`](super::work::Work) and goes
+//! - to a clean extent that nobody mapped: `Fresh`, data and record in parallel;
+//! - to chunks that were not there: (`Old`, for the rest of a chunk,) `Data`, `Ready`, `Recording`;
+//! - away: `Ready` or `Recording` at once.
+
+use bowline_block::{Completion, Device, IoBuf, IoError, Op, Segments};
+
+use super::engine::{Engine, Todo};
+use super::journal::{Change, Waiter};
+use super::shape::CHUNK_BYTES;
+use super::view::{Key, Own};
+use super::work::Fresh;
+use crate::map::Reader;
+
+/// Whose piece it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// A volume's request.
+    Request(u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read,
+    Write,
+    /// Zeroes, and what is no longer needed: it reads as zeroes too.
+    Zero,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Not begun, or waiting for others.
+    Waiting,
+    /// Reading for a request.
+    Read,
+    /// Writing where it is.
+    InPlace,
+    /// Reading the rest of its chunk.
+    Old,
+    /// Writing to chunks that are not there yet.
+    Data,
+    /// Its chunks are to be there, or not to be there any more (`is_clear`): it waits for a group.
+    Ready { is_clear: bool },
+    /// In a group.
+    Recording,
+    /// Writing to a clean extent; the record that maps it is on its way or durable.
+    Fresh,
+    /// Written to a clean extent whose record is not durable yet.
+    FreshWritten,
+}
+
+/// A piece.
+pub(super) struct Piece {
+    pub(super) owner: Owner,
+    pub(super) kind: Kind,
+    /// Volume and logical extent.
+    pub(super) key: Key,
+    /// Within the extent.
+    pub(super) start: u32,
+    pub(super) len: u32,
+    /// Where its bytes are in the request's payload.
+    pub(super) payload: usize,
+    pub(super) stage: Stage,
+    pub(super) work: Option<u32>,
+}
+
+impl Piece {
+    pub(super) const fn new(
+        owner: Owner,
+        kind: Kind,
+        key: Key,
+        start: u32,
+        len: u32,
+        payload: usize,
+    ) -> Self {
+        Self {
+            owner,
+            kind,
+            key,
+            start,
+            len,
+            payload,
+            stage: Stage::Waiting,
+            work: None,
+        }
+    }
+
+    /// It changes only a part of a chunk.
+    const fn is_within_chunk(&self) -> bool {
+        !self.start.is_multiple_of(CHUNK_BYTES) || !self.len.is_multiple_of(CHUNK_BYTES)
+    }
+}
+
+/// What a piece is about, copied so that the engine can be changed meanwhile.
+#[derive(Clone)]
+pub(super) struct Task {
+    pub(super) kind: Kind,
+    pub(super) key: Key,
+    pub(super) start: u32,
+    pub(super) len: u32,
+    pub(super) chunks: std::ops::Range<u32>,
+    is_within_chunk: bool,
+}
+
+impl<D: Device> Engine<D> {
+    pub(super) fn task(&self, index: u32) -> Option<Task> {
+        let piece = self.pieces.get(index)?;
+        Some(Task {
+            kind: piece.kind,
+            key: piece.key,
+            start: piece.start,
+            len: piece.len,
+            chunks: self.shape.chunks(piece.start, piece.len),
+            is_within_chunk: piece.is_within_chunk(),
+        })
+    }
+
+    /// Begins a piece, or begins again after it has waited: what the map says may be another thing now.
+    pub(super) fn start_piece(&mut self, index: u32) {
+        let Some(task) = self.task(index) else {
+            return;
+        };
+        if self.state.volume(task.key.0).is_none() {
+            // It was deleted meanwhile.
+            return self.end_piece(index, Err(IoError::Vanished));
+        }
+        match task.kind {
+            Kind::Write => self.start_write(index, &task),
+            Kind::Zero => self.start_zero(index, &task),
+            // Reads begin when they are made, and wait for nobody.
+            Kind::Read => {}
+        }
+    }
+
+    fn start_write(&mut self, index: u32, task: &Task) {
+        if let Some(physical) = self.place_of(task.key, task.chunks.clone()) {
+            return self.write_at(index, physical, Stage::InPlace);
+        }
+        if let Some(work) = self.enter(index, task) {
+            self.write_elsewhere(index, task, work);
+        }
+    }
+
+    fn start_zero(&mut self, index: u32, task: &Task) {
+        let is_thick = self.is_thick(task.key);
+        let is_whole = self.is_whole(task) && !is_thick;
+        let has_own = self.own(task.key) != Own::None;
+        if self.is_zero(task.key, task.chunks.clone()) && !(is_whole && has_own) {
+            // What it reads as is durable already.
+            return self.end_piece(index, Ok(()));
+        }
+        let shows_older = self.shows_older(task.key, task.chunks.clone());
+        let stays = task.is_within_chunk || shows_older || is_thick;
+        if !is_whole
+            && stays
+            && let Some(physical) = self.place_of(task.key, task.chunks.clone())
+        {
+            return self.write_at(index, physical, Stage::InPlace);
+        }
+        let Some(work) = self.enter(index, task) else {
+            return;
+        };
+        if is_whole && (!shows_older || self.state.holes_left() > self.journal.holes) {
+            self.unmap(index, task, shows_older);
+        } else if stays {
+            self.write_elsewhere(index, task, work);
+        } else {
+            self.become_ready(index, true);
+        }
+    }
+
+    fn is_thick(&self, key: Key) -> bool {
+        let volume = self.state.volume(key.0);
+        volume.is_some_and(|volume| volume.is_thick)
+    }
+
+    /// Whether the piece is all of its extent that the volume has.
+    fn is_whole(&self, task: &Task) -> bool {
+        let end = u64::from(task.key.1) * u64::from(self.shape.extent_bytes())
+            + u64::from(task.start)
+            + u64::from(task.len);
+        let volume = self.state.volume(task.key.0);
+        task.start == 0
+            && (task.len == self.shape.extent_bytes()
+                || volume.is_none_or(|volume| end >= volume.bytes))
+    }
+
+    /// Takes a whole extent away. The record alone does it: what the extent held is neither readable nor allocated
+    /// again before the record is durable.
+    fn unmap(&mut self, index: u32, task: &Task, shows_older: bool) {
+        let (volume, logical) = (task.key.0.number(), task.key.1);
+        let born = self.born(task.key.0);
+        let change = if shows_older {
+            Change::Hole {
+                volume,
+                born,
+                logical,
+            }
+        } else {
+            Change::Unmap {
+                volume,
+                born,
+                logical,
+            }
+        };
+        self.set_stage(index, Stage::Recording);
+        self.journal.want(change, Waiter::Piece(index));
+    }
+
+    /// Writes to where there is nothing of this volume yet. The piece holds its chunks.
+    pub(super) fn write_elsewhere(&mut self, index: u32, task: &Task, work: u32) {
+        let Some((fresh, target)) = self.works.get(work).map(|it| (it.fresh, it.target)) else {
+            return;
+        };
+        if let (Fresh::Pending | Fresh::Durable, Some(physical)) = (fresh, target) {
+            return self.write_at(index, physical, Stage::Fresh);
+        }
+        if let Some(physical) = self.own(task.key).physical().or(target) {
+            return self.write_part(index, task, physical);
+        }
+        let all = 0..self.shape.chunk_count();
+        let is_zero = self.is_zero(task.key, all);
+        if is_zero && self.wants_reserve() {
+            // Clean extents there are, but a crash must not find them believed clean once they are written to.
+            return self.wait_for_space(index);
+        }
+        if is_zero && let Some(physical) = self.take_zero() {
+            self.set_target(work, physical, Fresh::Pending);
+            let (volume, logical) = (task.key.0.number(), task.key.1);
+            let born = self.born(task.key.0);
+            let change = Change::Map {
+                volume,
+                born,
+                logical,
+                physical,
+            };
+            self.journal.want(change, Waiter::Fresh(work));
+            // In parallel: after a crash between the two the extent is mapped and zero, or not mapped.
+            return self.write_at(index, physical, Stage::Fresh);
+        }
+        match self.take_any() {
+            Some(physical) => {
+                self.set_target(work, physical, Fresh::No);
+                self.write_part(index, task, physical);
+            }
+            None if self.may_get_space() => self.wait_for_space(index),
+            None => self.end_piece(index, Err(IoError::NoSpace)),
+        }
+    }
+
+    /// Writes to chunks of `physical` that no version shows. Stable before the record says that they are there: what else
+    /// was in them must never be read.
+    fn write_part(&mut self, index: u32, task: &Task, physical: u32) {
+        if !task.is_within_chunk {
+            return self.write_at(index, physical, Stage::Data);
+        }
+        let Some((mut buf, _)) = self.bounce(CHUNK_BYTES) else {
+            return self.wait_for_space(index);
+        };
+        let chunk_start = task.chunks.start * CHUNK_BYTES;
+        let reader = Reader::Head(task.key.0);
+        match self
+            .run_at(reader, task.key.1, (chunk_start, CHUNK_BYTES))
+            .0
+        {
+            None => {
+                if let Some(bytes) = buf.as_mut() {
+                    bytes.fill(0);
+                }
+                self.write_composed(index, buf, physical);
+            }
+            Some(older) => {
+                let access =
+                    self.shape
+                        .access(Op::Read, older, chunk_start, CHUNK_BYTES, false, buf.into());
+                self.submit_for(index, Stage::Old, access);
+            }
+        }
+    }
+
+    /// Writes a chunk: `buf` with the piece's bytes over it.
+    fn write_composed(&mut self, index: u32, mut buf: IoBuf, physical: u32) {
+        let Some(piece) = self.pieces.get(index) else {
+            return;
+        };
+        let at = usize::try_from(piece.start % CHUNK_BYTES).unwrap_or(0);
+        let len = usize::try_from(piece.len).unwrap_or(0);
+        let chunk_start = piece.start - piece.start % CHUNK_BYTES;
+        let data = self.payload(piece);
+        let Some(place) = buf.as_mut().and_then(|bytes| bytes.get_mut(at..at + len)) else {
+            return self.end_piece(index, Err(IoError::Internal));
+        };
+        if data.is_empty() {
+            place.fill(0);
+        } else {
+            let mut done = 0;
+            for bytes in data.pieces(0..len) {
+                place[done..done + bytes.len()].copy_from_slice(bytes);
+                done += bytes.len();
+            }
+        }
+        drop(data);
+        let fua = self.drive.is_volatile();
+        let access = self.shape.access(
+            Op::Write,
+            physical,
+            chunk_start,
+            CHUNK_BYTES,
+            fua,
+            buf.into(),
+        );
+        self.submit_for(index, Stage::Data, access);
+    }
+
+    /// Writes the piece's bytes to their place in `physical`.
+    pub(super) fn write_at(&mut self, index: u32, physical: u32, stage: Stage) {
+        let Some(piece) = self.pieces.get(index) else {
+            return;
+        };
+        let op = match piece.kind {
+            Kind::Zero => Op::WriteZeroes { deallocate: false },
+            Kind::Read | Kind::Write => Op::Write,
+        };
+        let fua = stage == Stage::Data || self.wants_fua(piece);
+        let fua = fua && self.drive.is_volatile();
+        let data = self.payload(piece);
+        let access = self
+            .shape
+            .access(op, physical, piece.start, piece.len, fua, data);
+        self.submit_for(index, stage, access);
+    }
+
+    /// Whether the request must be stable when it completes.
+    fn wants_fua(&self, piece: &Piece) -> bool {
+        let Owner::Request(request) = piece.owner;
+        let request = self.requests.get(request);
+        request.is_none_or(|request| {
+            let port = self.ports.get(request.port);
+            request.io.fua || port.is_none_or(|port| port.is_media)
+        })
+    }
+
+    pub(super) fn submit_for(&mut self, index: u32, stage: Stage, access: super::drive::Access) {
+        self.set_stage(index, stage);
+        self.drive.submit_piece(access, index);
+    }
+
+    pub(super) fn set_stage(&mut self, index: u32, stage: Stage) {
+        if let Some(piece) = self.pieces.get_mut(index) {
+            piece.stage = stage;
+        }
+    }
+
+    /// The drive has ended a piece's access.
+    pub(super) fn piece_answered(&mut self, index: u32, completion: Completion) {
+        let Some(piece) = self.pieces.get(index) else {
+            return;
+        };
+        let (stage, owner, payload) = (piece.stage, piece.owner, piece.payload);
+        let Completion { result, data, .. } = completion;
+        match (stage, result) {
+            (Stage::Read, Ok(())) => {
+                let is_delivered = self.deliver(owner, payload, &data);
+                let result = if is_delivered {
+                    Ok(())
+                } else {
+                    Err(IoError::Internal)
+                };
+                self.end_piece(index, result);
+            }
+            (Stage::Old, Ok(())) => self.old_read(index, data),
+            (Stage::Data, Ok(())) => self.become_ready(index, false),
+            (Stage::Fresh, result) => self.fresh_written(index, result),
+            (_, result) => self.end_piece(index, result),
+        }
+        self.buffer_came_back();
+    }
+
+    /// The rest of a chunk is known.
+    fn old_read(&mut self, index: u32, mut data: Segments) {
+        let target = self.task(index).and_then(|task| {
+            let work = self.pieces.get(index)?.work?;
+            let own = self.own(task.key).physical();
+            own.or(self.works.get(work)?.target)
+        });
+        match (data.pop(), target) {
+            (Some(buf), Some(physical)) => self.write_composed(index, buf, physical),
+            _ => self.end_piece(index, Err(IoError::Internal)),
+        }
+    }
+
+    /// The piece's chunks are to change in the map with the next group.
+    fn become_ready(&mut self, index: u32, is_clear: bool) {
+        self.set_stage(index, Stage::Ready { is_clear });
+        let work = self.pieces.get(index).and_then(|piece| piece.work);
+        let Some((at, work)) = work.and_then(|at| Some((at, self.works.get_mut(at)?))) else {
+            return;
+        };
+        if !work.is_queued {
+            work.is_queued = true;
+            self.journal
+                .want(Change::Bits { work: at }, Waiter::Bits(at));
+        }
+    }
+
+    /// Data for a clean extent is written, or not: the extent is mapped all the same.
+    fn fresh_written(&mut self, index: u32, result: Result<(), IoError>) {
+        let work = self.pieces.get(index).and_then(|piece| piece.work);
+        let fresh = work
+            .and_then(|work| self.works.get(work))
+            .map(|it| it.fresh);
+        match (fresh, result) {
+            (Some(Fresh::Pending), Ok(())) => self.set_stage(index, Stage::FreshWritten),
+            (Some(Fresh::Failed), Ok(())) => self.end_piece(index, Err(IoError::MediaWrite)),
+            (_, result) => self.end_piece(index, result),
+        }
+    }
+
+    /// Ends a piece, and gives its chunks to others.
+    pub(super) fn end_piece(&mut self, index: u32, result: Result<(), IoError>) {
+        let Some(piece) = self.pieces.remove(index) else {
+            return;
+        };
+        if let Some(work) = piece.work {
+            self.leave(work, index, piece.key.0.number());
+        }
+        let Owner::Request(request) = piece.owner;
+        self.piece_ended(request, result);
+    }
+
+    /// The piece is tried again when there is more room.
+    fn wait_for_space(&mut self, index: u32) {
+        self.set_stage(index, Stage::Waiting);
+        self.homeless.push_back(index);
+    }
+
+    /// Tries again what waited for room. Such pieces hold their chunks, so they go on where they were.
+    pub(super) fn retry_homeless(&mut self) {
+        for _ in 0..self.homeless.len() {
+            let Some(index) = self.homeless.pop_front() else {
+                return;
+            };
+            let work = self.pieces.get(index).and_then(|piece| piece.work);
+            if let (Some(task), Some(work)) = (self.task(index), work) {
+                self.write_elsewhere(index, &task, work);
+            }
+        }
+    }
+
+    fn buffer_came_back(&mut self) {
+        while let Some(request) = self.starved.pop_front() {
+            self.todo.push_back(Todo::Request(request));
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Requests of volumes that are more than one access to the drive: taken apart at extents, and where what is read or
+//! written is in different places.
+
+use bowline_block::{ByteRange, Device, Io, IoBuf, IoError, Op, Segments};
+
+use super::engine::{Engine, Todo};
+use super::piece::{Kind, Owner, Piece, Stage};
+use super::shape::CHUNK_BYTES;
+use super::view::Key;
+
+/// Pieces of one request on their way at once.
+const PIECES_MAX: u32 = 8;
+
+/// A request that is done in pieces.
+pub(super) struct Request {
+    pub(super) port: u32,
+    pub(super) io: Io,
+    /// Its start in the volume, in bytes.
+    offset: u64,
+    /// Up to here there are pieces.
+    cursor: u64,
+    end: u64,
+    outstanding: u32,
+    result: Result<(), IoError>,
+}
+
+impl<D: Device> Engine<D> {
+    /// Takes a request apart.
+    pub(super) fn begin(&mut self, port: u32, io: Io, range: ByteRange) {
+        let request = self.requests.insert(Request {
+            port,
+            io,
+            offset: range.offset,
+            cursor: range.offset,
+            end: range.end(),
+            outstanding: 0,
+            result: Ok(()),
+        });
+        self.advance(request);
+    }
+
+    /// Starts as many pieces as may run; ends the request when there is nothing left.
+    pub(super) fn advance(&mut self, index: u32) {
+        while let Some(request) = self.requests.get(index)
+            && request.outstanding < PIECES_MAX
+            && request.cursor < request.end
+            && request.result.is_ok()
+        {
+            let is_started = match request.io.op {
+                Op::Read => self.read_next(index),
+                _ => self.change_next(index),
+            };
+            if !is_started {
+                // Buffers are short. Whoever gives one back goes on here.
+                self.starved.push_back(index);
+                return;
+            }
+        }
+        let is_done =
+            |it: &Request| it.outstanding == 0 && (it.cursor >= it.end || it.result.is_err());
+        if self.requests.get(index).is_some_and(is_done)
+            && let Some(request) = self.requests.remove(index)
+        {
+            self.complete(request.port, request.io.complete(request.result));
+        }
+    }
+
+    /// Reads what comes next and is in one place. False when there is no buffer for it.
+    fn read_next(&mut self, index: u32) -> bool {
+        let Some(request) = self.requests.get(index) else {
+            return true;
+        };
+        let Some(port) = self.ports.get(request.port) else {
+            return true;
+        };
+        let reader = port.reader;
+        let (logical, start) = self.shape.split(request.cursor);
+        let wanted = self.shape.within(start, request.end - request.cursor);
+        let at = usize::try_from(request.cursor - request.offset).unwrap_or(usize::MAX);
+        let slot = port.slot();
+        let (physical, len) = self.run_at(reader, logical, (start, wanted));
+        let Some(physical) = physical else {
+            self.zero_payload(index, at, len);
+            return true;
+        };
+        // A segment that is filled is filled as a whole: what is found in several places goes through a buffer.
+        let Some((buf, len)) = self.bounce(len) else {
+            return false;
+        };
+        let access = self
+            .shape
+            .access(Op::Read, physical, start, len, false, buf.into());
+        let piece = self.new_piece(index, Kind::Read, (slot, logical), start, len);
+        self.submit_for(piece, Stage::Read, access);
+        true
+    }
+
+    /// A buffer for at most `len` bytes.
+    pub(super) fn bounce(&self, len: u32) -> Option<(IoBuf, u32)> {
+        let len = len.min(super::engine::BOUNCE_BYTES_MAX);
+        let buf = self.buffers.alloc(usize::try_from(len).ok()?)?;
+        Some((buf, len))
+    }
+
+    /// What is read from nowhere is zero.
+    fn zero_payload(&mut self, index: u32, at: usize, len: u32) {
+        let Some(request) = self.requests.get_mut(index) else {
+            return;
+        };
+        let len_bytes = usize::try_from(len).unwrap_or(0);
+        let is_filled = fill(&mut request.io.data, at, len_bytes, |bytes, _| {
+            bytes.fill(0)
+        });
+        if !is_filled {
+            request.result = Err(IoError::Internal);
+        }
+        request.cursor += u64::from(len);
+    }
+
+    /// Starts the next piece of a write or of zeroes.
+    fn change_next(&mut self, index: u32) -> bool {
+        let Some(request) = self.requests.get(index) else {
+            return true;
+        };
+        let Some(port) = self.ports.get(request.port) else {
+            return true;
+        };
+        let kind = match request.io.op {
+            Op::Write => Kind::Write,
+            _ => Kind::Zero,
+        };
+        let slot = port.slot();
+        let (logical, start) = self.shape.split(request.cursor);
+        let mut len = self.shape.within(start, request.end - request.cursor);
+        if self
+            .place_of((slot, logical), self.shape.chunks(start, len))
+            .is_none()
+        {
+            len = until_edge(start, len);
+        }
+        let piece = self.new_piece(index, kind, (slot, logical), start, len);
+        self.start_piece(piece);
+        true
+    }
+
+    /// A piece of the request from its cursor on.
+    fn new_piece(&mut self, index: u32, kind: Kind, key: Key, start: u32, len: u32) -> u32 {
+        let mut payload = 0;
+        if let Some(request) = self.requests.get_mut(index) {
+            payload = usize::try_from(request.cursor - request.offset).unwrap_or(usize::MAX);
+            request.cursor += u64::from(len);
+            request.outstanding += 1;
+        }
+        let owner = Owner::Request(index);
+        self.pieces
+            .insert(Piece::new(owner, kind, key, start, len, payload))
+    }
+
+    /// A piece of the request has ended.
+    pub(super) fn piece_ended(&mut self, index: u32, result: Result<(), IoError>) {
+        let Some(request) = self.requests.get_mut(index) else {
+            return;
+        };
+        request.outstanding -= 1;
+        // The first error counts.
+        request.result = request.result.and(result);
+        self.todo.push_back(Todo::Request(index));
+    }
+
+    /// The piece's bytes of the payload.
+    pub(super) fn payload(&self, piece: &Piece) -> Segments {
+        let len = usize::try_from(piece.len).unwrap_or(0);
+        match piece.owner {
+            Owner::Request(index) if piece.kind == Kind::Write => {
+                let data = self.requests.get(index).map(|it| &it.io.data);
+                data.map(|data| data.slice(piece.payload..piece.payload.saturating_add(len)))
+                    .unwrap_or_default()
+            }
+            _ => Segments::new(),
+        }
+    }
+
+    /// Copies what a piece has read to where it was asked for.
+    pub(super) fn deliver(&mut self, owner: Owner, payload: usize, found: &Segments) -> bool {
+        let Owner::Request(index) = owner;
+        let Some(request) = self.requests.get_mut(index) else {
+            return false;
+        };
+        let whole = found.iter().next();
+        whole.is_some_and(|found| {
+            let copy = |bytes: &mut [u8], at: usize| {
+                bytes.copy_from_slice(&found[at..at + bytes.len()]);
+            };
+            fill(&mut request.io.data, payload, found.len(), copy)
+        })
+    }
+}
+
+/// A piece of a chunk ends with the chunk; another begins at a chunk and is whole chunks as long as it can be. So a
+/// piece that changes the map is either, and what a chunk lacks is only ever filled up for one chunk.
+fn until_edge(start: u32, len: u32) -> u32 {
+    let to_edge = CHUNK_BYTES - start % CHUNK_BYTES;
+    if to_edge < CHUNK_BYTES {
+        len.min(to_edge)
+    } else if len >= CHUNK_BYTES {
+        len - len % CHUNK_BYTES
+    } else {
+        len
+    }
+}
+
+/// Has `with` write `len` bytes of the payload from `at` on, with their distance from there. False if they are not there or
+/// somebody else looks at them.
+fn fill(
+    data: &mut Segments,
+    at: usize,
+    len: usize,
+    mut with: impl FnMut(&mut [u8], usize),
+) -> bool {
+    let (mut start, mut filled) = (0_usize, 0);
+    for buf in data.iter_mut() {
+        let buf_len = buf.len();
+        let from = at.saturating_sub(start).min(buf_len);
+        let to = at.saturating_add(len).saturating_sub(start).min(buf_len);
+        start += buf_len;
+        if from < to {
+            let Some(bytes) = buf.as_mut() else {
+                return false;
+            };
+            with(&mut bytes[from..to], filled);
+            filled += to - from;
+        }
+    }
+    filled == len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_within_a_chunk_or_whole_chunks() {
+        for (start, len, expected) in [
+            (0, 512, 512),
+            (512, 512, 512),
+            (512, 4096, 3584),
+            (0, 4096, 4096),
+            (4096, 9000, 8192),
+            (8192, 4095, 4095),
+            (8191, 4097, 1),
+        ] {
+            assert_eq!(until_edge(start, len), expected, "{start} {len}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What volumes do, on a drive that does not fail.
+
+use bowline_block::{Device, DeviceEvent, FaultPlan, IoError, Op};
+
+use super::world::{EXTENT, World, io, options, plan, spec};
+use crate::{OpenError, Pool, PoolError, VolumeSpec};
+
+const ZEROES: Op = Op::WriteZeroes { deallocate: true };
+
+fn world() -> World {
+    World::new(8 << 20, FaultPlan::default())
+}
+
+#[test]
+fn what_was_written_is_read_and_the_rest_is_zero() {
+    let mut world = world();
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 30, &[1, 2, 3, 4, 5]).unwrap();
+    assert_eq!(world.read(&mut volume, 28, 8), [0, 0, 1, 2, 3, 4, 5, 0]);
+    assert_eq!(
+        world.read(&mut volume, 0, 2048)[..31],
+        [[0; 30].as_slice(), &[1]].concat()
+    );
+    assert_eq!(world.pool.check(), Vec::<String>::new());
+}
+
+#[test]
+fn closed_and_opened_again_everything_is_there() {
+    let mut world = World::new(8 << 20, plan(1));
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 30, &[1, 2, 3]).unwrap();
+    let operation = world.pool.set_attribute(number, 1, vec![9; 100]);
+    world.wait(operation).unwrap();
+    drop(volume);
+    for _ in 0..3 {
+        world = world.reopen();
+        let mut volume = world.pool.open_volume(number).unwrap();
+        assert_eq!(world.read(&mut volume, 29, 5), [0, 1, 2, 3, 0]);
+        assert_eq!(world.pool.attribute(number, 1), Some(vec![9; 100]));
+        assert_eq!(world.pool.volumes()[0].name, "a");
+    }
+}
+
+#[test]
+fn drive_that_holds_something_is_not_formatted() {
+    let world = world();
+    let mut drive = world.drive.clone();
+    drop(world);
+    let mut time = || bowline_nvme::Nanos(0);
+    let again = Pool::format(&mut drive, &options(), &mut time);
+    assert!(matches!(again, Err(OpenError::IsAPool)));
+    let mut options = options();
+    options.is_forced = true;
+    Pool::format(&mut drive, &options, &mut time).unwrap();
+}
+
+#[test]
+fn snapshot_stays_as_it_was_and_clone_goes_on_from_there() {
+    let mut world = world();
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 100]).unwrap();
+    let snapshot = world.snapshot(number);
+    world.write(&mut volume, 10, &[2; 3]).unwrap();
+    world.change(&mut volume, ZEROES, 64, 32).unwrap();
+    let mut old = world.pool.open_snapshot(number, snapshot).unwrap();
+    assert_eq!(
+        world.read(&mut old, 0, 101),
+        [[1; 100].as_slice(), &[0]].concat()
+    );
+    let now = world.read(&mut volume, 0, 101);
+    assert_eq!(now[9..14], [1, 2, 2, 2, 1]);
+    assert_eq!(now[63..97], [[1].as_slice(), &[0; 32], &[1]].concat());
+    assert_eq!(world.write(&mut old, 0, &[3]), Err(IoError::ReadOnly));
+
+    let clone = world.create(VolumeSpec {
+        base: Some((number, snapshot)),
+        ..spec(1 << 20)
+    });
+    let mut clone = world.pool.open_volume(clone).unwrap();
+    world.write(&mut clone, 50, &[7]).unwrap();
+    let seen = world.read(&mut clone, 0, 101);
+    assert_eq!((seen[49], seen[50], seen[51], seen[100]), (1, 7, 1, 0));
+    assert_eq!(world.read(&mut old, 50, 1), [1]);
+    let refused = world.pool.delete_snapshot(number, snapshot);
+    assert_eq!(world.wait(refused), Err(PoolError::InUse));
+    assert_eq!(world.pool.check(), Vec::<String>::new());
+}
+
+#[test]
+fn deallocated_extents_are_free_for_others_and_read_as_zeroes() {
+    let mut world = world();
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    let blocks = usize::try_from(EXTENT / 512).unwrap();
+    world.write(&mut volume, 0, &vec![5; 4 * blocks]).unwrap();
+    assert_eq!(world.pool.volumes()[0].mapped_bytes, 4 * EXTENT);
+    world
+        .change(&mut volume, Op::Deallocate, 32, 3 * blocks - 40)
+        .unwrap();
+    let read = world.read(&mut volume, 0, 4 * blocks);
+    let expected = |at: usize| {
+        if (32..3 * blocks - 8).contains(&at) {
+            0
+        } else {
+            5
+        }
+    };
+    assert!(
+        read.iter()
+            .enumerate()
+            .all(|(at, value)| *value == expected(at))
+    );
+    assert_eq!(world.pool.volumes()[0].mapped_bytes, 3 * EXTENT);
+    world.change(&mut volume, ZEROES, 0, 4 * blocks).unwrap();
+    assert_eq!(world.pool.volumes()[0].mapped_bytes, 0);
+    world.settle();
+    assert_eq!(world.pool.usage().clean_bytes, world.pool.usage().bytes);
+}
+
+#[test]
+fn volume_without_room_fails_alone_and_deleting_makes_room() {
+    let mut world = World::new(4 << 20, FaultPlan::default());
+    let size = world.pool.usage().bytes;
+    let number = world.create(spec(2 * size));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    let other = world.create(spec(1 << 20));
+    let mut other = world.pool.open_volume(other).unwrap();
+    world.write(&mut other, 0, &[1]).unwrap();
+    let mut extent = 0;
+    let error = loop {
+        match world.write(&mut volume, extent * (EXTENT / 512), &[extent + 1; 8]) {
+            Ok(()) => extent += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((error, extent), (IoError::NoSpace, size / EXTENT - 1));
+    world.write(&mut other, 0, &[2]).unwrap();
+    assert_eq!(world.read(&mut other, 0, 2), [2, 0]);
+    assert_eq!(world.write(&mut other, 64, &[3]), Err(IoError::NoSpace));
+    let operation = world.pool.delete_volume(number);
+    world.wait(operation).unwrap();
+    assert_eq!(volume.poll_event(), Some(DeviceEvent::Vanished));
+    assert_eq!(world.write(&mut volume, 0, &[3]), Err(IoError::Vanished));
+    world.write(&mut other, 64, &[3]).unwrap();
+    assert_eq!(world.read(&mut other, 60, 8), [0, 0, 0, 0, 3, 0, 0, 0]);
+}
+
+#[test]
+fn grown_volume_is_told_and_has_zeroes_at_its_end() {
+    let mut world = world();
+    let number = world.create(spec(20 << 10));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 39, &[1]).unwrap();
+    assert_eq!(world.write(&mut volume, 40, &[1]), Err(IoError::OutOfRange));
+    let operation = world.pool.grow_volume(number, 1 << 20);
+    world.wait(operation).unwrap();
+    assert_eq!(volume.poll_event(), Some(DeviceEvent::GeometryChanged));
+    assert_eq!(volume.geometry().blocks, 2048);
+    assert_eq!(world.read(&mut volume, 39, 3), [1, 0, 0]);
+    let operation = world.pool.grow_volume(number, 4096);
+    assert!(matches!(world.wait(operation), Err(PoolError::Invalid(_))));
+}
+
+#[test]
+fn overwrite_in_place_is_one_request_to_the_drive_and_nothing_else() {
+    let mut world = world();
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 32]).unwrap();
+    world.settle();
+    let data = world.payload(&[2; 4]);
+    volume.try_submit(io(Op::Write, 8, 4, data)).unwrap();
+    let engine = world.pool.engine.borrow();
+    assert_eq!((engine.drive.in_flight(), engine.requests.len()), (1, 0));
+    assert!(engine.journal.is_idle());
+}

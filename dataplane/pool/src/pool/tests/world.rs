@@ -1,0 +1,297 @@
+//! A pool on a drive with faults, and what its volumes should hold.
+
+use std::cell::{Ref, RefCell, RefMut};
+use std::io;
+use std::rc::Rc;
+
+use bowline_block::{
+    BufPool, CachePlan, Completions, Device, DeviceEvent, FaultDevice, FaultPlan, Geometry, Io,
+    IoError, Latency, MemDevice, Op, PoolConfig, Segments,
+};
+use bowline_nvme::Nanos;
+use uuid::Uuid;
+
+use crate::format::layout::LayoutOptions;
+use crate::format::record::Durability;
+use crate::{FormatOptions, Operation, Outcome, Pool, PoolError, Volume, VolumeSpec};
+
+pub(super) const BLOCK: usize = 512;
+pub(super) const EXTENT: u64 = 16 << 10;
+
+/// A drive that outlives the pool on it.
+#[derive(Clone)]
+pub(super) struct Shared(Rc<RefCell<FaultDevice<MemDevice>>>);
+
+impl Shared {
+    pub(super) fn new(bytes: u64, block_bytes: u32, plan: FaultPlan) -> Self {
+        let drive = MemDevice::new(bytes, block_bytes).unwrap();
+        Self(Rc::new(RefCell::new(
+            FaultDevice::new(drive, plan).unwrap(),
+        )))
+    }
+
+    pub(super) fn inner(&self) -> RefMut<'_, FaultDevice<MemDevice>> {
+        self.0.borrow_mut()
+    }
+
+    fn look(&self) -> Ref<'_, FaultDevice<MemDevice>> {
+        self.0.borrow()
+    }
+}
+
+impl Device for Shared {
+    fn geometry(&self) -> Geometry {
+        self.look().geometry()
+    }
+    fn depth_max(&self) -> usize {
+        64
+    }
+    fn try_submit(&mut self, io: Io) -> Result<(), Io> {
+        self.inner().try_submit(io)
+    }
+    fn poll(&mut self, now: Nanos, out: &mut Completions) {
+        self.inner().poll(now, out);
+    }
+    fn poll_timeout(&self) -> Option<Nanos> {
+        self.look().poll_timeout()
+    }
+    fn poll_event(&mut self) -> Option<DeviceEvent> {
+        self.inner().poll_event()
+    }
+    fn refresh(&mut self) -> io::Result<Geometry> {
+        self.inner().refresh()
+    }
+}
+
+/// Requests take a while and overtake one another; the cache is volatile.
+pub(super) fn plan(seed: u64) -> FaultPlan {
+    let latency = Latency::Uniform {
+        min: Nanos(0),
+        max: Nanos(3000),
+    };
+    FaultPlan {
+        seed,
+        read_latency: latency,
+        write_latency: latency,
+        flush_latency: latency,
+        cache: Some(CachePlan {
+            bytes_max: 8 << 20,
+            lost_per_million: 400_000,
+            torn_per_million: 400_000,
+        }),
+        ..FaultPlan::default()
+    }
+}
+
+pub(super) struct World {
+    pub(super) drive: Shared,
+    pub(super) pool: Pool<Shared>,
+    pub(super) buffers: BufPool,
+    pub(super) now: Rc<RefCell<Nanos>>,
+}
+
+pub(super) fn options() -> FormatOptions {
+    FormatOptions {
+        uuid: Uuid::from_u128(7),
+        label: "test".into(),
+        made: 1,
+        layout: LayoutOptions {
+            extent_bytes: 16 << 10,
+            journal_bytes: Some(64 << 10),
+            objects_max: Some(32),
+            attribute_bytes_max: Some(4096),
+        },
+        is_forced: false,
+    }
+}
+
+pub(super) fn spec(bytes: u64) -> VolumeSpec {
+    VolumeSpec {
+        uuid: Uuid::from_u128(1),
+        name: "a".into(),
+        bytes,
+        block_bytes: None,
+        durability: Durability::Media,
+        base: None,
+        created: 1,
+    }
+}
+
+fn tick(now: &Rc<RefCell<Nanos>>) -> Nanos {
+    let mut now = now.borrow_mut();
+    now.0 += 100;
+    *now
+}
+
+impl World {
+    pub(super) fn new(bytes: u64, plan: FaultPlan) -> Self {
+        let mut drive = Shared::new(bytes, 512, plan);
+        let now = Rc::new(RefCell::new(Nanos(0)));
+        Pool::format(&mut drive, &options(), &mut || tick(&now)).unwrap();
+        Self::open(drive, now)
+    }
+
+    pub(super) fn open(drive: Shared, now: Rc<RefCell<Nanos>>) -> Self {
+        let pool = Pool::open(drive.clone(), &mut || tick(&now)).unwrap();
+        let buffers = BufPool::new(PoolConfig::with_budget(8 << 20)).unwrap();
+        Self {
+            drive,
+            pool,
+            buffers,
+            now,
+        }
+    }
+
+    /// Closes the pool in order and opens it again.
+    pub(super) fn reopen(self) -> Self {
+        let Self {
+            drive, pool, now, ..
+        } = self;
+        pool.close(&mut || tick(&now)).unwrap();
+        Self::open(drive, now)
+    }
+
+    /// Cuts the power and opens the pool again.
+    pub(super) fn crash(self) -> Self {
+        let Self {
+            drive, pool, now, ..
+        } = self;
+        drop(pool);
+        drive.inner().crash().unwrap();
+        Self::open(drive, now)
+    }
+
+    pub(super) fn poll(&mut self) {
+        let now = tick(&self.now);
+        self.pool.poll(now);
+    }
+
+    /// Has background work come to an end.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..20_000 {
+            self.poll();
+            if self.pool.engine.borrow().is_idle() {
+                return;
+            }
+        }
+        panic!("the pool does not come to rest");
+    }
+
+    pub(super) fn wait(
+        &mut self,
+        operation: Result<Operation, PoolError>,
+    ) -> Result<Outcome, PoolError> {
+        let operation = operation?;
+        for _ in 0..100_000 {
+            self.poll();
+            while let Some((ended, result)) = self.pool.poll_operation() {
+                if ended == operation {
+                    return result;
+                }
+            }
+        }
+        panic!("the operation does not end");
+    }
+
+    pub(super) fn create(&mut self, spec: VolumeSpec) -> u32 {
+        let operation = self.pool.create_volume(spec);
+        match self.wait(operation) {
+            Ok(Outcome::Volume(volume)) => volume,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn snapshot(&mut self, volume: u32) -> u32 {
+        let operation = self
+            .pool
+            .create_snapshot(volume, Uuid::from_u128(3), "s".into(), 1);
+        match self.wait(operation) {
+            Ok(Outcome::Snapshot(number)) => number,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A payload whose blocks have these values, in one to three segments.
+    pub(super) fn payload(&self, values: &[u64]) -> Segments {
+        let mut data = Segments::new();
+        let parts = 1 + values.len() % 3;
+        for part in values.chunks(values.len().div_ceil(parts)) {
+            let mut buf = self.buffers.alloc(part.len() * BLOCK).unwrap();
+            for (block, value) in buf.as_mut().unwrap().chunks_mut(BLOCK).zip(part) {
+                for word in block.chunks_mut(8) {
+                    word.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            data.push(buf).unwrap();
+        }
+        data
+    }
+
+    pub(super) fn run(&mut self, volume: &mut Volume<Shared>, io: Io) -> Result<Segments, IoError> {
+        volume.try_submit(io).unwrap();
+        let mut out = Completions::with_capacity(1);
+        for _ in 0..100_000 {
+            volume.poll(tick(&self.now), &mut out);
+            if let Some(completion) = out.pop() {
+                return completion.result.map(|()| completion.data);
+            }
+        }
+        panic!("the request does not end");
+    }
+
+    pub(super) fn write(
+        &mut self,
+        volume: &mut Volume<Shared>,
+        lba: u64,
+        values: &[u64],
+    ) -> Result<(), IoError> {
+        let data = self.payload(values);
+        self.run(volume, io(Op::Write, lba, values.len(), data))
+            .map(drop)
+    }
+
+    pub(super) fn change(
+        &mut self,
+        volume: &mut Volume<Shared>,
+        op: Op,
+        lba: u64,
+        blocks: usize,
+    ) -> Result<(), IoError> {
+        self.run(volume, io(op, lba, blocks, Segments::new()))
+            .map(drop)
+    }
+
+    pub(super) fn read(
+        &mut self,
+        volume: &mut Volume<Shared>,
+        lba: u64,
+        blocks: usize,
+    ) -> Vec<u64> {
+        let data = self.payload(&vec![u64::MAX; blocks]);
+        let data = self.run(volume, io(Op::Read, lba, blocks, data)).unwrap();
+        values(&data)
+    }
+}
+
+pub(super) fn io(op: Op, lba: u64, blocks: usize, data: Segments) -> Io {
+    Io {
+        op,
+        lba,
+        blocks: u32::try_from(blocks).unwrap(),
+        fua: false,
+        data,
+        token: 0,
+    }
+}
+
+/// What each block has; a block that is not the same everywhere has been torn.
+pub(super) fn values(data: &Segments) -> Vec<u64> {
+    let block = |block: &[u8]| {
+        let words: Vec<&[u8]> = block.chunks(8).collect();
+        assert!(words.iter().all(|word| word == &words[0]), "a torn block");
+        u64::from_le_bytes(words[0].try_into().unwrap())
+    };
+    data.iter()
+        .flat_map(|buf| buf.chunks(BLOCK).map(block).collect::<Vec<_>>())
+        .collect()
+}

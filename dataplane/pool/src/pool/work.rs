@@ -1,0 +1,191 @@
+//! Extents whose map is about to change: who changes which chunks, and who waits for whom.
+//!
+//! Reads and writes in place never look here. A write in place may run beside a change of the same extent: both are
+//! requests that were not answered yet, so either may come first; and where the extent is given up, nobody gets it
+//! before the write has ended.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bowline_block::{Device, IoError};
+
+use super::engine::{Engine, Todo};
+use super::piece::{Kind, Task};
+use super::slab::Slab;
+use super::view::Key;
+
+/// Whether the work's target is a clean extent that is being mapped as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fresh {
+    No,
+    /// Its record is on its way.
+    Pending,
+    Durable,
+    /// Its record was refused.
+    Failed,
+}
+
+/// Changes of the map of one logical extent of a volume.
+pub(super) struct Work {
+    pub(super) key: Key,
+    /// A physical extent taken for it.
+    pub(super) target: Option<u32>,
+    pub(super) fresh: Fresh,
+    /// Pieces that hold chunks, with the chunks.
+    pub(super) active: Vec<(u32, Range<u32>)>,
+    /// Pieces that wait for those.
+    waiting: VecDeque<u32>,
+    /// A change of chunks is in the journal's queue.
+    pub(super) is_queued: bool,
+}
+
+/// All works, and where each extent's is.
+pub(super) struct Works {
+    list: Slab<Work>,
+    places: HashMap<Key, u32>,
+}
+
+impl Works {
+    pub(super) fn new() -> Self {
+        Self {
+            list: Slab::new(),
+            places: HashMap::new(),
+        }
+    }
+
+    pub(super) fn get(&self, index: u32) -> Option<&Work> {
+        self.list.get(index)
+    }
+
+    pub(super) fn get_mut(&mut self, index: u32) -> Option<&mut Work> {
+        self.list.get_mut(index)
+    }
+
+    fn find_or_insert(&mut self, key: Key) -> u32 {
+        let list = &mut self.list;
+        *self.places.entry(key).or_insert_with(|| {
+            list.insert(Work {
+                key,
+                target: None,
+                fresh: Fresh::No,
+                active: Vec::new(),
+                waiting: VecDeque::new(),
+                is_queued: false,
+            })
+        })
+    }
+
+    fn remove(&mut self, index: u32) -> Option<Work> {
+        let work = self.list.remove(index)?;
+        self.places.remove(&work.key);
+        Some(work)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+}
+
+/// What a volume's changes have to know of one another.
+#[derive(Default)]
+pub(super) struct Barrier {
+    /// Pieces that hold chunks.
+    pub(super) active: u32,
+    /// Somebody waits until there are none, so nobody may begin.
+    pub(super) is_frozen: bool,
+    /// Pieces that wait for the end of that.
+    blocked: Vec<u32>,
+}
+
+impl<D: Device> Engine<D> {
+    /// Lets a piece hold its chunks and returns the work of its extent, or has it wait.
+    pub(super) fn enter(&mut self, index: u32, task: &Task) -> Option<u32> {
+        if self.journal.has_failed() {
+            self.end_piece(index, Err(IoError::MediaWrite));
+            return None;
+        }
+        let barrier = self.barriers.entry(task.key.0.number()).or_default();
+        if barrier.is_frozen {
+            barrier.blocked.push(index);
+            return None;
+        }
+        let at = self.works.find_or_insert(task.key);
+        let chunks = match task.kind {
+            // Zeroes may take the whole extent away, so they are alone with it.
+            Kind::Zero => 0..self.shape.chunk_count(),
+            Kind::Read | Kind::Write => task.chunks.clone(),
+        };
+        let work = self.works.get_mut(at)?;
+        let overlaps = |held: &Range<u32>| held.start < chunks.end && chunks.start < held.end;
+        let is_held = work.active.iter().any(|(_, held)| overlaps(held));
+        // Writes to an extent that is zero and being mapped as a whole need not wait for one another: nothing of a
+        // chunk has to be filled up.
+        let joins = work.fresh == Fresh::Pending && task.kind == Kind::Write;
+        if !work.waiting.is_empty() || is_held && !joins {
+            work.waiting.push_back(index);
+            return None;
+        }
+        work.active.push((index, chunks));
+        barrier.active += 1;
+        if let Some(piece) = self.pieces.get_mut(index) {
+            piece.work = Some(at);
+        }
+        Some(at)
+    }
+
+    pub(super) fn set_target(&mut self, work: u32, physical: u32, fresh: Fresh) {
+        if let Some(work) = self.works.get_mut(work) {
+            work.target = Some(physical);
+            work.fresh = fresh;
+        }
+    }
+
+    /// A piece gives its chunks back. Whoever waits tries again.
+    pub(super) fn leave(&mut self, at: u32, piece: u32, volume: u32) {
+        if let Some(barrier) = self.barriers.get_mut(&volume) {
+            barrier.active -= 1;
+        }
+        let Some(work) = self.works.get_mut(at) else {
+            return;
+        };
+        work.active.retain(|(index, _)| *index != piece);
+        let waiting = std::mem::take(&mut work.waiting);
+        self.todo.extend(waiting.into_iter().map(Todo::Piece));
+        // A record that is on its way ends the work itself.
+        if work.active.is_empty() && !work.is_queued && work.fresh != Fresh::Pending {
+            self.end_work(at);
+        }
+    }
+
+    /// Nobody works on the extent any more.
+    pub(super) fn end_work(&mut self, at: u32) {
+        let Some(work) = self.works.remove(at) else {
+            return;
+        };
+        // All that was to be written to it has failed, and so no record names it. After a record that failed it is not
+        // known whether it is on the drive: then nothing is allocated any more either.
+        if let Some(target) = work.target
+            && self.own(work.key).physical() != Some(target)
+            && !self.journal.has_failed()
+        {
+            self.state.give_back(target..target + 1, false);
+        }
+    }
+
+    /// Has the volume's changes wait from now on. True when none is under way any more.
+    pub(super) fn freeze(&mut self, volume: u32) -> bool {
+        let barrier = self.barriers.entry(volume).or_default();
+        barrier.is_frozen = true;
+        barrier.active == 0
+    }
+
+    pub(super) fn thaw(&mut self, volume: u32) {
+        let Some(barrier) = self.barriers.get_mut(&volume) else {
+            return;
+        };
+        barrier.is_frozen = false;
+        let blocked = std::mem::take(&mut barrier.blocked);
+        self.todo.extend(blocked.into_iter().map(Todo::Piece));
+    }
+}

@@ -24,6 +24,7 @@ mod bit_set;
 mod bitmaps;
 mod chains;
 mod check;
+mod collect;
 mod damage;
 mod emit;
 mod lookup;
@@ -37,11 +38,13 @@ use allocator::Allocator;
 use bit_set::BitSet;
 use bitmaps::Bitmaps;
 use chains::Chains;
+use collect::Suspects;
 use versions::{Link, Versions};
 use volumes::Volumes;
 
 pub use allocator::ExtentCounts;
 pub use apply::Tolerance;
+pub use collect::{Collector, Garbage, Merge, Step};
 pub use damage::Damage;
 pub use emit::{Cursor, EMIT_ROOM_MIN, Emitted};
 pub use lookup::{HeadEntry, Reader, Run};
@@ -96,14 +99,13 @@ pub struct State {
     allocator: Allocator,
     /// Extents whose checksums on the drive may be out of date.
     active: BitSet,
+    /// Where the collector is to look.
+    suspects: Suspects,
     next_volume: u32,
     snapshots: u32,
     attribute_bytes: u64,
     /// Extents that thick volumes still have a right to.
     promised: u64,
-    /// Until [`recovered`](Self::recovered): sums that only the end of the journal makes right are
-    /// not kept.
-    is_recovering: bool,
     /// Which checkpoint is written, or was the last one that was.
     checkpoint: u64,
     is_checkpointing: bool,
@@ -124,11 +126,11 @@ impl State {
             chains: Chains::new(versions, Bitmaps::new(limits.chunks().max(1))),
             allocator: Allocator::new(extents),
             active: BitSet::new(extents),
+            suspects: Suspects::new(),
             next_volume: 1,
             snapshots: 0,
             attribute_bytes: 0,
             promised: 0,
-            is_recovering: true,
             checkpoint: 0,
             is_checkpointing: false,
             touched,

@@ -19,7 +19,7 @@
 use super::chains::{Chains, Key};
 use super::damage::Damage;
 use super::versions::Link;
-use super::volume::{Attribute, Counts, LOGICAL_MAX, Snapshot, Volume};
+use super::volume::{Attribute, LOGICAL_MAX, Snapshot, Volume};
 use super::{Limits, State};
 use crate::format::record::{NONE, Numbers, Record, SnapshotRecord, VolumeRecord};
 
@@ -97,7 +97,6 @@ impl State {
         self.allocator.recovered(extents, |physical| {
             versions.owner(Link::to(physical)).is_some()
         });
-        self.is_recovering = false;
         let indices: Vec<_> = self.volumes.from(0).map(|(index, _)| index).collect();
         for index in indices {
             self.recovered_volume(index)?;
@@ -128,7 +127,6 @@ impl State {
             check_snapshot_number(volume, last.number)?;
         }
         let end = logical_end(&self.limits, volume);
-        let mut own = 0;
         let mut has_chains = false;
         let mut next = volume.tree.next(0);
         while let Some(logical) = next {
@@ -137,7 +135,6 @@ impl State {
                 return Err(beyond(volume.number, logical, 1));
             }
             check_born(volume, logical, self.chains.versions.born(newest))?;
-            own += contribution(&self.chains, volume, newest).own;
             has_chains |= !self.chains.versions.older(newest).is_none() || newest.is_hole();
             next = volume.tree.next(logical + 1);
         }
@@ -145,10 +142,8 @@ impl State {
         let lacks_some = volume.snapshots.len() < taken || volume.is_deleted;
         let has_deleted = volume.snapshots.iter().any(|snapshot| snapshot.is_deleted);
         let is_suspect = has_deleted || volume.is_deleted || (has_chains && lacks_some);
-        if let Some(volume) = self.volumes.at_mut(index) {
-            volume.counts.own = own;
-            volume.needs_collecting = is_suspect;
-            self.promised += promise(&self.limits, volume);
+        if is_suspect {
+            self.suspects.insert(volume.number);
         }
         Ok(())
     }
@@ -197,9 +192,7 @@ impl State {
         }
         self.next_volume = next.max(volume + 1);
         let volume = Volume::new(record, self.made_in());
-        if !self.is_recovering {
-            self.promised += promise(&self.limits, &volume);
-        }
+        self.promised += promise(&self.limits, &volume);
         self.volumes.insert(volume);
         Ok(())
     }
@@ -224,16 +217,10 @@ impl State {
         let promised = promise(&self.limits, volume);
         let base = volume.base;
         if record.is_deleted && !volume.is_deleted {
-            volume.needs_collecting = true;
+            self.suspects.insert(record.volume);
         }
         volume.update(record);
-        if is != was {
-            // What was written until now belongs to the snapshot as well.
-            volume.counts.own = 0;
-        }
-        if !self.is_recovering {
-            self.promised = self.promised + promise(&self.limits, volume) - promised;
-        }
+        self.promised = self.promised + promise(&self.limits, volume) - promised;
         self.volumes.rebase(base, record.base);
         Ok(())
     }
@@ -251,9 +238,7 @@ impl State {
         let Some(mut volume) = self.volumes.remove(index) else {
             return Ok(());
         };
-        if !self.is_recovering {
-            self.promised -= promise(&self.limits, &volume);
-        }
+        self.promised -= promise(&self.limits, &volume);
         let mut next = volume.tree.next(0);
         while let Some(logical) = next {
             let key = (index, logical);
@@ -267,12 +252,8 @@ impl State {
         for attribute in volume.attributes.values() {
             self.attribute_bytes -= attribute_record_bytes(&attribute.bytes);
         }
-        if let Some((base, _)) = volume.base
-            && let Some(index) = self.volumes.index(base)
-            && let Some(base) = self.volumes.at_mut(index)
-        {
-            base.needs_collecting = true;
-        }
+        // Perhaps a deleted snapshot was only kept for this clone.
+        self.suspects.extend(volume.base.map(|(base, _)| base));
         Ok(())
     }
 
@@ -299,20 +280,23 @@ impl State {
         let Some(volume) = self.volumes.at_mut(index) else {
             return Ok(());
         };
+        let promised = promise(&self.limits, volume);
         match place {
             Ok(place) => {
                 let made_in = volume.snapshots[place].made_in;
                 volume.snapshots[place] = Snapshot::new(record, made_in);
             }
             Err(place) => {
-                volume
-                    .snapshots
-                    .insert(place, Snapshot::new(record, made_in));
+                let snapshot = Snapshot::new(record, made_in);
+                volume.snapshots.insert(place, snapshot);
                 self.snapshots += 1;
             }
         }
-        volume.needs_collecting |= record.is_deleted;
-        volume.bytes_max = volume.bytes_max.max(record.bytes);
+        volume.measure();
+        self.promised = self.promised + promise(&self.limits, volume) - promised;
+        if record.is_deleted {
+            self.suspects.insert(record.volume);
+        }
         Ok(())
     }
 
@@ -333,9 +317,11 @@ impl State {
         };
         match state.snapshot_place(number) {
             Ok(place) => {
+                let promised = promise(&self.limits, state);
                 state.snapshots.remove(place);
                 state.measure();
-                state.needs_collecting = true;
+                self.promised = self.promised + promise(&self.limits, state) - promised;
+                self.suspects.insert(volume);
                 self.snapshots -= 1;
                 Ok(())
             }
@@ -596,14 +582,11 @@ impl State {
     ) -> Option<T> {
         let volume = self.volumes.at_mut(index)?;
         let promised = promise(&self.limits, volume);
-        let before = contribution(&self.chains, volume, volume.tree.newest(logical));
+        let before = self.chains.newest_born(volume.tree.newest(logical));
         let result = with(&mut self.chains, volume);
-        let after = contribution(&self.chains, volume, volume.tree.newest(logical));
-        volume.counts.mapped = volume.counts.mapped + after.mapped - before.mapped;
-        if !self.is_recovering {
-            volume.counts.own = volume.counts.own + after.own - before.own;
-            self.promised = self.promised + promise(&self.limits, volume) - promised;
-        }
+        let after = self.chains.newest_born(volume.tree.newest(logical));
+        volume.count_newest(before, after);
+        self.promised = self.promised + promise(&self.limits, volume) - promised;
         Some(result)
     }
 
@@ -741,17 +724,6 @@ fn logical_end(limits: &Limits, volume: &Volume) -> u32 {
     limits
         .logical_extents(volume.bytes_max)
         .unwrap_or(LOGICAL_MAX)
-}
-
-/// What a newest version adds to the counts of its volume.
-fn contribution(chains: &Chains, volume: &Volume, newest: Link) -> Counts {
-    let is_mapped = newest.physical().is_some();
-    let is_own = is_mapped && chains.versions.born(newest) == volume.snapshots_taken;
-    Counts {
-        mapped: u32::from(is_mapped),
-        own: u32::from(is_own),
-        ..Counts::default()
-    }
 }
 
 /// Extents that a volume has a right to and has not.

@@ -141,6 +141,11 @@ impl Chains {
         }
     }
 
+    /// When a newest version was born, if it has a physical extent.
+    pub(super) fn newest_born(&self, newest: Link) -> Option<u32> {
+        newest.physical().map(|_| self.versions.born(newest))
+    }
+
     /// Whether it has all of these chunks.
     pub(super) fn has_all(&self, link: Link, first: u32, end: u32) -> bool {
         self.chunks(link).is_none_or(|words| {

@@ -160,7 +160,7 @@ impl Check<'_> {
         if newest.physical().is_some() {
             counts.mapped += 1;
             let born = state.chains.versions.born(newest);
-            counts.own += u32::from(born == volume.snapshots_taken);
+            counts.own += u32::from(volume.is_own(born));
         }
         chain.reverse();
         match state.chains.long().get(&key) {

@@ -16,8 +16,10 @@ pub enum Reader {
     Snapshot(Slot, u32),
 }
 
-/// What the newest version of a logical extent is. `is_own`: no snapshot needs it, so it may be
-/// changed; else a write makes a new version.
+/// What the newest version of a logical extent is.
+///
+/// `is_own`: no snapshot needs it, so it may be changed. Else a write makes a new version.
+/// [`State::born`] is what a record of either says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadEntry {
     /// There is none: zeroes are read, or what the base of a clone shows.
@@ -68,13 +70,33 @@ impl State {
             return HeadEntry::Nothing { has_base };
         }
         let versions = &self.chains.versions;
-        let is_own = versions.born(newest) == volume.snapshots_taken;
+        let born = versions.born(newest);
+        let is_own = volume.is_own(born);
         match newest.physical() {
             None => HeadEntry::Hole { is_own },
             Some(physical) if self.chains.chunks(newest).is_none() => {
                 HeadEntry::Whole { physical, is_own }
             }
             Some(physical) => HeadEntry::Part { physical, is_own },
+        }
+    }
+
+    /// The `born` that a record of what the head has, or is to have, for a logical extent says: that
+    /// of its newest version if no snapshot needs it, else the number of snapshots taken.
+    #[must_use]
+    pub fn born(&self, slot: Slot, logical: u32) -> u32 {
+        let Some(volume) = self.volume(slot) else {
+            return 0;
+        };
+        let newest = volume.tree.newest(logical);
+        if newest.is_none() {
+            return volume.snapshots_taken;
+        }
+        let born = self.chains.versions.born(newest);
+        if volume.is_own(born) {
+            born
+        } else {
+            volume.snapshots_taken
         }
     }
 
@@ -160,9 +182,15 @@ impl State {
         };
         let versions = &self.chains.versions;
         let (volume, newest) = step;
-        if !newest.is_none() && versions.born(newest) == volume.snapshots_taken {
+        if !newest.is_none() && volume.is_own(versions.born(newest)) {
             step.1 = versions.older(newest);
         }
+        self.is_backed(step.0, step.1, logical)
+    }
+
+    /// Whether something is read from this version on, or in the bases if there is none.
+    pub(super) fn is_backed(&self, volume: &Volume, link: Link, logical: u32) -> bool {
+        let mut step = (volume, link);
         while step.1.is_none() {
             match self.base(step.0, logical) {
                 Some(next) => step = next,

@@ -1,5 +1,6 @@
 //! The state against an oracle that knows contents only, and a rig that does what an engine does.
 
+mod bounds;
 mod rig;
 
 use proptest::prelude::*;
@@ -36,6 +37,7 @@ fn op() -> impl Strategy<Value = Op> {
         ),
         1 => Just(Op::Checkpoint),
         6 => (0..400usize).prop_map(Op::Emit),
+        3 => (1..5u32).prop_map(Op::Collect),
     ]
 }
 
@@ -43,8 +45,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     /// What every volume and snapshot reads is what was written; nothing is told that is zero and
-    /// is not; and a checkpoint written in steps, with what was applied since it began replayed
-    /// over it, is the state.
+    /// is not; a checkpoint written in steps, with what was applied since it began replayed over
+    /// it, is the state; and when all is collected, what somebody reads is allocated, and nothing
+    /// else.
     #[test]
     fn state_is_as_the_oracle_and_survives_checkpoints(
         ops in prop::collection::vec(op(), 1..120),
@@ -55,6 +58,10 @@ proptest! {
         }
         rig.verify();
         rig.finish_checkpoint();
+        rig.run(&Op::Checkpoint);
+        rig.finish_checkpoint();
+        rig.verify_space();
+        rig.verify();
         rig.run(&Op::Checkpoint);
         rig.finish_checkpoint();
     }

@@ -48,12 +48,14 @@ pub struct Volume {
     pub(super) attributes: BTreeMap<u32, Attribute>,
     pub(super) tree: Tree,
     pub(super) counts: Counts,
+    /// How many of the newest versions that have a physical extent were born when.
+    pub(super) newest_born: BTreeMap<u32, u32>,
+    /// The number of the last snapshot that is there; 0: there is none.
+    pub(super) last_snapshot: u32,
     /// The largest size that it or a snapshot of it has: where its logical extents end.
     pub(super) bytes_max: u64,
     /// The checkpoint during which it was made.
     pub(super) made_in: u64,
-    /// Something may be there that nobody needs.
-    pub(super) needs_collecting: bool,
 }
 
 /// A snapshot.
@@ -114,9 +116,10 @@ impl Volume {
             attributes: BTreeMap::new(),
             tree: Tree::default(),
             counts: Counts::default(),
+            newest_born: BTreeMap::new(),
+            last_snapshot: 0,
             bytes_max: record.bytes,
             made_in,
-            needs_collecting: false,
         }
     }
 
@@ -139,8 +142,39 @@ impl Volume {
         self.measure();
     }
 
-    /// Its size, or that of a snapshot, changed.
+    /// Whether no snapshot needs a version born after so many, so that it may be changed.
+    pub(super) const fn is_own(&self, born: u32) -> bool {
+        born >= self.last_snapshot
+    }
+
+    /// Its newest version of some extent is another one from now on: when they were born that
+    /// have physical extents.
+    pub(super) fn count_newest(&mut self, before: Option<u32>, after: Option<u32>) {
+        if before == after {
+            return;
+        }
+        if let Some(born) = before
+            && let Some(count) = self.newest_born.get_mut(&born)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.newest_born.remove(&born);
+            }
+            self.counts.mapped -= 1;
+            self.counts.own -= u32::from(self.is_own(born));
+        }
+        if let Some(born) = after {
+            *self.newest_born.entry(born).or_default() += 1;
+            self.counts.mapped += 1;
+            self.counts.own += u32::from(self.is_own(born));
+        }
+    }
+
+    /// Its size or its snapshots changed.
     pub(super) fn measure(&mut self) {
+        self.last_snapshot = self.snapshots.last().map_or(0, |last| last.number);
+        let own = self.newest_born.range(self.last_snapshot..);
+        self.counts.own = own.map(|(_, count)| count).sum();
         let snapshots = self.snapshots.iter().map(|snapshot| snapshot.bytes);
         self.bytes_max = snapshots.fold(self.bytes, u64::max);
     }
@@ -198,6 +232,17 @@ impl Volume {
             .map(|attribute| &*attribute.bytes)
     }
 
+    /// Whether there is a snapshot with `after < number <= to`: one that reads what was born
+    /// after `after` snapshots and replaced after `to`.
+    pub(super) fn has_snapshot_between(&self, after: u32, to: u32) -> bool {
+        let place = self
+            .snapshots
+            .partition_point(|snapshot| snapshot.number <= after);
+        self.snapshots
+            .get(place)
+            .is_some_and(|snapshot| snapshot.number <= to)
+    }
+
     /// Bytes of memory, with its own.
     pub(super) fn memory_bytes(&self) -> u64 {
         let snapshots = self.snapshots.capacity() * size_of::<Snapshot>();
@@ -211,7 +256,8 @@ impl Volume {
             .values()
             .map(|attribute| size_of::<Attribute>() + attribute.bytes.len())
             .sum();
-        let own = size_of::<Self>() + self.name.len() + snapshots + names + attributes;
+        let counts = 12 * self.newest_born.len();
+        let own = size_of::<Self>() + self.name.len() + snapshots + names + attributes + counts;
         own as u64 + self.tree.memory_bytes()
     }
 }

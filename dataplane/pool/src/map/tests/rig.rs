@@ -1,6 +1,6 @@
 //! Does to a state what an engine does, over a drive that is a table of contents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -9,7 +9,8 @@ use crate::format::record::{
     Checksums, Durability, NONE, Numbers, Record, SnapshotRecord, VolumeRecord,
 };
 use crate::map::{
-    Cursor, EMIT_ROOM_MIN, Emitted, HeadEntry, Limits, Reader, Slot, State, Tolerance,
+    Collector, Cursor, EMIT_ROOM_MIN, Emitted, Garbage, HeadEntry, Limits, Reader, Slot, State,
+    Step, Tolerance,
 };
 
 pub(super) const CHUNKS: u32 = 8;
@@ -63,12 +64,16 @@ pub(super) enum Op {
     },
     Checkpoint,
     Emit(usize),
+    Collect(u32),
 }
 
 #[derive(Clone, Debug, Default)]
 struct Model {
     contents: Contents,
     snapshots: BTreeMap<u32, Contents>,
+    /// By logical extent and number of snapshots taken: whether the last thing that happened to it
+    /// was that it was written, and not deallocated.
+    changes: BTreeMap<(u32, u32), bool>,
 }
 
 /// A checkpoint that is being written.
@@ -86,6 +91,7 @@ pub(super) struct Rig {
     models: BTreeMap<u32, Model>,
     journal: Vec<u8>,
     checkpoint: Option<Checkpoint>,
+    collector: Collector,
     next_content: u64,
 }
 
@@ -99,6 +105,7 @@ impl Rig {
             models: BTreeMap::new(),
             journal: Vec::new(),
             checkpoint: None,
+            collector: Collector::new(),
             next_content: 1,
         };
         rig.clean(extents / 2);
@@ -169,6 +176,9 @@ impl Rig {
             }
             Op::Checkpoint => self.begin_checkpoint(),
             Op::Emit(room) => self.emit(room),
+            Op::Collect(steps) => {
+                self.collect(steps);
+            }
         }
     }
 
@@ -198,6 +208,57 @@ impl Rig {
         while self.checkpoint.is_some() {
             self.emit(EMIT_ROOM_MIN);
         }
+    }
+
+    /// Collects everything. What is allocated then is what somebody reads: for each logical extent
+    /// as many extents as its readers see it at different times, and not deallocated.
+    pub(super) fn verify_space(&mut self) {
+        while self.collect(1000) {}
+        let mut wanted = BTreeSet::new();
+        for (&number, model) in &self.models {
+            let slot = self.state.slot(number).unwrap();
+            let volume = self.state.volume(slot).unwrap();
+            let snapshots = volume.snapshots().iter().map(|snapshot| snapshot.number);
+            let readers: Vec<_> = snapshots
+                .chain((!volume.is_deleted).then_some(NONE))
+                .collect();
+            for logical in 0..20 {
+                for reader in &readers {
+                    let seen = model.changes.range((logical, 0)..(logical, *reader));
+                    if let Some((&(_, born), true)) = seen.last() {
+                        wanted.insert((number, logical, born));
+                    }
+                }
+            }
+        }
+        assert_eq!(self.state.extents().used as usize, wanted.len());
+    }
+
+    /// Takes steps of the collector; whether it has more to do.
+    fn collect(&mut self, steps: u32) -> bool {
+        for _ in 0..steps {
+            match self.collector.step(&mut self.state) {
+                Step::Idle => return false,
+                Step::Looked => {}
+                Step::Commit(garbage) => {
+                    if let Garbage::Volume { volume } = garbage {
+                        self.models.remove(&volume);
+                    }
+                    self.commit(&[garbage.record()]);
+                }
+                Step::Merge(merge) => {
+                    let from = self.disk[merge.from as usize];
+                    let into = &mut self.disk[merge.into as usize];
+                    for chunk in 0..CHUNKS as usize {
+                        if merge.chunks[0] >> chunk & 1 != 0 {
+                            into[chunk] = from[chunk];
+                        }
+                    }
+                    self.commit(&merge.records());
+                }
+            }
+        }
+        true
     }
 
     fn verify_reader(&self, reader: Reader, contents: &Contents) {
@@ -290,7 +351,8 @@ impl Rig {
 
     fn write(&mut self, slot: Slot, logical: u32, chunks: std::ops::Range<u32>, unclean: bool) {
         let volume = self.state.volume(slot).unwrap();
-        let born = volume.snapshots_taken;
+        let taken = volume.snapshots_taken;
+        let born = self.state.born(slot, logical);
         if logical >= self.state.limits().logical_extents(volume.bytes).unwrap() {
             return;
         }
@@ -321,15 +383,13 @@ impl Rig {
                 (physical, is_hole || (is_empty && is_zero))
             }
         };
+        let model = self.models.get_mut(&slot.number()).unwrap();
+        model.changes.insert((logical, taken), true);
         for chunk in chunks {
             let content = self.next_content;
             self.next_content += 1;
             self.disk[physical as usize][chunk as usize] = content;
-            self.models
-                .get_mut(&slot.number())
-                .unwrap()
-                .contents
-                .insert((logical, chunk), content);
+            model.contents.insert((logical, chunk), content);
             bits |= 1 << chunk;
         }
         let (volume, physicals, bitmap) = (slot.number(), [physical], [bits]);
@@ -351,7 +411,8 @@ impl Rig {
 
     fn deallocate(&mut self, slot: Slot, logical: u32, chunks: std::ops::Range<u32>) {
         let volume = self.state.volume(slot).unwrap();
-        let born = volume.snapshots_taken;
+        let taken = volume.snapshots_taken;
+        let born = self.state.born(slot, logical);
         let is_inside = logical < self.state.limits().logical_extents(volume.bytes).unwrap();
         let shows_older = self.state.shows_older(slot, logical);
         let volume = slot.number();
@@ -364,6 +425,7 @@ impl Rig {
         if !is_inside {
             return;
         }
+        let mut is_empty = true;
         if chunks == (0..CHUNKS) {
             if !shows_older {
                 self.commit(&[unmap]);
@@ -398,12 +460,16 @@ impl Rig {
                         physical,
                         bitmap: &bitmap,
                     };
-                    self.commit(&[if bitmap == [0] { unmap } else { part }]);
+                    is_empty = bitmap == [0];
+                    self.commit(&[if is_empty { unmap } else { part }]);
                 }
                 _ => return,
             }
         }
         let model = self.models.get_mut(&volume).unwrap();
+        if is_empty {
+            model.changes.insert((logical, taken), false);
+        }
         for chunk in chunks {
             model.contents.remove(&(logical, chunk));
         }

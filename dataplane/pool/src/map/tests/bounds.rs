@@ -1,0 +1,284 @@
+//! How much memory a state takes, and how long chains are looked through.
+
+use uuid::Uuid;
+
+use crate::format::record::{
+    Checksums, Durability, NONE, Numbers, Record, SnapshotRecord, VolumeRecord,
+};
+use crate::map::{HeadEntry, Limits, Reader, Run, State, Tolerance};
+
+const MIB: u64 = 1 << 20;
+const TIB_EXTENTS: u32 = 1 << 20;
+
+fn limits(extents: u32) -> Limits {
+    Limits {
+        extents,
+        extent_bytes: 1 << 20,
+        chunk_bytes: 4096,
+        objects_max: 20_000,
+        attribute_bytes_max: 1 << 20,
+    }
+}
+
+fn empty(extents: u32) -> State {
+    let mut state = State::new(limits(extents));
+    state.recovered().unwrap();
+    state
+}
+
+fn apply(state: &mut State, record: &Record<'_>) {
+    state.apply(record, Tolerance::Strict).unwrap();
+}
+
+fn volume(number: u32, extents: u64, snapshots_taken: u32) -> VolumeRecord<'static> {
+    VolumeRecord {
+        volume: number,
+        uuid: Uuid::from_u128(number.into()),
+        bytes: extents * MIB,
+        block_bytes: 4096,
+        snapshots_taken,
+        base: None,
+        is_thick: false,
+        is_deleted: false,
+        is_being_made: false,
+        durability: Durability::Media,
+        checksums: Checksums::Off,
+        created: 0,
+        name: "a volume",
+    }
+}
+
+fn snapshot(state: &mut State, of: u32, extents: u64, number: u32) {
+    apply(state, &Record::Volume(volume(of, extents, number)));
+    apply(
+        state,
+        &Record::Snapshot(SnapshotRecord {
+            volume: of,
+            number,
+            uuid: Uuid::from_u128(number.into()),
+            bytes: extents * MIB,
+            is_deleted: false,
+            created: 0,
+            name: "",
+        }),
+    );
+}
+
+fn part(state: &mut State, born: u32, logical: u32, physical: u32, chunk: u32) {
+    let mut bitmap = [0; 32];
+    bitmap[(chunk / 8) as usize] = 1 << (chunk % 8);
+    apply(
+        state,
+        &Record::MapPart {
+            volume: 1,
+            born,
+            logical,
+            physical,
+            bitmap: &bitmap,
+        },
+    );
+}
+
+#[test]
+fn a_tebibyte_of_extents_filled_in_part_takes_less_than_64_mib() {
+    let mut state = empty(TIB_EXTENTS);
+    let fixed = state.memory_bytes();
+    assert!(fixed < 23 * MIB, "{fixed} bytes before anything is written");
+    apply(
+        &mut state,
+        &Record::Volume(volume(1, TIB_EXTENTS.into(), 0)),
+    );
+    for physical in 0..TIB_EXTENTS {
+        // Neither physical nor logical ones follow each other.
+        let logical = physical.wrapping_mul(77_777) % TIB_EXTENTS;
+        part(&mut state, 0, logical, physical, logical % 256);
+    }
+    assert_eq!(state.extents().used, TIB_EXTENTS);
+    // Holes as many as there may be, on top of versions of a snapshot.
+    snapshot(&mut state, 1, TIB_EXTENTS.into(), 1);
+    for logical in 0..state.holes_left() {
+        let physical = Numbers::Native(&[NONE]);
+        apply(
+            &mut state,
+            &Record::Map {
+                volume: 1,
+                born: 1,
+                logical: logical * 7,
+                physical,
+            },
+        );
+    }
+    assert_eq!(state.holes_left(), 0);
+    let bytes = state.memory_bytes();
+    assert!(bytes <= 62 * MIB, "{bytes} bytes");
+}
+
+#[test]
+fn chains_of_a_thousand_versions_stay_within_the_same_memory_and_are_found() {
+    const CHAIN: u32 = 1000;
+    let mut state = empty(TIB_EXTENTS);
+    let extents = TIB_EXTENTS / CHAIN;
+    apply(&mut state, &Record::Volume(volume(1, extents.into(), 0)));
+    for born in 0..CHAIN {
+        for logical in 0..extents {
+            part(
+                &mut state,
+                born,
+                logical,
+                born * extents + logical,
+                born % 256,
+            );
+        }
+        snapshot(&mut state, 1, extents.into(), born + 1);
+    }
+    let bytes = state.memory_bytes();
+    assert!(bytes <= 62 * MIB, "{bytes} bytes");
+    let slot = state.slot(1).unwrap();
+    let mut runs = Vec::new();
+    for number in 1..=CHAIN {
+        let chunk = (number - 1) % 256;
+        state.resolve(
+            Reader::Snapshot(slot, number),
+            17,
+            chunk..chunk + 1,
+            &mut runs,
+        );
+        let physical = Some((number - 1) * extents + 17);
+        assert_eq!(
+            runs,
+            [Run {
+                chunks: chunk..chunk + 1,
+                physical
+            }]
+        );
+    }
+    assert_eq!(state.check(), Vec::<String>::new());
+}
+
+#[test]
+fn a_version_deep_in_a_chain_is_found_without_walking_to_it() {
+    let mut state = empty(2000);
+    apply(&mut state, &Record::Volume(volume(1, 1, 0)));
+    for born in 0..2000 {
+        let physical = Numbers::Native(&[born]);
+        apply(
+            &mut state,
+            &Record::Map {
+                volume: 1,
+                born,
+                logical: 0,
+                physical: Numbers::Native(&[NONE]),
+            },
+        );
+        apply(
+            &mut state,
+            &Record::Map {
+                volume: 1,
+                born,
+                logical: 0,
+                physical,
+            },
+        );
+        snapshot(&mut state, 1, 1, born + 1);
+    }
+    let key = (0, 0);
+    let long = &state.chains.long()[&key];
+    assert_eq!(long.len(), 2000);
+    let newest = state.volumes.at(0).unwrap().tree.newest(0);
+    for born in 0..2000 {
+        let (_, found) = state.chains.seek(newest, key, born);
+        assert_eq!(found.physical(), Some(born));
+    }
+}
+
+#[test]
+fn ten_thousand_volumes_take_little() {
+    let mut state = empty(1 << 15);
+    for number in 1..=10_000 {
+        apply(&mut state, &Record::Volume(volume(number, 1 << 20, 0)));
+        let first = (number - 1) * 3;
+        let physical = [first, first + 1, first + 2];
+        let physical = Numbers::Native(&physical);
+        apply(
+            &mut state,
+            &Record::Map {
+                volume: number,
+                born: 0,
+                logical: 1000,
+                physical,
+            },
+        );
+    }
+    let bytes = state.memory_bytes();
+    assert!(bytes <= 24 * MIB, "{bytes} bytes");
+    for number in 1..=10_000 {
+        let slot = state.slot(number).unwrap();
+        let physical = (number - 1) * 3 + 1;
+        let entry = state.head(slot, 1001);
+        assert_eq!(
+            entry,
+            HeadEntry::Whole {
+                physical,
+                is_own: true
+            }
+        );
+    }
+}
+
+#[test]
+fn a_thick_volume_keeps_its_right_to_extents() {
+    let mut state = empty(100);
+    let thick = VolumeRecord {
+        is_thick: true,
+        ..volume(1, 40, 0)
+    };
+    apply(&mut state, &Record::Volume(thick));
+    assert_eq!(state.extents().available(), 60);
+    for logical in 0..40 {
+        let physical = Numbers::Native(&[logical]);
+        apply(
+            &mut state,
+            &Record::Map {
+                volume: 1,
+                born: 0,
+                logical,
+                physical,
+            },
+        );
+    }
+    assert_eq!(
+        (state.extents().promised, state.extents().available()),
+        (0, 60)
+    );
+    let thick = VolumeRecord {
+        snapshots_taken: 1,
+        ..thick
+    };
+    apply(&mut state, &Record::Volume(thick));
+    let record = SnapshotRecord {
+        volume: 1,
+        number: 1,
+        uuid: Uuid::nil(),
+        bytes: 40 * MIB,
+        is_deleted: false,
+        created: 0,
+        name: "",
+    };
+    apply(&mut state, &Record::Snapshot(record));
+    // Everything that is written from now on needs an extent again.
+    assert_eq!(
+        (state.extents().promised, state.extents().available()),
+        (40, 20)
+    );
+    apply(
+        &mut state,
+        &Record::SnapshotGone {
+            volume: 1,
+            number: 1,
+        },
+    );
+    assert_eq!(
+        (state.extents().promised, state.extents().available()),
+        (0, 60)
+    );
+}

@@ -87,8 +87,25 @@ load_fails() {
     nvme_id_ctrl
 }
 
+refuses_the_drive() {
+    within 60 logs 'is not that drive'
+    logs 'serial number "another"'
+}
+logs() { grep -F "$1" /run/plane.log; }
+
+# The load had written what no flush has covered: a host is told once that it may be lost.
+has_its_drive_back() {
+    within 60 logs 'device is back'
+    fails plane_has_ended
+    fails nvme flush "$(disk 1)" --namespace-id=1
+    nvme flush "$(disk 1)" --namespace-id=1
+}
+
+vanished_times() { [ "$(grep -cF 'device vanished' /run/plane.log)" -ge "$1" ]; }
+
 # It says that the drive was not flushed, which is for its operator to know.
 stops_without_its_drive() {
+    within 60 vanished_times 2
     plane_ends TERM 1
     tail -n 20 /run/plane.log | grep -F 'not flushed'
 }

@@ -13,7 +13,7 @@ use crate::bdev::{self, BdevInfo};
 use crate::config::Config;
 use crate::error::Error;
 use crate::library::{Library, Options};
-use crate::nvme::NvmeController;
+use crate::nvme::{self, NvmeController, NvmeIdentity};
 use crate::thread::Thread;
 
 /// How long an OS thread rests between two polls while it waits for something.
@@ -162,6 +162,14 @@ impl Application {
     #[must_use]
     pub fn bdevs(&self) -> Vec<BdevInfo> {
         bdev::list()
+    }
+
+    /// By what the namespace is known that the device `name` is made of; none when it is not one.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn nvme_identity(&self, name: &str) -> Result<Option<NvmeIdentity>, Error> {
+        nvme::identity(name)
     }
 
     /// Ends the library: waits until all its other threads have ended, then ends the subsystems, which

@@ -123,7 +123,8 @@ pub(crate) fn list() -> Vec<BdevInfo> {
     list
 }
 
-fn text(bytes: &[c_char]) -> String {
+/// What the shim wrote as a name.
+pub(crate) fn text(bytes: &[c_char]) -> String {
     // SAFETY: the shim ends every name with a NUL within its bounds.
     let text = unsafe { CStr::from_ptr(bytes.as_ptr()) };
     text.to_string_lossy().into_owned()

@@ -78,6 +78,7 @@ mod library;
 mod log;
 #[allow(unsafe_code, reason = "calls the library")]
 mod memory;
+#[allow(unsafe_code, reason = "calls the library")]
 mod nvme;
 #[allow(unsafe_code, reason = "calls the library")]
 mod poller;
@@ -93,10 +94,10 @@ pub use application::Application;
 pub use bdev::{Access, Bdev, BdevEvent, BdevInfo, Operation};
 pub use config::Config;
 pub use error::Error;
-pub use library::{Library, Options, Pci, is_bound_for_user_space, is_double, version};
+pub use library::{Library, Options, Pci, bound_for_user_space, is_double, version};
 pub use log::{LogLevel, log_to_tracing};
 pub use memory::DmaBuffer;
-pub use nvme::NvmeController;
+pub use nvme::{NvmeController, NvmeIdentity};
 pub use poller::Poller;
 pub use queue::{Finished, Payload, Queue, Range, Refusal, Rejected, Slices};
 pub use rest::Rest;

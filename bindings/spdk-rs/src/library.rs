@@ -1,6 +1,7 @@
 //! The library in this process, as all its threads share it.
 
 use std::ffi::{CStr, CString};
+use std::num::NonZeroU64;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -40,12 +41,13 @@ pub struct Options {
     pub pci: Pci,
 }
 
-/// Whether there is a device at this address on PCI (`0000:01:00.0`) that is bound to a driver for user
-/// space, so that it can be attached.
+/// The device at this address on PCI (`0000:01:00.0`) if it is bound to a driver for user space, so that
+/// it can be attached: a number that is another one for what is put there after it was pulled out.
 #[must_use]
-pub fn is_bound_for_user_space(address: &str) -> bool {
+pub fn bound_for_user_space(address: &str) -> Option<NonZeroU64> {
+    let address = CString::new(address).ok()?;
     // SAFETY: the string lives until after the call, which has no further conditions.
-    CString::new(address).is_ok_and(|address| unsafe { sys::shim_pci_is_bound(address.as_ptr()) })
+    NonZeroU64::new(unsafe { sys::shim_pci_bound(address.as_ptr()) })
 }
 
 /// Devices on PCI that the library may touch.

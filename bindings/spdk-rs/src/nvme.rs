@@ -1,8 +1,13 @@
-//! NVMe controllers, and how they are reached.
+//! NVMe controllers: how they are reached, and what is known by what.
 
+use std::fmt;
+
+use bowline_spdk_sys as sys;
 use serde_json::{Value, json};
 
+use crate::bdev::text;
 use crate::error::Error;
+use crate::library::c_string;
 
 /// A controller to attach. Its namespaces become devices named after it: `drive` has `driven1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +66,70 @@ impl NvmeController {
 
     pub(crate) fn params(&self) -> Value {
         json!({"name": self.name, "trtype": self.transport, "traddr": self.address})
+    }
+}
+
+/// By what a namespace is known, wherever its drive is. Zeroes, and nothing, where it does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvmeIdentity {
+    /// The drive's serial number, without what fills it up.
+    pub serial: String,
+    /// The drive's model, likewise.
+    pub model: String,
+    /// The namespace's identifier in its drive.
+    pub namespace: u32,
+    /// Its globally unique identifier.
+    pub nguid: [u8; 16],
+    /// Its IEEE extended unique identifier.
+    pub eui64: [u8; 8],
+    /// Its UUID.
+    pub uuid: [u8; 16],
+}
+
+impl fmt::Display for NvmeIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            serial,
+            model,
+            namespace,
+            ..
+        } = self;
+        write!(
+            f,
+            "namespace {namespace} of {model:?} with serial number {serial:?}"
+        )?;
+        for (name, bytes) in [
+            ("NGUID", &self.nguid[..]),
+            ("EUI64", &self.eui64),
+            ("UUID", &self.uuid),
+        ] {
+            if bytes.iter().any(|byte| *byte != 0) {
+                write!(f, ", {name} ")?;
+                bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the device of this name is; on the application thread. None when it is no drive.
+pub(crate) fn identity(name: &str) -> Result<Option<NvmeIdentity>, Error> {
+    let what = || format!("device {name} was not identified");
+    let c_name = c_string(&what(), name)?;
+    let mut raw = sys::shim_nvme_identity::default();
+    // SAFETY: the subsystems run, and this is the application thread; both live until after the call.
+    let result = unsafe { sys::shim_bdev_nvme_identity(c_name.as_ptr(), &raw mut raw) };
+    match -result {
+        0 => Ok(Some(NvmeIdentity {
+            serial: text(&raw.serial),
+            model: text(&raw.model),
+            namespace: raw.nsid,
+            nguid: raw.nguid,
+            eui64: raw.eui64,
+            uuid: raw.uuid,
+        })),
+        libc::ENOTSUP => Ok(None),
+        _ => Err(Error::of_result(what(), result)),
     }
 }
 

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -180,31 +181,33 @@ shim_env_fini(void)
 	g_env_in_use = false;
 }
 
-bool
-shim_pci_is_bound(const char *address)
+uint64_t
+shim_pci_bound(const char *address)
 {
 	static const char *const drivers[] = { "vfio-pci", "uio_pci_generic", "igb_uio" };
-	char link[64], target[PATH_MAX];
+	char folder[64], link[80], target[PATH_MAX];
 	const char *driver;
+	struct stat status;
 	ssize_t length;
-	int bytes = snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/driver", address);
+	int bytes = snprintf(folder, sizeof(folder), "/sys/bus/pci/devices/%s", address);
 
-	if (bytes < 0 || (size_t)bytes >= sizeof(link)) {
-		return false;
+	if (bytes < 0 || (size_t)bytes >= sizeof(folder)) {
+		return 0;
 	}
+	snprintf(link, sizeof(link), "%s/driver", folder);
 	length = readlink(link, target, sizeof(target) - 1);
 	if (length < 0) {
-		return false;
+		return 0;
 	}
 	target[length] = '\0';
 	driver = strrchr(target, '/');
 	driver = driver == NULL ? target : driver + 1;
 	for (size_t i = 0; i < SPDK_COUNTOF(drivers); i++) {
 		if (strcmp(driver, drivers[i]) == 0) {
-			return true;
+			return stat(folder, &status) == 0 ? status.st_ino : 0;
 		}
 	}
-	return false;
+	return 0;
 }
 
 void *

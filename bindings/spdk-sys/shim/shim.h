@@ -76,10 +76,10 @@ int shim_env_init(const struct shim_env_options *options);
 void shim_env_fini(void);
 
 /*
- * Whether there is a device at this PCI address, as "0000:01:00.0", that is bound to a driver for user
- * space. On any thread.
+ * The device at this PCI address ("0000:01:00.0") if it is bound to a driver for user space: a number that is
+ * another one for what is put there after it was pulled out; else 0. On any thread.
  */
-bool shim_pci_is_bound(const char *address);
+uint64_t shim_pci_bound(const char *address);
 
 /* DMA memory of at least `bytes` at a multiple of `align` (a power of two), zeroed; null: none. */
 void *shim_dma_alloc(size_t bytes, size_t align);

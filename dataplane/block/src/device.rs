@@ -17,6 +17,8 @@ pub enum DeviceEvent {
     /// The device is gone; every request from now on ends in
     /// [`IoError::Vanished`](crate::IoError::Vanished).
     Vanished,
+    /// The device that had vanished is back, the same as it was, and serves requests again.
+    Returned,
     /// The medium returned an error it should not have; told at most once per
     /// [`MEDIA_WARNING_INTERVAL`], however many requests fail.
     MediaWarning,

@@ -9,6 +9,7 @@ use crate::device::{DeviceEvent, MEDIA_WARNING_INTERVAL};
 pub struct DeviceEvents {
     has_vanished: bool,
     vanish_untold: bool,
+    return_untold: bool,
     geometry_changed: bool,
     warning: bool,
     /// When the next warning may be told.
@@ -20,6 +21,12 @@ impl DeviceEvents {
     pub fn vanish(&mut self) {
         self.vanish_untold |= !self.has_vanished;
         self.has_vanished = true;
+    }
+
+    /// The device is back.
+    pub fn come_back(&mut self) {
+        self.return_untold |= self.has_vanished;
+        self.has_vanished = false;
     }
 
     /// Whether the device is gone.
@@ -44,13 +51,15 @@ impl DeviceEvents {
     /// Whether [`pop`](Self::pop) would give something.
     #[must_use]
     pub const fn is_untold(&self) -> bool {
-        self.vanish_untold || self.geometry_changed || self.warning
+        self.vanish_untold || self.return_untold || self.geometry_changed || self.warning
     }
 
     /// The next to be told.
     pub fn pop(&mut self) -> Option<DeviceEvent> {
         if std::mem::take(&mut self.vanish_untold) {
             Some(DeviceEvent::Vanished)
+        } else if std::mem::take(&mut self.return_untold) {
+            Some(DeviceEvent::Returned)
         } else if std::mem::take(&mut self.geometry_changed) {
             Some(DeviceEvent::GeometryChanged)
         } else if std::mem::take(&mut self.warning) {
@@ -83,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn device_vanishes_once() {
+    fn device_vanishes_once_until_it_is_back() {
         let mut events = DeviceEvents::default();
         assert!(!events.has_vanished());
         events.vanish();
@@ -92,5 +101,12 @@ mod tests {
         events.vanish();
         assert_eq!(events.pop(), None);
         assert!(events.has_vanished());
+        events.come_back();
+        assert!(!events.has_vanished());
+        assert_eq!(events.pop(), Some(DeviceEvent::Returned));
+        events.come_back();
+        assert_eq!(events.pop(), None);
+        events.vanish();
+        assert_eq!(events.pop(), Some(DeviceEvent::Vanished));
     }
 }

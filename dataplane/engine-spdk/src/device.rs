@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bowline_block::{
@@ -11,9 +12,11 @@ use bowline_block::{
 use bowline_nvme::Nanos;
 use bowline_spdk_rs::{Access, Bdev, BdevEvent, Finished, Queue, Refusal, Rejected, Rest, Thread};
 
+use crate::drives::{Drive, Place};
 use crate::library::SpdkBacking;
-use crate::request::{Abilities, Next, Request, ZEROES_BYTES};
+use crate::request::{Abilities, Lasts, Next, Request, ZEROES_BYTES};
 use crate::status;
+use crate::unflushed::Unflushed;
 
 /// Requests that a device holds at once; of these the library takes as many as it can.
 const DEPTH: usize = 1024;
@@ -28,9 +31,20 @@ const DROP_PATIENCE: Duration = Duration::from_secs(30);
 /// A block device of SPDK as a [`Device`]. Drop it when nothing is in flight: what is, is waited for.
 ///
 /// Compare-and-write is the device's own, as large as that can be, else [`IoError::Unsupported`].
+///
+/// A drive that was pulled out is served again when it is back in its place. What it had in its cache is
+/// lost then: if something was, the next flush fails, so that who relies on it is told.
 pub struct SpdkDevice {
-    /// `None` once the device has gone.
+    /// `None` while the device is gone.
     open: Option<Open>,
+    name: String,
+    /// Where it is a drive's.
+    drive: Option<Drive>,
+    /// Where the drive is put when it is back, while it is gone.
+    place: Option<Arc<Place>>,
+    unflushed: Unflushed,
+    /// The drive was gone with writes that no flush had covered, and nobody knows yet.
+    has_forgotten: bool,
     thread: Thread,
     geometry: Geometry,
     abilities: Abilities,
@@ -57,6 +71,28 @@ struct Open {
     bdev: Bdev,
 }
 
+impl Open {
+    fn new(thread: &Thread, name: &str, geometry: &Geometry) -> io::Result<Self> {
+        let access = if geometry.read_only {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        let bdev = Bdev::open(thread, name, access)?;
+        let info = bdev.info();
+        if info.block_bytes != geometry.block_bytes || info.blocks < geometry.blocks {
+            // Blocks would be counted in other units than the device's.
+            let other = format!("device {name} is another one meanwhile: add it again");
+            return Err(io::Error::other(other));
+        }
+        // One more, for a reset.
+        let slots = u32::try_from(DEPTH + 1).unwrap_or(u32::MAX);
+        let slices = u32::try_from(SEGMENTS_MAX).unwrap_or(u32::MAX);
+        let queue = bdev.queue(slots, slices)?;
+        Ok(Self { queue, bdev })
+    }
+}
+
 impl SpdkDevice {
     /// Opens the device on the calling thread, the reactor's, which is made a thread of the library
     /// while it has devices. `memory` is [`Spdk::memory`](crate::Spdk::memory); `wake` has the reactor
@@ -75,6 +111,7 @@ impl SpdkDevice {
             geometry,
             abilities,
             compare_blocks,
+            drive,
         } = backing;
         let thread = match Thread::current() {
             Some(thread) => thread,
@@ -84,29 +121,19 @@ impl SpdkDevice {
             }
         };
         thread.set_waker(wake);
-        let access = if geometry.read_only {
-            Access::Read
-        } else {
-            Access::Write
-        };
-        let bdev = Bdev::open(&thread, &name, access)?;
-        let info = bdev.info();
-        if info.block_bytes != geometry.block_bytes || info.blocks < geometry.blocks {
-            // Blocks would be counted in other units than the device's.
-            let other = format!("device {name} is another one meanwhile: add it again");
-            return Err(io::Error::other(other));
-        }
-        // One more, for a reset.
-        let slots = u32::try_from(DEPTH + 1).unwrap_or(u32::MAX);
-        let slices = u32::try_from(SEGMENTS_MAX).unwrap_or(u32::MAX);
-        let queue = bdev.queue(slots, slices)?;
+        let open = Open::new(&thread, &name, &geometry)?;
         let zeroes = if abilities.write_zeroes {
             None
         } else {
             Some(zeroes(memory)?)
         };
         Ok(Self {
-            open: Some(Open { queue, bdev }),
+            open: Some(open),
+            name,
+            drive,
+            place: None,
+            unflushed: Unflushed::default(),
+            has_forgotten: false,
             thread,
             geometry,
             abilities,
@@ -130,7 +157,7 @@ impl SpdkDevice {
     }
 
     /// What can be said about a request without asking the library; `None` when it is to be asked.
-    fn verdict(&self, io: &Io) -> Option<Result<(), IoError>> {
+    fn verdict(&mut self, io: &Io) -> Option<Result<(), IoError>> {
         if self.events.has_vanished() {
             return Some(Err(IoError::Vanished));
         }
@@ -139,6 +166,9 @@ impl SpdkDevice {
             Err(error) => return Some(Err(error)),
         };
         match io.op {
+            Op::Flush if std::mem::take(&mut self.has_forgotten) => {
+                return Some(Err(IoError::MediaWrite));
+            }
             // A device that cannot flush has nothing to flush.
             Op::Flush => return (!self.abilities.flush).then_some(Ok(())),
             Op::Deallocate if self.geometry.deallocate == Deallocate::None => {
@@ -212,13 +242,23 @@ impl SpdkDevice {
     fn over(&mut self, next: Next) {
         match next {
             Next::Continue(request) => self.start(request),
-            Next::Finish(op, completion) => {
+            Next::Finish(op, lasts, completion) => {
+                self.note_durability(op, lasts, &completion);
                 if op == Op::Deallocate && completion.result == Err(IoError::Unsupported) {
                     // Was claimed by the library; it turned out to be wrong.
                     self.abilities_changed();
                 }
                 self.done.push_back(completion);
             }
+        }
+    }
+
+    fn note_durability(&mut self, op: Op, lasts: Lasts, completion: &Completion) {
+        let is_done = completion.result.is_ok();
+        if op == Op::Flush {
+            self.unflushed.end_flush(completion.token, is_done);
+        } else if is_done && lasts == Lasts::Flushed {
+            self.unflushed.change();
         }
     }
 
@@ -299,6 +339,42 @@ impl SpdkDevice {
         let is_idle = |open: &Open| open.queue.running() == 0;
         if self.events.has_vanished() && self.open.as_ref().is_some_and(is_idle) {
             self.open = None;
+            self.place = self.drive.as_ref().map(|drive| {
+                let handle = self.thread.handle();
+                drive.seek(&self.name, self.geometry, handle)
+            });
+        }
+    }
+
+    /// Serves a drive again that is back in its place.
+    fn come_back(&mut self) {
+        let Some(drive) = &self.drive else { return };
+        let returned = self.place.as_ref().and_then(|place| place.take());
+        let Some(SpdkBacking { name, .. }) = returned else {
+            return;
+        };
+        self.place = None;
+        match Open::new(&self.thread, &name, &self.geometry) {
+            Ok(open) => {
+                self.open = Some(open);
+                self.reset_due = false;
+                if self.abilities.write_cache && self.unflushed.is_any() {
+                    tracing::warn!(
+                        device = name,
+                        "the drive was pulled out with writes that no flush had covered, which it may \
+                         have forgotten: the next flush fails"
+                    );
+                    self.has_forgotten = true;
+                }
+                self.unflushed = Unflushed::default();
+                self.events.come_back();
+                self.resize();
+            }
+            Err(error) => {
+                tracing::warn!(device = name, %error, "a drive is back and was not opened");
+                let handle = self.thread.handle();
+                self.place = Some(drive.seek(&self.name, self.geometry, handle));
+            }
         }
     }
 
@@ -345,6 +421,9 @@ impl Device for SpdkDevice {
         match self.verdict(&io) {
             Some(result) => self.done.push_back(io.complete(result)),
             None => {
+                if io.op == Op::Flush {
+                    self.unflushed.begin_flush(io.token);
+                }
                 let request = Request::new(io, &self.abilities, self.zeroes.as_ref());
                 self.start(request);
             }
@@ -355,6 +434,7 @@ impl Device for SpdkDevice {
     fn poll(&mut self, now: Nanos, out: &mut Completions) {
         self.now = now;
         self.thread.poll();
+        self.come_back();
         self.note_events();
         self.collect();
         self.start_waiting();

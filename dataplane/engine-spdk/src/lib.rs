@@ -22,6 +22,8 @@ mod absent;
 #[cfg(any(feature = "spdk", feature = "double"))]
 mod device;
 #[cfg(any(feature = "spdk", feature = "double"))]
+mod drives;
+#[cfg(any(feature = "spdk", feature = "double"))]
 mod geometry;
 #[cfg(any(feature = "spdk", feature = "double"))]
 mod library;
@@ -33,6 +35,8 @@ mod memory;
 mod request;
 #[cfg(any(feature = "spdk", feature = "double"))]
 mod status;
+#[cfg(any(feature = "spdk", feature = "double"))]
+mod unflushed;
 
 #[cfg(not(any(feature = "spdk", feature = "double")))]
 pub use absent::{Spdk, SpdkBacking, SpdkDevice};

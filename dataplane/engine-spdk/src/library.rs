@@ -1,8 +1,9 @@
 //! The library in this process: its start, its devices, its memory.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bowline_block::{Geometry, PoolMemory};
 use bowline_spdk_rs::{
@@ -10,6 +11,7 @@ use bowline_spdk_rs::{
 };
 use serde_json::json;
 
+use crate::drives::{self, Attached, Drive, Lost};
 use crate::geometry::geometry;
 use crate::memory;
 use crate::options::{Options, Source, SpdkError};
@@ -19,24 +21,30 @@ use crate::request::Abilities;
 const PLAIN_MEMORY_MIB: u32 = 1024;
 
 /// What the library does with drives, where nobody configured it: as a kernel would. A command that
-/// is not answered for 30 seconds has its controller reset; a drive that is pulled out is noticed
-/// within a second, and its admin queue is looked at ten times a second.
+/// is not answered for 30 seconds has its controller reset, and its admin queue is looked at ten times a
+/// second.
 const TIMEOUT_US: u64 = 30_000_000;
 const ADMIN_POLL_US: u64 = 100_000;
-const HOTPLUG_POLL: Duration = Duration::from_secs(1);
 
 /// SPDK in this process. Clones are the same; with the last one the library ends, which waits until
 /// the devices are dropped: keep one that does not belong to a reactor.
 #[derive(Clone, Debug)]
 pub struct Spdk {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     service: Service,
-    /// Drives that were attached, by PCI address.
-    attached: Mutex<BTreeSet<String>>,
+    drives: Mutex<Drives>,
+}
+
+#[derive(Debug, Default)]
+struct Drives {
+    /// Those that were attached, by PCI address, which is their name.
+    attached: BTreeMap<String, NvmeController>,
+    /// Who looks for those that are lost.
+    watcher: Option<Sender<Lost>>,
 }
 
 /// A device of the library on its way to its reactor.
@@ -47,6 +55,8 @@ pub struct SpdkBacking {
     pub(crate) geometry: Geometry,
     pub(crate) abilities: Abilities,
     pub(crate) compare_blocks: u32,
+    /// For devices of drives that were attached here.
+    pub(crate) drive: Option<Drive>,
 }
 
 impl SpdkBacking {
@@ -93,7 +103,7 @@ impl Spdk {
         Ok(Self {
             inner: Arc::new(Inner {
                 service,
-                attached: Mutex::default(),
+                drives: Mutex::default(),
             }),
         })
     }
@@ -104,7 +114,7 @@ impl Spdk {
     /// When there is none, or it cannot be served.
     pub fn find(&self, source: &Source) -> Result<SpdkBacking, SpdkError> {
         let name = match source {
-            Source::Drive(address) => self.attach(address)?,
+            Source::Drive(address) => self.first_namespace(address)?,
             Source::Bdev(name) => name.clone(),
         };
         let devices = self.devices()?;
@@ -130,6 +140,7 @@ impl Spdk {
         let compare = info.supports(Operation::CompareAndWrite);
         Ok(SpdkBacking {
             library: self.inner.service.library().clone(),
+            drive: self.drive_of(&name)?,
             name,
             geometry,
             abilities,
@@ -164,38 +175,24 @@ impl Spdk {
     }
 
     /// Takes over a drive, and gives the name of its first namespace.
-    fn attach(&self, address: &str) -> Result<String, SpdkError> {
-        // Held meanwhile: two that want one drive attach it once.
-        let attached = &self.inner.attached;
-        let mut attached = attached.lock().unwrap_or_else(PoisonError::into_inner);
+    fn first_namespace(&self, address: &str) -> Result<String, SpdkError> {
         let controller = NvmeController::pcie(address, address)
             .map_err(|error| failed(&error, "`lspci -D` lists those of drives"))?;
-        if !attached.contains(address) {
-            let config = Config::new().nvme_hotplug(HOTPLUG_POLL).nvme(&controller);
-            let configured = self
-                .inner
-                .service
-                .call(move |application| application.configure(&config));
-            configured
-                .and_then(|configured| configured)
-                .map_err(|error| failed(&error, DRIVE_HINT))?;
-            attached.insert(address.to_owned());
+        let mut drives = self.drives();
+        if drives.watcher.is_none() {
+            let watcher = drives::watch(Arc::downgrade(&self.inner));
+            drives.watcher = Some(watcher.map_err(|error| no_thread(&error))?);
         }
-        let devices = self.devices()?;
-        let mut namespaces: Vec<_> = devices
-            .iter()
-            .filter_map(|info| controller.namespace(&info.name))
-            .collect();
-        namespaces.sort_unstable();
-        let Some((first, others)) = namespaces.split_first() else {
-            return Err(SpdkError {
-                is_busy: false,
-                cause: format!("the drive at {address} has no namespace"),
-                hint:
-                    "create one (`nvme create-ns`), name another drive, or, if this one was pulled \
-                       out and put back, restart the data plane"
-                        .to_owned(),
-            });
+        drives
+            .attached
+            .insert(address.to_owned(), controller.clone());
+        drop(drives);
+        let names = self.attach(address)?.names;
+        let ids = names.iter().filter_map(|name| controller.namespace(name));
+        let mut ids: Vec<_> = ids.collect();
+        ids.sort_unstable();
+        let Some((first, others)) = ids.split_first() else {
+            return Err(unknown(address, &[]));
         };
         if !others.is_empty() {
             tracing::warn!(
@@ -206,6 +203,51 @@ impl Spdk {
             );
         }
         Ok(format!("{address}n{first}"))
+    }
+
+    /// Attaches a drive, if it is not yet. Blocks.
+    pub(crate) fn attach(&self, address: &str) -> Result<Attached, SpdkError> {
+        let controller = NvmeController::pcie(address, address);
+        let attached = controller.and_then(|controller| {
+            let call = move |application: &_| drives::attach(application, &controller);
+            self.inner.service.call(call)?
+        });
+        attached.map_err(|error| failed(&error, DRIVE_HINT))
+    }
+
+    /// Lets go of a drive whose devices nobody has open. Blocks.
+    pub(crate) fn detach(&self, address: &str) -> Result<(), SpdkError> {
+        let name = address.to_owned();
+        let detached = self.inner.service.call(move |it| it.detach(&name));
+        detached
+            .and_then(|detached| detached)
+            .map_err(|error| failed(&error, LOG_HINT))
+    }
+
+    /// The drive that a device is made of, if it was attached here.
+    fn drive_of(&self, name: &str) -> Result<Option<Drive>, SpdkError> {
+        let drives = self.drives();
+        let mut attached = drives.attached.iter();
+        let own = attached.find(|(_, controller)| controller.namespace(name).is_some());
+        let (Some((address, _)), Some(lost)) = (own, &drives.watcher) else {
+            return Ok(None);
+        };
+        let (address, lost, name) = (address.clone(), lost.clone(), name.to_owned());
+        drop(drives);
+        let identity = self.inner.service.call(move |it| it.nvme_identity(&name));
+        let identity = identity
+            .and_then(|identity| identity)
+            .map_err(|error| failed(&error, LOG_HINT))?;
+        Ok(identity.map(|identity| Drive {
+            address,
+            identity,
+            lost,
+        }))
+    }
+
+    fn drives(&self) -> MutexGuard<'_, Drives> {
+        let drives = &self.inner.drives;
+        drives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -231,8 +273,7 @@ const CONFIG_HINT: &str = "check the file given with --spdk-config";
 const START_HINT: &str = "see the log; huge pages are reserved with \
                           `sysctl vm.nr_hugepages=512`, and --no-huge does without";
 const LOG_HINT: &str = "see the log";
-const DRIVE_HINT: &str = "see the log; the drive must be there (`lspci`), not in use, and bound to a \
-                          driver for user space (vfio-pci or uio_pci_generic), and huge pages must \
+const DRIVE_HINT: &str = "see the log; the drive must be there (`lspci`), not in use, and huge pages must \
                           be reserved";
 
 fn failed(error: &spdk::Error, hint: &str) -> SpdkError {
@@ -240,6 +281,14 @@ fn failed(error: &spdk::Error, hint: &str) -> SpdkError {
         is_busy: false,
         cause: error.to_string(),
         hint: hint.to_owned(),
+    }
+}
+
+fn no_thread(error: &io::Error) -> SpdkError {
+    SpdkError {
+        is_busy: false,
+        cause: format!("there is no thread to look after drives: {error}"),
+        hint: "see the limit of processes (`ulimit -u`, TasksMax of the service)".to_owned(),
     }
 }
 

@@ -40,7 +40,16 @@ pub(crate) enum Next {
     /// It is to be submitted once more.
     Continue(Request),
     /// It is over.
-    Finish(Op, Completion),
+    Finish(Op, Lasts, Completion),
+}
+
+/// Whether what a request did outlives a power cut, as far as itself is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lasts {
+    /// It does, or it did nothing.
+    Yes,
+    /// Once a flush has ended that begins now or later.
+    Flushed,
 }
 
 /// A request between submission and completion. The library's queue owns it while it is there.
@@ -200,12 +209,17 @@ impl Request {
 
     /// It is over, and its segments go back.
     pub(crate) fn finish(self, result: Result<(), IoError>) -> Next {
+        let lasts = if self.op.is_modifying() && !self.fua {
+            Lasts::Flushed
+        } else {
+            Lasts::Yes
+        };
         let completion = Completion {
             token: self.token,
             result,
             data: self.data,
         };
-        Next::Finish(self.op, completion)
+        Next::Finish(self.op, lasts, completion)
     }
 
     fn next_zeroes(&mut self, abilities: &Abilities, zeroes: Option<&IoBuf>) {

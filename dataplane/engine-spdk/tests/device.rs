@@ -439,6 +439,9 @@ fn devices_of_one_thread_share_its_polls() {
 /// What only the double can be asked for.
 #[cfg(not(feature = "spdk"))]
 mod double {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     #[test]
@@ -494,21 +497,114 @@ mod double {
         }
     }
 
-    #[test]
-    fn drive_that_is_pulled_out_vanishes_and_keeps_its_data() {
-        let source = Source::Drive("0000:01:00.0".to_owned());
+    /// What is logged from now on, by all tests of the process.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        fn open() -> Self {
+            let log = Self::default();
+            let writer = log.clone();
+            tracing_subscriber::fmt()
+                .with_writer(move || writer.clone())
+                .with_ansi(false)
+                .init();
+            log
+        }
+
+        fn line(&self, part: &str) -> Option<String> {
+            let bytes = self.0.lock().unwrap().clone();
+            let text = String::from_utf8(bytes).unwrap();
+            let line = text.lines().find(|line| line.contains(part));
+            line.map(str::to_owned)
+        }
+    }
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn drive(address: &str) -> Rig {
         let memory = SPDK.memory();
-        let backing = SPDK.find(&source).unwrap();
-        assert_eq!(backing.name(), "0000:01:00.0n1");
-        let mut rig = Rig {
+        let backing = SPDK.find(&Source::Drive(address.to_owned())).unwrap();
+        assert_eq!(backing.name(), format!("{address}n1"));
+        Rig {
             device: SpdkDevice::open(backing, &memory, || {}).unwrap(),
             pool: memory.pool(PoolConfig::with_budget(0)).unwrap(),
             done: Completions::with_capacity(64),
             now: Nanos::ZERO,
-        };
-        rig.write(9, &[9; BLOCK], true).unwrap();
-        configure("double_vanish", json!({"name": "0000:01:00.0n1"}));
+        }
+    }
+
+    fn pull(rig: &mut Rig, address: &str) {
+        configure("double_pull", json!({ "traddr": address }));
         assert_eq!(rig.event(), DeviceEvent::Vanished);
         assert_eq!(rig.read(9, 1), Err(IoError::Vanished));
+    }
+
+    /// Another serial number is another drive.
+    fn plug(address: &str, serial: Option<&str>) {
+        let params = json!({ "traddr": address, "serial": serial.unwrap_or_default() });
+        configure("double_plug", params);
+    }
+
+    #[test]
+    fn drive_that_is_pulled_out_and_put_back_serves_again() {
+        let address = "0000:01:00.0";
+        let mut rig = drive(address);
+        for byte in [1, 2] {
+            rig.write(9, &[byte; BLOCK], true).unwrap();
+            pull(&mut rig, address);
+            assert_eq!(rig.plain(Op::Flush, 0, 0), Err(IoError::Vanished));
+            plug(address, None);
+            assert_eq!(rig.event(), DeviceEvent::Returned);
+            assert_eq!(rig.read(9, 1), Ok(vec![byte; BLOCK]));
+            assert_eq!(rig.plain(Op::Flush, 0, 0), Ok(()), "nothing was forgotten");
+        }
+    }
+
+    #[test]
+    fn other_drive_in_its_place_is_not_served() {
+        let address = "0000:02:00.0";
+        let log = Log::open();
+        let mut rig = drive(address);
+        rig.write(9, &[9; BLOCK], true).unwrap();
+        pull(&mut rig, address);
+        plug(address, Some("other"));
+        let line = loop {
+            assert!(rig.poll().is_none());
+            if let Some(line) = log.line("is not that drive") {
+                break line;
+            }
+        };
+        for told in [address, "\"double\"", "\"other\"", "put it back"] {
+            assert!(line.contains(told), "{line}");
+        }
+        assert_eq!(rig.device.poll_event(), None);
+        assert_eq!(rig.read(9, 1), Err(IoError::Vanished));
+        configure("double_pull", json!({ "traddr": address }));
+        plug(address, Some("double"));
+        assert_eq!(rig.event(), DeviceEvent::Returned);
+        assert_eq!(rig.read(9, 1), Ok(vec![9; BLOCK]));
+    }
+
+    #[test]
+    fn writes_that_no_flush_had_covered_make_the_next_one_fail() {
+        let address = "0000:03:00.0";
+        let mut rig = drive(address);
+        rig.write(9, &[1; BLOCK], false).unwrap();
+        rig.plain(Op::Flush, 0, 0).unwrap();
+        rig.write(9, &[2; BLOCK], false).unwrap();
+        pull(&mut rig, address);
+        plug(address, None);
+        assert_eq!(rig.event(), DeviceEvent::Returned);
+        assert_eq!(rig.plain(Op::Flush, 0, 0), Err(IoError::MediaWrite));
+        assert_eq!(rig.plain(Op::Flush, 0, 0), Ok(()), "it was told");
     }
 }

@@ -173,7 +173,7 @@ impl Scrape {
                     .encode_gauge(&value)?;
             }
         }
-        let counts: [(&str, &str, Read); 5] = [
+        let counts: [(&str, &str, Read); 6] = [
             ("turns_cut", "Turns that left bytes for the next", |it| {
                 it.turns_cut
             }),
@@ -188,6 +188,9 @@ impl Scrape {
             }),
             ("devices_vanished", "Devices that went away", |it| {
                 it.vanished
+            }),
+            ("devices_returned", "Devices that came back", |it| {
+                it.returned
             }),
         ];
         for (name, help, read) in counts {

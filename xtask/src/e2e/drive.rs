@@ -12,6 +12,11 @@ pub(crate) const DEVICE: &str = "drive0";
 /// What is on it stays when it is pulled.
 const MEDIUM: &str = "medium";
 const SLOT: &str = "slot0";
+/// The drive's serial number.
+pub(crate) const SERIAL: &str = "emulated";
+
+/// What the emulator says of each flush that reaches the drive.
+pub(crate) const FLUSH: &str = "pci_nvme_flush_ns";
 
 /// What the host sends from two huge pages side by side reaches a data plane on the same kernel as one
 /// piece. Linux 6.1 takes that for an overrun, and kills the reader.
@@ -81,11 +86,13 @@ impl Drive {
             .args(["-device", &port, "-blockdev"])
             .arg(medium.to_string())
             .arg("-device")
-            .arg(device().to_string());
+            .arg(device(SERIAL).to_string())
+            .args(["-trace", &format!("enable={FLUSH}")]);
     }
 }
 
-/// The drive as the emulator describes it, on its command line and in its control channel.
-pub(crate) fn device() -> Value {
-    json!({ "driver": "nvme", "id": DEVICE, "bus": SLOT, "drive": MEDIUM, "serial": "emulated" })
+/// The drive as the emulator describes it, on its command line and in its control channel. With another
+/// serial number it is another drive, whatever is on it.
+pub(crate) fn device(serial: &str) -> Value {
+    json!({ "driver": "nvme", "id": DEVICE, "bus": SLOT, "drive": MEDIUM, "serial": serial })
 }

@@ -38,6 +38,7 @@ pub(crate) struct Guest {
     answers: Receiver<String>,
     next_id: u64,
     console: PathBuf,
+    emulator_log: PathBuf,
     monitor: PathBuf,
     deadline: Instant,
 }
@@ -59,12 +60,13 @@ impl Guest {
         deadline: Instant,
     ) -> Result<Self> {
         let console = folder.join("console.log");
-        let emulator_log = File::create(folder.join("qemu.log")).context("cannot write a log")?;
+        let emulator_log = folder.join("qemu.log");
+        let said = File::create(&emulator_log).context("cannot write a log")?;
         let monitor = folder.join("monitor");
         let mut machine = emulator(kernel, initramfs, drive, &console, &monitor)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(emulator_log)
+            .stderr(said)
             .spawn()
             .context("cannot start the emulator")?;
         let requests = machine.stdin.take().context("no channel to the guest")?;
@@ -83,6 +85,7 @@ impl Guest {
             answers,
             next_id: 0,
             console,
+            emulator_log,
             monitor,
             deadline,
         };
@@ -142,9 +145,19 @@ impl Guest {
         Monitor::connect(&self.monitor)?.unplug(drive::DEVICE)
     }
 
-    /// Puts the drive in again, with what is on it.
-    pub(crate) fn plug_drive(&mut self) -> Result<()> {
-        Monitor::connect(&self.monitor)?.plug(&drive::device())
+    /// Puts the drive in again, with what is on it, or with another serial number another one.
+    pub(crate) fn plug_drive(&mut self, serial: &str) -> Result<()> {
+        Monitor::connect(&self.monitor)?.plug(&drive::device(serial))
+    }
+
+    /// How many flushes have reached the drive.
+    pub(crate) fn drive_flushes(&self) -> Result<usize> {
+        let log = fs::read(&self.emulator_log).context("cannot read the emulator's log")?;
+        let log = String::from_utf8_lossy(&log);
+        Ok(log
+            .lines()
+            .filter(|line| line.contains(drive::FLUSH))
+            .count())
     }
 
     /// The kernel's log so far, complete up to this call.

@@ -36,6 +36,8 @@ struct medium {
 	char serial[21];
 	/* Is not in its place. */
 	bool pulled;
+	/* How often it was put there again. */
+	uint64_t plugs;
 };
 
 struct running;
@@ -456,6 +458,7 @@ double_drive_plug(const char *address, const char *serial)
 	medium = find_medium(address);
 	if (medium != NULL) {
 		medium->pulled = false;
+		medium->plugs++;
 		if (serial != NULL) {
 			snprintf(medium->serial, sizeof(medium->serial), "%s", serial);
 		}
@@ -464,15 +467,17 @@ double_drive_plug(const char *address, const char *serial)
 	return medium == NULL ? -ENODEV : 0;
 }
 
-bool
-shim_pci_is_bound(const char *address)
+uint64_t
+shim_pci_bound(const char *address)
 {
 	const struct medium *medium;
-	bool bound;
+	uint64_t bound = 1;
 
 	pthread_mutex_lock(&g_lock);
 	medium = find_medium(address);
-	bound = medium == NULL || !medium->pulled;
+	if (medium != NULL) {
+		bound = medium->pulled ? 0 : medium->plugs + 1;
+	}
 	pthread_mutex_unlock(&g_lock);
 	return bound;
 }

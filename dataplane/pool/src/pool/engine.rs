@@ -287,8 +287,9 @@ impl<D: Device> Engine<D> {
                     port.tell(DeviceEvent::MediaWarning);
                 }
             }
-            // The pool uses what it was made with.
-            DeviceEvent::GeometryChanged => {}
+            // The pool uses what it was made with. A drive that is back may have forgotten what it was to
+            // keep: its volumes stay gone until the pool is opened again.
+            DeviceEvent::GeometryChanged | DeviceEvent::Returned => {}
         }
     }
 

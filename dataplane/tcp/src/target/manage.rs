@@ -335,6 +335,10 @@ impl<D: Device> TargetService<D> {
                     self.work.vanished += 1;
                     tracing::error!(%nqn, %nsid, "device vanished");
                 }
+                DeviceEvent::Returned => {
+                    self.work.returned += 1;
+                    tracing::info!(%nqn, %nsid, "device is back");
+                }
                 DeviceEvent::MediaWarning => tracing::warn!(%nqn, %nsid, "device reports errors"),
             }
         }

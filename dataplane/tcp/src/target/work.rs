@@ -19,6 +19,8 @@ pub struct Work {
     pub unread: u64,
     /// Devices that went away while they were served.
     pub vanished: u64,
+    /// Of these, devices that came back.
+    pub returned: u64,
     /// Most bytes a connection held back that could not be placed.
     pub carry_bytes_max: u64,
 }

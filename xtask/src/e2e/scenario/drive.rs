@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 
 use super::super::Executables;
-use super::super::drive::{Access, Drive};
+use super::super::drive::{Access, Drive, SERIAL};
 use super::super::guest::{self, Guest};
 use super::super::kernel_log::Phase;
 use super::{DISK_BYTES, KILLS, NQN, Run, Scenario, Subject, meet};
@@ -45,9 +45,11 @@ pub(crate) fn run(
     scenario.connecting();
     scenario.asking();
     scenario.data();
+    scenario.flushes();
     scenario.resets();
     scenario.losses();
-    scenario.removal(access);
+    scenario.return_of_the_drive(access);
+    scenario.restart_without_the_drive(access);
     scenario.ending();
     ensure!(
         !scenario.abandoned,
@@ -105,7 +107,21 @@ impl Scenario<'_, InGuest> {
         );
     }
 
-    fn removal(&mut self, access: Access) {
+    fn flushes(&mut self) {
+        self.check("a host's Flush reaches the drive", Phase::Quiet, |this| {
+            this.guest.expect("fill \"$(disk 1)\" 0 4")?;
+            let before = this.guest.drive_flushes()?;
+            this.guest
+                .expect("nvme flush \"$(disk 1)\" --namespace-id=1")?;
+            let after = this.guest.drive_flushes()?;
+            ensure!(after > before, "{before} before it, and after it too");
+            Ok(())
+        });
+    }
+
+    /// With a new data plane it would be less of a feat.
+    fn return_of_the_drive(&mut self, access: Access) {
+        let hand_over = format!("is_handed_over {}", access.driver());
         self.check(
             "I/O to a drive that was pulled fails, and its controller stays",
             Phase::Pulled,
@@ -117,15 +133,22 @@ impl Scenario<'_, InGuest> {
             },
         );
         self.check(
-            "drive that is back in its place is served as it was",
+            "another drive in its place is not served",
             Phase::Restart,
             |this| {
-                this.guest.plug_drive()?;
-                this.guest.expect("stops_without_its_drive")?;
-                let hand_over = format!("is_handed_over {}", access.driver());
+                this.guest.plug_drive("another")?;
                 this.guest.expect(&hand_over)?;
-                this.guest.expect("plane_starts")?;
-                this.host_comes_back(1)?;
+                this.guest.expect("refuses_the_drive")?;
+                this.guest.unplug_drive()
+            },
+        );
+        self.check(
+            "drive that is back in its place is served by the same process",
+            Phase::Restart,
+            |this| {
+                this.guest.plug_drive(SERIAL)?;
+                this.guest.expect(&hand_over)?;
+                this.guest.expect("has_its_drive_back")?;
                 this.guest.expect("is_as_it_was").map(drop)
             },
         );
@@ -133,6 +156,24 @@ impl Scenario<'_, InGuest> {
             this.guest.expect("load_starts")?;
             this.load_ends()
         });
+    }
+
+    fn restart_without_the_drive(&mut self, access: Access) {
+        let hand_over = format!("is_handed_over {}", access.driver());
+        self.check(
+            "data plane without its drive says that it is not flushed, and its successor serves it",
+            Phase::Restart,
+            |this| {
+                this.guest.expect("keeps_a_sum")?;
+                this.guest.unplug_drive()?;
+                this.guest.expect("stops_without_its_drive")?;
+                this.guest.plug_drive(SERIAL)?;
+                this.guest.expect(&hand_over)?;
+                this.guest.expect("plane_starts")?;
+                this.host_comes_back(1)?;
+                this.guest.expect("is_as_it_was").map(drop)
+            },
+        );
     }
 
     fn ending(&mut self) {

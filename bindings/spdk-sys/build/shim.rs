@@ -1,4 +1,4 @@
-//! Compiles `shim.c` against an installed SPDK, or the double of it, and makes the bindings.
+//! Compiles the shim against an installed SPDK, or the double of it, and makes the bindings.
 
 use std::any::Any;
 use std::env;
@@ -9,9 +9,22 @@ use std::process::exit;
 #[path = "spdk.rs"]
 mod spdk;
 
-/// The double, in its folder.
+/// The shim over SPDK: its folder, and what is in it.
+#[cfg(feature = "spdk")]
+const SOURCES: (&str, &[&str]) = ("spdk", &["library.c", "subsystems.c", "bdev.c", "io.c"]);
+/// The double, likewise.
 #[cfg(not(feature = "spdk"))]
-const DOUBLE: &[&str] = &["library.c", "bdev.c", "json.c", "methods.c"];
+const SOURCES: (&str, &[&str]) = (
+    "double",
+    &[
+        "library.c",
+        "bdev.c",
+        "drives.c",
+        "io.c",
+        "json.c",
+        "methods.c",
+    ],
+);
 
 pub(crate) fn build() {
     // Cargo sets both.
@@ -24,7 +37,13 @@ pub(crate) fn build() {
         .include(&folder)
         .std("gnu11")
         .warnings(true)
-        .extra_warnings(true);
+        .extra_warnings(true)
+        .files(
+            SOURCES
+                .1
+                .iter()
+                .map(|file| folder.join(SOURCES.0).join(file)),
+        );
     #[cfg(feature = "spdk")]
     {
         let found = spdk::find();
@@ -33,12 +52,10 @@ pub(crate) fn build() {
             // Not ours to be warned about.
             compiler.flag("-isystem").flag(include);
         }
-        found.compile(&folder.join("shim.c"), compiler, &out);
+        found.compile(&compiler, &out);
     }
     #[cfg(not(feature = "spdk"))]
-    compiler
-        .files(DOUBLE.iter().map(|file| folder.join("double").join(file)))
-        .compile("bowline_shim");
+    compiler.compile("bowline_shim");
 
     bind(&folder.join("shim.h"), &out.join("bindings.rs"));
 }

@@ -113,14 +113,13 @@ impl Spdk {
     }
 
     /// Compiles the shim with what it needs behind it, and tells cargo what to link.
-    pub(crate) fn compile(&self, shim: &Path, mut compiler: cc::Build, out: &Path) {
-        compiler.file(shim);
+    pub(crate) fn compile(&self, compiler: &cc::Build, out: &Path) {
         if self.is_static() {
             // Before its libraries: what it needs follows it on the linker's command line.
             compiler.compile("bowline_shim");
             self.link_archives();
         } else {
-            self.link_shared(&compiler, out);
+            self.link_shared(compiler, out);
         }
     }
 

@@ -2,8 +2,8 @@
  * What bowline uses of SPDK, in plain C: opaque handles, plain structures, functions.
  *
  * The Rust bindings are made from this header alone, so they do not depend on which SPDK was found or
- * how it was built. `shim.c` implements it over SPDK and is the only file that includes its headers;
- * `double/` implements it over memory, for machines without SPDK.
+ * how it was built. `spdk/` implements it over SPDK, and no other folder includes its headers; `double/`
+ * implements it over memory, for machines without SPDK.
  *
  * Conventions, unless a function says otherwise:
  * - An `int` result is 0, or a negative errno.

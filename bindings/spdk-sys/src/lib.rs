@@ -1,7 +1,7 @@
 //! Raw bindings to what bowline uses of SPDK.
 //!
 //! They are made from `shim/shim.h`, which documents every function, and not from SPDK's own headers:
-//! inline functions, bit fields and what differs between versions end in `shim/shim.c`. Use
+//! inline functions, bit fields and what differs between versions end in `shim/spdk/`. Use
 //! `bowline-spdk-rs`, the safe side, instead.
 //!
 //! Feature `spdk` builds them over an installed SPDK, feature `double` over memory. With neither, this

@@ -1,9 +1,8 @@
 /* The double's devices: memory, files, and devices in front of others. */
-#include "double.h"
+#include "bdev.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,92 +10,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Requests that a channel takes at once. */
-#define CHANNEL_REQUESTS_MAX 1024
-
-#define STATUS_SUCCESS 0x000
-#define STATUS_INTERNAL 0x006
-#define STATUS_ABORTED 0x007
-#define STATUS_MISCOMPARE 0x285
-
-/* Operations that SPDK's device for errors looks at. */
-#define FAULTY (SHIM_BDEV_READ | SHIM_BDEV_WRITE | SHIM_BDEV_UNMAP | SHIM_BDEV_FLUSH)
-
-/* What devices are made of. */
-struct medium {
-	struct medium *next;
-	char name[JSON_STRING_BYTES];
-	uint8_t *data;
-	size_t bytes;
-	/* A file behind it. */
-	bool mapped;
-	/* Stays when its device goes. */
-	bool kept;
-	/* Of a drive; empty: the one that all have at first. */
-	char serial[21];
-	/* Is not in its place. */
-	bool pulled;
-	/* How often it was put there again. */
-	uint64_t plugs;
-};
-
-struct running;
-
-struct bdev {
-	struct bdev *next;
-	char name[SHIM_NAME_BYTES];
-	char module[SHIM_NAME_BYTES];
-	uint32_t block_bytes;
-	uint64_t blocks;
-	/* Null for a device that forgets what is written, or is in front of another. */
-	struct medium *medium;
-	struct bdev *base;
-	uint64_t read_us;
-	uint64_t write_us;
-	struct double_fault fault;
-	/* Requests that do not end by themselves. */
-	struct running *pending;
-	unsigned opened;
-	bool writer;
-	/* Nobody opens it any more. */
-	bool removed;
-	/* It is not there: what is asked of it fails. */
-	bool vanished;
-	/* Who waits for its end. */
-	shim_done_fn done;
-	void *context;
-};
-
-struct shim_bdev_desc {
-	struct shim_bdev_desc *next;
-	struct bdev *bdev;
-	shim_thread *thread;
-	shim_bdev_event_fn event;
-	void *context;
-	bool writer;
-};
-
-struct shim_channel {
-	shim_thread *thread;
-	unsigned running;
-};
-
-/* Guards the lists, all devices and what is in them. No callback runs under it. */
-static pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct bdev *g_bdevs;
+pthread_mutex_t g_double_lock = PTHREAD_MUTEX_INITIALIZER;
+struct bdev *g_double_bdevs;
 static struct shim_bdev_desc *g_descs;
 static struct medium *g_media;
 static bool g_flushes_drives = true;
 
-static void abort_pending(struct bdev *bdev, struct running **aborted);
-static void finish_all(struct running *list);
-
 /* --- Devices ------------------------------------------------------------------------------------------ */
 
-static struct bdev *
-find_bdev(const char *name)
+struct bdev *
+double_find_bdev(const char *name)
 {
-	for (struct bdev *bdev = g_bdevs; bdev != NULL; bdev = bdev->next) {
+	for (struct bdev *bdev = g_double_bdevs; bdev != NULL; bdev = bdev->next) {
 		if (!bdev->removed && strcmp(bdev->name, name) == 0) {
 			return bdev;
 		}
@@ -118,17 +43,8 @@ free_medium(struct medium *medium)
 	free(medium);
 }
 
-/* Ends that have to be told once the lock is given back. */
-struct ends {
-	struct {
-		shim_done_fn done;
-		void *context;
-	} list[8];
-	unsigned count;
-};
-
-static void
-tell_ends(const struct ends *ends)
+void
+double_tell_ends(const struct ends *ends)
 {
 	for (unsigned i = 0; i < ends->count; i++) {
 		double_tell(ends->list[i].done, ends->list[i].context, 0);
@@ -143,7 +59,7 @@ forget_bdev(struct bdev *bdev, struct ends *ends)
 	while (bdev != NULL && bdev->removed && bdev->opened == 0) {
 		struct bdev *base = bdev->base;
 
-		for (struct bdev **at = &g_bdevs; *at != NULL; at = &(*at)->next) {
+		for (struct bdev **at = &g_double_bdevs; *at != NULL; at = &(*at)->next) {
 			if (*at == bdev) {
 				*at = bdev->next;
 				break;
@@ -192,8 +108,8 @@ map_file(const char *path, struct medium *medium)
 	return rc;
 }
 
-static struct medium *
-find_medium(const char *name)
+struct medium *
+double_find_medium(const char *name)
 {
 	for (struct medium *medium = g_media; medium != NULL; medium = medium->next) {
 		if (strcmp(medium->name, name) == 0) {
@@ -206,7 +122,7 @@ find_medium(const char *name)
 static int
 make_medium(const struct double_bdev *what, struct medium **out)
 {
-	struct medium *medium = what->medium == NULL ? NULL : find_medium(what->medium);
+	struct medium *medium = what->medium == NULL ? NULL : double_find_medium(what->medium);
 	int rc = 0;
 
 	if (medium != NULL) {
@@ -242,7 +158,7 @@ make_medium(const struct double_bdev *what, struct medium **out)
 static int
 put_in_front(struct bdev *bdev, const char *base_name)
 {
-	struct bdev *base = find_bdev(base_name);
+	struct bdev *base = double_find_bdev(base_name);
 
 	if (base == NULL) {
 		return -ENODEV;
@@ -266,7 +182,7 @@ fill_bdev(struct bdev *bdev, const struct double_bdev *what)
 	if (bdev->name[0] == '\0') {
 		return -EINVAL;
 	}
-	if (find_bdev(bdev->name) != NULL) {
+	if (double_find_bdev(bdev->name) != NULL) {
 		return -EEXIST;
 	}
 	if (what->base_name != NULL) {
@@ -301,13 +217,13 @@ double_bdev_create(const struct double_bdev *what)
 	snprintf(bdev->module, sizeof(bdev->module), "%s", what->module);
 	bdev->read_us = what->read_us;
 	bdev->write_us = what->write_us;
-	pthread_mutex_lock(&g_lock);
+	pthread_mutex_lock(&g_double_lock);
 	rc = fill_bdev(bdev, what);
 	if (rc == 0) {
-		bdev->next = g_bdevs;
-		g_bdevs = bdev;
+		bdev->next = g_double_bdevs;
+		g_double_bdevs = bdev;
 	}
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
 	if (rc != 0) {
 		free(bdev);
 	}
@@ -329,11 +245,11 @@ tell_event(void *context)
 
 	free(context);
 	/* It may have been closed meanwhile; that happens on this thread. */
-	pthread_mutex_lock(&g_lock);
+	pthread_mutex_lock(&g_double_lock);
 	for (const struct shim_bdev_desc *desc = g_descs; desc != NULL; desc = desc->next) {
 		is_open |= desc == event.desc;
 	}
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
 	if (is_open) {
 		event.desc->event(event.desc->context, event.event);
 	}
@@ -365,17 +281,17 @@ tell_all(const struct bdev *bdev, enum shim_bdev_event what)
 static void
 remove_bdev(struct bdev *bdev, bool vanished, struct running **aborted)
 {
-	struct bdev *front = g_bdevs;
+	struct bdev *front = g_double_bdevs;
 
 	bdev->removed = true;
 	bdev->vanished |= vanished;
 	if (vanished) {
-		abort_pending(bdev, aborted);
+		double_abort_pending(bdev, aborted);
 	}
 	while (front != NULL) {
 		if (front->base == bdev && !front->removed) {
 			remove_bdev(front, vanished, aborted);
-			front = g_bdevs;
+			front = g_double_bdevs;
 		} else {
 			front = front->next;
 		}
@@ -383,17 +299,16 @@ remove_bdev(struct bdev *bdev, bool vanished, struct running **aborted)
 	tell_all(bdev, SHIM_BDEV_REMOVED);
 }
 
-/* With the lock held. */
-static void
-begin_removal(struct bdev *bdev, bool vanished, struct running **aborted, struct ends *ends)
+void
+double_begin_removal(struct bdev *bdev, bool vanished, struct running **aborted, struct ends *ends)
 {
 	remove_bdev(bdev, vanished, aborted);
 	/* From the one in front, as that is what keeps those behind. */
-	for (struct bdev *at = g_bdevs, *next; at != NULL; at = next) {
+	for (struct bdev *at = g_double_bdevs, *next; at != NULL; at = next) {
 		next = at->next;
 		if (at->removed && at->opened == 0) {
 			forget_bdev(at, ends);
-			next = g_bdevs;
+			next = g_double_bdevs;
 		}
 	}
 }
@@ -406,104 +321,18 @@ double_bdev_remove(const char *name, const char *module, shim_done_fn done, void
 	struct bdev *bdev;
 	int rc = 0;
 
-	pthread_mutex_lock(&g_lock);
-	bdev = find_bdev(name);
+	pthread_mutex_lock(&g_double_lock);
+	bdev = double_find_bdev(name);
 	if (bdev == NULL || (module != NULL && strcmp(bdev->module, module) != 0)) {
 		rc = -ENODEV;
 	} else {
 		bdev->done = done;
 		bdev->context = context;
-		begin_removal(bdev, done == NULL, &aborted, &ends);
+		double_begin_removal(bdev, done == NULL, &aborted, &ends);
 	}
-	pthread_mutex_unlock(&g_lock);
-	finish_all(aborted);
-	tell_ends(&ends);
-	return rc;
-}
-
-/* --- Drives --------------------------------------------------------------------------------------------- */
-
-int
-double_drive_pull(const char *address)
-{
-	struct ends ends = { .count = 0 };
-	struct running *aborted = NULL;
-	struct medium *medium;
-
-	pthread_mutex_lock(&g_lock);
-	medium = find_medium(address);
-	if (medium != NULL) {
-		struct bdev *bdev = g_bdevs;
-
-		medium->pulled = true;
-		while (bdev != NULL && (bdev->medium != medium || bdev->removed)) {
-			bdev = bdev->next;
-		}
-		if (bdev != NULL) {
-			begin_removal(bdev, true, &aborted, &ends);
-		}
-	}
-	pthread_mutex_unlock(&g_lock);
-	finish_all(aborted);
-	tell_ends(&ends);
-	return medium == NULL ? -ENODEV : 0;
-}
-
-int
-double_drive_plug(const char *address, const char *serial)
-{
-	struct medium *medium;
-
-	pthread_mutex_lock(&g_lock);
-	medium = find_medium(address);
-	if (medium != NULL) {
-		medium->pulled = false;
-		medium->plugs++;
-		if (serial != NULL) {
-			snprintf(medium->serial, sizeof(medium->serial), "%s", serial);
-		}
-	}
-	pthread_mutex_unlock(&g_lock);
-	return medium == NULL ? -ENODEV : 0;
-}
-
-uint64_t
-shim_pci_bound(const char *address)
-{
-	const struct medium *medium;
-	uint64_t bound = 1;
-
-	pthread_mutex_lock(&g_lock);
-	medium = find_medium(address);
-	if (medium != NULL) {
-		bound = medium->pulled ? 0 : medium->plugs + 1;
-	}
-	pthread_mutex_unlock(&g_lock);
-	return bound;
-}
-
-int
-shim_bdev_nvme_identity(const char *name, struct shim_nvme_identity *identity)
-{
-	const struct bdev *bdev;
-	int rc = 0;
-
-	pthread_mutex_lock(&g_lock);
-	bdev = find_bdev(name);
-	if (bdev == NULL) {
-		rc = -ENODEV;
-	} else if (strcmp(bdev->module, "nvme") != 0) {
-		rc = -ENOTSUP;
-	} else {
-		const char *serial = bdev->medium->serial;
-
-		memset(identity, 0, sizeof(*identity));
-		snprintf(identity->serial, sizeof(identity->serial), "%s",
-			 serial[0] == '\0' ? "double" : serial);
-		snprintf(identity->model, sizeof(identity->model), "Memory of a process");
-		identity->nsid = 1;
-	}
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
+	double_finish_all(aborted);
+	double_tell_ends(&ends);
 	return rc;
 }
 
@@ -513,8 +342,8 @@ double_bdev_resize(const char *name, uint64_t bytes)
 	struct bdev *bdev;
 	int rc = 0;
 
-	pthread_mutex_lock(&g_lock);
-	bdev = find_bdev(name);
+	pthread_mutex_lock(&g_double_lock);
+	bdev = double_find_bdev(name);
 	if (bdev == NULL) {
 		rc = -ENODEV;
 	} else if (strcmp(bdev->module, "null") != 0) {
@@ -523,7 +352,7 @@ double_bdev_resize(const char *name, uint64_t bytes)
 		bdev->blocks = bytes / bdev->block_bytes;
 		tell_all(bdev, SHIM_BDEV_RESIZED);
 	}
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
 	return rc;
 }
 
@@ -533,25 +362,25 @@ double_bdev_fault(const char *name, const char *module, const struct double_faul
 	struct bdev *bdev;
 	int rc = 0;
 
-	pthread_mutex_lock(&g_lock);
-	bdev = find_bdev(name);
+	pthread_mutex_lock(&g_double_lock);
+	bdev = double_find_bdev(name);
 	if (bdev == NULL || (module != NULL && strcmp(bdev->module, module) != 0)) {
 		rc = -ENODEV;
 	} else {
 		bdev->fault = *fault;
 	}
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
 	return rc;
 }
 
 void
 double_bdev_end(void)
 {
-	pthread_mutex_lock(&g_lock);
-	while (g_bdevs != NULL) {
-		struct bdev *bdev = g_bdevs;
+	pthread_mutex_lock(&g_double_lock);
+	while (g_double_bdevs != NULL) {
+		struct bdev *bdev = g_double_bdevs;
 
-		g_bdevs = bdev->next;
+		g_double_bdevs = bdev->next;
 		if (bdev->medium != NULL && !bdev->medium->kept) {
 			free_medium(bdev->medium);
 		}
@@ -563,7 +392,7 @@ double_bdev_end(void)
 		g_media = medium->next;
 		free_medium(medium);
 	}
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
 }
 
 /* --- What there is --------------------------------------------------------------------------------------- */
@@ -583,18 +412,18 @@ double_flushes_drives(void)
 {
 	bool flush;
 
-	pthread_mutex_lock(&g_lock);
+	pthread_mutex_lock(&g_double_lock);
 	flush = g_flushes_drives;
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
 	return flush;
 }
 
 void
 double_flush_drives(bool flush)
 {
-	pthread_mutex_lock(&g_lock);
+	pthread_mutex_lock(&g_double_lock);
 	g_flushes_drives = flush;
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
 }
 
 /* A device in front of another may have a drive behind it. */
@@ -605,8 +434,8 @@ can_flush(const struct bdev *bdev)
 	       strcmp(bdev->module, "aio") == 0;
 }
 
-static void
-describe(const struct bdev *bdev, struct shim_bdev_info *info)
+void
+double_describe(const struct bdev *bdev, struct shim_bdev_info *info)
 {
 	bool keeps = bottom_of(bdev)->medium != NULL;
 
@@ -640,8 +469,8 @@ shim_bdev_for_each(shim_bdev_each_fn each, void *context)
 	struct shim_bdev_info *infos = NULL;
 	size_t count = 0;
 
-	pthread_mutex_lock(&g_lock);
-	for (const struct bdev *bdev = g_bdevs; bdev != NULL; bdev = bdev->next) {
+	pthread_mutex_lock(&g_double_lock);
+	for (const struct bdev *bdev = g_double_bdevs; bdev != NULL; bdev = bdev->next) {
 		struct shim_bdev_info *more;
 
 		if (bdev->removed) {
@@ -652,9 +481,9 @@ shim_bdev_for_each(shim_bdev_each_fn each, void *context)
 			abort();
 		}
 		infos = more;
-		describe(bdev, &infos[count++]);
+		double_describe(bdev, &infos[count++]);
 	}
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
 	for (size_t i = 0; i < count; i++) {
 		each(context, &infos[i]);
 	}
@@ -672,8 +501,8 @@ shim_bdev_open(const char *name, bool write, shim_bdev_event_fn event, void *con
 	if (desc == NULL) {
 		return -ENOMEM;
 	}
-	pthread_mutex_lock(&g_lock);
-	bdev = find_bdev(name);
+	pthread_mutex_lock(&g_double_lock);
+	bdev = double_find_bdev(name);
 	if (bdev == NULL) {
 		rc = -ENODEV;
 	} else if (write && bdev->writer) {
@@ -690,7 +519,7 @@ shim_bdev_open(const char *name, bool write, shim_bdev_event_fn event, void *con
 		g_descs = desc;
 		*out = desc;
 	}
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
 	if (rc != 0) {
 		free(desc);
 	}
@@ -703,7 +532,7 @@ shim_bdev_close(shim_bdev_desc *desc)
 	struct ends ends = { .count = 0 };
 	struct bdev *bdev = desc->bdev;
 
-	pthread_mutex_lock(&g_lock);
+	pthread_mutex_lock(&g_double_lock);
 	for (struct shim_bdev_desc **at = &g_descs; *at != NULL; at = &(*at)->next) {
 		if (*at == desc) {
 			*at = desc->next;
@@ -715,18 +544,18 @@ shim_bdev_close(shim_bdev_desc *desc)
 		bdev->writer = false;
 	}
 	forget_bdev(bdev, &ends);
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_unlock(&g_double_lock);
 	free(desc);
 	/* On the application's thread, whose this need not be. */
-	tell_ends(&ends);
+	double_tell_ends(&ends);
 }
 
 void
 shim_bdev_info(const shim_bdev_desc *desc, struct shim_bdev_info *info)
 {
-	pthread_mutex_lock(&g_lock);
-	describe(desc->bdev, info);
-	pthread_mutex_unlock(&g_lock);
+	pthread_mutex_lock(&g_double_lock);
+	double_describe(desc->bdev, info);
+	pthread_mutex_unlock(&g_double_lock);
 }
 
 shim_channel *
@@ -751,410 +580,4 @@ shim_channel_put(shim_channel *channel)
 {
 	double_thread_count_channels(channel->thread, -1);
 	free(channel);
-}
-
-/* --- Requests ---------------------------------------------------------------------------------------------- */
-
-/* A request that was made. */
-struct asked {
-	struct shim_bdev_desc *desc;
-	struct shim_channel *channel;
-	uint32_t operation;
-	uint64_t block;
-	uint64_t blocks;
-	const struct shim_slice *slices;
-	uint32_t slice_count;
-	/* Of compare-and-write; what is compared is in `slices`. */
-	const struct shim_slice *write;
-	uint32_t write_count;
-	struct shim_request *request;
-};
-
-/* A request that was accepted. */
-struct running {
-	struct running *next;
-	struct asked asked;
-	struct double_timer timer;
-	uint64_t delay_us;
-	uint16_t status;
-};
-
-static void
-tell_request(void *context)
-{
-	struct running running = *(struct running *)context;
-
-	free(context);
-	running.asked.channel->running--;
-	running.asked.request->done(running.asked.request->context, running.status);
-}
-
-static void
-start_timer(void *context)
-{
-	struct running *running = context;
-
-	running->timer.run = tell_request;
-	running->timer.context = running;
-	running->timer.due_us = double_now_us() + running->delay_us;
-	double_timer_add(&running->timer);
-}
-
-/* Never within the function that made the request. */
-static void
-finish(struct running *running)
-{
-	shim_message_fn next = running->delay_us > 0 ? start_timer : tell_request;
-
-	if (shim_thread_send(running->asked.channel->thread, next, running) != 0) {
-		abort();
-	}
-}
-
-static void
-finish_all(struct running *list)
-{
-	while (list != NULL) {
-		struct running *running = list;
-
-		list = running->next;
-		finish(running);
-	}
-}
-
-static bool
-covers(const struct asked *asked, const struct shim_slice *slices, uint32_t count)
-{
-	uint64_t bytes = 0, wanted;
-
-	for (uint32_t i = 0; i < count; i++) {
-		if (__builtin_add_overflow(bytes, slices[i].bytes, &bytes)) {
-			return false;
-		}
-	}
-	return !__builtin_mul_overflow(asked->blocks, asked->desc->bdev->block_bytes, &wanted) &&
-	       bytes == wanted;
-}
-
-/* What is not accepted at all. */
-static int
-check(const struct asked *asked)
-{
-	static const uint32_t on_readers = SHIM_BDEV_READ | SHIM_BDEV_COMPARE | SHIM_BDEV_RESET;
-	static const uint32_t with_slices = SHIM_BDEV_READ | SHIM_BDEV_WRITE | SHIM_BDEV_COMPARE |
-					    SHIM_BDEV_COMPARE_AND_WRITE;
-	const struct bdev *bdev = asked->desc->bdev;
-	struct shim_bdev_info info;
-
-	if ((asked->operation & on_readers) == 0 && !asked->desc->writer) {
-		return -EBADF;
-	}
-	describe(bdev, &info);
-	if ((info.operations & asked->operation) == 0) {
-		return -ENOTSUP;
-	}
-	if (asked->operation == SHIM_BDEV_RESET) {
-		return 0;
-	}
-	if ((asked->blocks == 0 && asked->operation != SHIM_BDEV_FLUSH) ||
-	    asked->block > bdev->blocks || asked->blocks > bdev->blocks - asked->block) {
-		return -EINVAL;
-	}
-	if ((asked->operation & with_slices) != 0 &&
-	    !covers(asked, asked->slices, asked->slice_count)) {
-		return -EINVAL;
-	}
-	if (asked->operation == SHIM_BDEV_COMPARE_AND_WRITE &&
-	    (asked->blocks > info.compare_and_write_blocks ||
-	     !covers(asked, asked->write, asked->write_count))) {
-		return -EINVAL;
-	}
-	return 0;
-}
-
-static void
-fill(uint8_t *place, const struct shim_slice *slices, uint32_t count)
-{
-	for (uint32_t i = 0; i < count; i++) {
-		memcpy(place, slices[i].base, slices[i].bytes);
-		place += slices[i].bytes;
-	}
-}
-
-static void
-fetch(const uint8_t *place, const struct shim_slice *slices, uint32_t count)
-{
-	for (uint32_t i = 0; i < count; i++) {
-		if (place != NULL) {
-			memcpy(slices[i].base, place, slices[i].bytes);
-			place += slices[i].bytes;
-		} else {
-			memset(slices[i].base, 0, slices[i].bytes);
-		}
-	}
-}
-
-static bool
-is_equal(const uint8_t *place, const struct shim_slice *slices, uint32_t count)
-{
-	for (uint32_t i = 0; i < count; i++) {
-		if (memcmp(place, slices[i].base, slices[i].bytes) != 0) {
-			return false;
-		}
-		place += slices[i].bytes;
-	}
-	return true;
-}
-
-/* With the lock held: what the medium does. */
-static uint16_t
-carry_out(const struct asked *asked, const struct bdev *bottom)
-{
-	uint8_t *place = NULL;
-
-	if (bottom->medium != NULL) {
-		place = bottom->medium->data + asked->block * bottom->block_bytes;
-	}
-	if (asked->operation == SHIM_BDEV_READ) {
-		fetch(place, asked->slices, asked->slice_count);
-	}
-	if (place == NULL) {
-		return STATUS_SUCCESS;
-	}
-	switch (asked->operation) {
-	case SHIM_BDEV_WRITE:
-		fill(place, asked->slices, asked->slice_count);
-		break;
-	case SHIM_BDEV_UNMAP:
-	case SHIM_BDEV_WRITE_ZEROES:
-		memset(place, 0, asked->blocks * bottom->block_bytes);
-		break;
-	case SHIM_BDEV_COMPARE:
-	case SHIM_BDEV_COMPARE_AND_WRITE:
-		if (!is_equal(place, asked->slices, asked->slice_count)) {
-			return STATUS_MISCOMPARE;
-		}
-		fill(place, asked->write, asked->write_count);
-		break;
-	default:
-		break;
-	}
-	return STATUS_SUCCESS;
-}
-
-/* With the lock held. Whether a fault of the device is for this request. */
-static bool
-take_fault(struct bdev *bdev, const struct asked *asked)
-{
-	if (bdev->fault.count == 0 || (bdev->fault.operations & asked->operation) == 0) {
-		return false;
-	}
-	bdev->fault.count--;
-	return true;
-}
-
-static uint64_t
-delay_of(const struct bdev *bdev, uint32_t operation)
-{
-	return operation == SHIM_BDEV_READ ? bdev->read_us :
-	       (operation & FAULTY) != 0 ? bdev->write_us : 0;
-}
-
-/* Behind those that wait already. */
-static void
-append(struct running **list, struct running *running)
-{
-	while (*list != NULL) {
-		list = &(*list)->next;
-	}
-	running->next = NULL;
-	*list = running;
-}
-
-/*
- * With the lock held: through the devices in front to the medium. False: it stays at one of them.
- */
-static bool
-go_down(struct running *running)
-{
-	const struct asked *asked = &running->asked;
-	struct bdev *bdev = asked->desc->bdev;
-
-	for (;;) {
-		if (bdev->vanished) {
-			running->status = STATUS_INTERNAL;
-			return true;
-		}
-		if (bdev->fault.kind != DOUBLE_FAULT_REFUSED && take_fault(bdev, asked)) {
-			running->status = bdev->fault.status;
-			if (bdev->fault.kind == DOUBLE_FAULT_PENDING) {
-				append(&bdev->pending, running);
-				return false;
-			}
-			return true;
-		}
-		running->delay_us += delay_of(bdev, asked->operation);
-		if (bdev->base == NULL) {
-			running->status = carry_out(asked, bdev);
-			return true;
-		}
-		bdev = bdev->base;
-	}
-}
-
-/* With the lock held: gives up the requests that wait at a device or at those behind it. */
-static void
-abort_pending(struct bdev *bdev, struct running **aborted)
-{
-	for (; bdev != NULL; bdev = bdev->base) {
-		while (bdev->pending != NULL) {
-			struct running *running = bdev->pending;
-
-			bdev->pending = running->next;
-			running->status = STATUS_ABORTED;
-			append(aborted, running);
-		}
-	}
-}
-
-/* With the lock held. Puts on `ended` what ends with it. */
-static int
-accept(struct running *running, struct running **ended)
-{
-	const struct asked *asked = &running->asked;
-	struct bdev *bdev = asked->desc->bdev;
-	int rc = check(asked);
-
-	if (rc != 0) {
-		return rc;
-	}
-	if (bdev->fault.kind == DOUBLE_FAULT_REFUSED && take_fault(bdev, asked)) {
-		return -ENOMEM;
-	}
-	asked->channel->running++;
-	if (asked->operation == SHIM_BDEV_RESET) {
-		abort_pending(bdev, ended);
-		running->status = bdev->vanished ? STATUS_INTERNAL : STATUS_SUCCESS;
-		append(ended, running);
-	} else if (go_down(running)) {
-		append(ended, running);
-	}
-	return 0;
-}
-
-static int
-submit(const struct asked *asked)
-{
-	struct running *ended = NULL;
-	struct running *running;
-	int rc;
-
-	if (asked->channel->running >= CHANNEL_REQUESTS_MAX) {
-		return -ENOMEM;
-	}
-	running = calloc(1, sizeof(*running));
-	if (running == NULL) {
-		return -ENOMEM;
-	}
-	running->asked = *asked;
-	pthread_mutex_lock(&g_lock);
-	rc = accept(running, &ended);
-	pthread_mutex_unlock(&g_lock);
-	if (rc != 0) {
-		free(running);
-	}
-	finish_all(ended);
-	return rc;
-}
-
-int
-double_bdev_resume(const char *name)
-{
-	struct running *ended = NULL;
-	struct running *pending;
-	struct bdev *bdev;
-
-	pthread_mutex_lock(&g_lock);
-	bdev = find_bdev(name);
-	if (bdev != NULL) {
-		pending = bdev->pending;
-		bdev->pending = NULL;
-		bdev->fault.count = 0;
-		while (pending != NULL) {
-			struct running *running = pending;
-
-			pending = running->next;
-			if (go_down(running)) {
-				append(&ended, running);
-			}
-		}
-	}
-	pthread_mutex_unlock(&g_lock);
-	finish_all(ended);
-	return bdev == NULL ? -ENODEV : 0;
-}
-
-int
-shim_bdev_read(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
-	       uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
-{
-	return submit(&(struct asked){ desc, channel, SHIM_BDEV_READ, block, blocks, slices, slice_count,
-				       NULL, 0, request });
-}
-
-int
-shim_bdev_write(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
-		uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
-{
-	return submit(&(struct asked){ desc, channel, SHIM_BDEV_WRITE, block, blocks, slices,
-				       slice_count, NULL, 0, request });
-}
-
-int
-shim_bdev_compare(shim_bdev_desc *desc, shim_channel *channel, const struct shim_slice *slices,
-		  uint32_t slice_count, uint64_t block, uint64_t blocks, struct shim_request *request)
-{
-	return submit(&(struct asked){ desc, channel, SHIM_BDEV_COMPARE, block, blocks, slices,
-				       slice_count, NULL, 0, request });
-}
-
-int
-shim_bdev_compare_and_write(shim_bdev_desc *desc, shim_channel *channel,
-			    const struct shim_slice *compare, uint32_t compare_count,
-			    const struct shim_slice *write, uint32_t write_count, uint64_t block,
-			    uint64_t blocks, struct shim_request *request)
-{
-	return submit(&(struct asked){ desc, channel, SHIM_BDEV_COMPARE_AND_WRITE, block, blocks,
-				       compare, compare_count, write, write_count, request });
-}
-
-int
-shim_bdev_flush(shim_bdev_desc *desc, shim_channel *channel, uint64_t block, uint64_t blocks,
-		struct shim_request *request)
-{
-	return submit(&(struct asked){ desc, channel, SHIM_BDEV_FLUSH, block, blocks, NULL, 0, NULL, 0,
-				       request });
-}
-
-int
-shim_bdev_unmap(shim_bdev_desc *desc, shim_channel *channel, uint64_t block, uint64_t blocks,
-		struct shim_request *request)
-{
-	return submit(&(struct asked){ desc, channel, SHIM_BDEV_UNMAP, block, blocks, NULL, 0, NULL, 0,
-				       request });
-}
-
-int
-shim_bdev_write_zeroes(shim_bdev_desc *desc, shim_channel *channel, uint64_t block,
-		       uint64_t blocks, struct shim_request *request)
-{
-	return submit(&(struct asked){ desc, channel, SHIM_BDEV_WRITE_ZEROES, block, blocks, NULL, 0,
-				       NULL, 0, request });
-}
-
-int
-shim_bdev_reset(shim_bdev_desc *desc, shim_channel *channel, struct shim_request *request)
-{
-	return submit(&(struct asked){ desc, channel, SHIM_BDEV_RESET, 0, 0, NULL, 0, NULL, 0,
-				       request });
 }

@@ -56,7 +56,7 @@ bool json_take_bool(struct json *json, bool *out);
 /* A value of any kind, which is forgotten. */
 bool json_skip(struct json *json);
 
-/* --- bdev.c: devices ------------------------------------------------------------------------------- */
+/* --- bdev.c, drives.c, io.c: devices ----------------------------------------------------------- */
 
 /* What a device is made of. */
 struct double_bdev {

@@ -110,6 +110,8 @@ impl Application {
     /// When it cannot be attached, or has no namespace.
     pub fn attach(&self, controller: &NvmeController) -> Result<Vec<String>, Error> {
         let what = || format!("controller {} was not attached", controller.name());
+        // SAFETY: the subsystems run, and this is the application thread.
+        unsafe { sys::shim_nvme_catch_up() };
         if let Err(error) = self.configure(&Config::new().nvme(controller)) {
             return Err(error.instead_of(what()).help(
                 "it has to be bound to a driver for user space (vfio-pci, uio_pci_generic), and \

@@ -221,6 +221,13 @@ struct shim_bdev_info {
 typedef void (*shim_bdev_each_fn)(void *context, const struct shim_bdev_info *info);
 void shim_bdev_for_each(shim_bdev_each_fn each, void *context);
 
+/*
+ * Looks at everything that the kernel has told of drives coming and going, on the application's thread.
+ * SPDK takes little of it at a time, and would take the end of a drive for that of another one that was
+ * attached at the same address since.
+ */
+void shim_nvme_catch_up(void);
+
 /* By what a namespace of an NVMe drive is known, wherever it is. Zeroes and "" where it does not say. */
 struct shim_nvme_identity {
 	/* Of the drive, without what fills them up. */

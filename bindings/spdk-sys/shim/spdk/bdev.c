@@ -126,6 +126,20 @@ shim_bdev_for_each(shim_bdev_each_fn each, void *context)
 	spdk_for_each_bdev(&all, tell_bdev);
 }
 
+/* More than a socket holds of what the kernel tells. SPDK takes at least one in each call. */
+#define KERNEL_EVENTS_MAX 2048
+
+void
+shim_nvme_catch_up(void)
+{
+	struct spdk_nvme_transport_id pci;
+
+	memset(&pci, 0, sizeof(pci));
+	spdk_nvme_trid_populate_transport(&pci, SPDK_NVME_TRANSPORT_PCIE);
+	for (int i = 0; i < KERNEL_EVENTS_MAX && spdk_nvme_scan_attached(&pci) == 0; i++) {
+	}
+}
+
 /* What a drive says of itself is filled up with spaces, and may end with a NUL. */
 static void
 copy_text(char *to, const uint8_t *from, size_t bytes)

@@ -7,6 +7,7 @@ mod common;
 
 use bowline_spdk_rs::{
     Access, Bdev, BdevEvent, Config, DmaBuffer, NvmeController, Operation, Refusal,
+    bound_for_user_space,
 };
 use serde_json::json;
 
@@ -69,6 +70,44 @@ fn drive_that_vanishes_fails_what_it_is_asked_and_keeps_its_data() {
     drop(drive);
     let detached = service().call(|application| application.detach("Nvme"));
     detached.unwrap().unwrap();
+}
+
+#[test]
+fn drive_is_known_by_what_it_says_of_itself_wherever_it_is() {
+    let address = "0000:02:00.0";
+    let drive = |method: &'static str, serial: &str| {
+        let params = json!({"traddr": address, "serial": serial});
+        configure(Config::new().method("bdev", method, &params));
+    };
+    let attach = || {
+        let controller = NvmeController::pcie("Known", address).unwrap();
+        let attached = service().call(move |application| application.attach(&controller));
+        attached.unwrap()
+    };
+    let identity = || {
+        let identity = service().call(|application| application.nvme_identity("Knownn1"));
+        identity.unwrap().unwrap().unwrap()
+    };
+    attach().unwrap();
+    let (before, there) = (identity(), bound_for_user_space(address));
+    drive("double_pull", "");
+    assert_eq!(bound_for_user_space(address), None);
+    attach().unwrap_err();
+    drive("double_plug", "");
+    assert_ne!(bound_for_user_space(address), there, "it was away");
+    attach().unwrap();
+    assert_eq!(identity(), before);
+    drive("double_pull", "");
+    drive("double_plug", "S2");
+    attach().unwrap();
+    assert_ne!(identity(), before);
+    assert!(identity().to_string().contains("\"S2\""), "{}", identity());
+
+    malloc("Plain");
+    let plain = service().call(|application| application.nvme_identity("Plain"));
+    assert_eq!(plain.unwrap().unwrap(), None);
+    let none = service().call(|application| application.nvme_identity("None"));
+    assert_eq!(none.unwrap().unwrap_err().errno(), Some(19));
 }
 
 #[test]

@@ -15,9 +15,9 @@ use crate::map::Reader;
 
 mod checkpoint;
 mod clean;
+mod collect;
 mod drive;
 mod engine;
-mod frame;
 mod journal;
 mod open;
 mod operation;
@@ -139,7 +139,7 @@ pub enum PoolEvent {
     /// Nothing can be recorded any more: writes in place and reads go on, everything else is refused until the pool is
     /// opened again.
     JournalFailed(IoError),
-    /// So many percent of the room for data are used now, and were not before.
+    /// So many percent of the room for data are used now, and were not before: 80, 90 or 95.
     Used(u8),
 }
 

@@ -7,8 +7,8 @@ use bowline_block::{Completion, Device, IoBuf, IoError, Op, Segments};
 
 use super::drive::{Access, Tag};
 use super::engine::Engine;
-use super::frame::{self, FRAME_BYTES, FrameWriter};
 use super::open::{OpenError, Waiting};
+use crate::format::checkpoint::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FrameReader, FrameWriter};
 use crate::format::codec::RecordReader;
 use crate::format::layout::SUPERBLOCK_OFFSETS;
 use crate::format::record::Record;
@@ -29,8 +29,7 @@ enum Step {
 struct Running {
     cursor: Cursor,
     place: CheckpointPlace,
-    /// Where the next frame goes, from the start of the area.
-    offset: u64,
+    writer: FrameWriter,
     replay_from: u64,
     strict_from: u64,
     step: Step,
@@ -71,6 +70,7 @@ impl<D: Device> Engine<D> {
         };
         // The group that may be on its way is not applied, and so replayed.
         let replay_from = self.journal.applied();
+        let area_bytes = self.superblock.layout.checkpoints[usize::from(area)].bytes;
         self.checkpointer.running = Some(Running {
             cursor: self.state.begin_checkpoint(),
             place: CheckpointPlace {
@@ -78,7 +78,7 @@ impl<D: Device> Engine<D> {
                 area,
                 frames: 0,
             },
-            offset: 0,
+            writer: FrameWriter::new(self.superblock.uuid, number, area_bytes),
             replay_from,
             strict_from: replay_from,
             step: Step::Flush,
@@ -92,38 +92,24 @@ impl<D: Device> Engine<D> {
             return;
         };
         let frame = self.checkpointer.buffer.as_mut().and_then(|out| {
-            let mut writer = FrameWriter::new(
-                out,
-                self.superblock.uuid,
-                running.place.number,
-                running.place.frames,
-            );
             let mut has_fitted = true;
-            let mut push = |record: &Record<'_>| has_fitted &= writer.push(record).is_ok();
-            let emitted = self
-                .state
-                .emit(&mut running.cursor, FrameWriter::ROOM, &mut push);
-            let bytes = writer.finish(emitted == Emitted::All);
-            frame::seal(&mut out[..bytes]);
-            has_fitted.then_some((emitted, bytes))
+            let mut push =
+                |record: &Record<'_>| has_fitted &= running.writer.push(out, record).is_ok();
+            let room = FRAME_BYTES_MAX - FRAME_HEAD_BYTES;
+            let emitted = self.state.emit(&mut running.cursor, room, &mut push);
+            let is_last = emitted == Emitted::All;
+            let sealed = running.writer.seal(out, is_last).ok()?;
+            has_fitted.then_some((is_last, sealed))
         });
-        let area = self.superblock.layout.checkpoints[usize::from(running.place.area)];
-        let Some((emitted, bytes)) = frame else {
-            return self.checkpoint_failed(IoError::Internal);
-        };
-        let len = u64::try_from(bytes).unwrap_or(u64::MAX);
-        if running.offset.saturating_add(len) > area.bytes {
+        let Some((is_last, sealed)) = frame else {
             return self.checkpoint_failed(IoError::NoSpace);
-        }
-        let offset = area.offset + running.offset;
-        running.place.frames += 1;
-        running.offset += len;
-        running.step = Step::Frame {
-            is_last: emitted == Emitted::All,
         };
+        running.place.frames = running.writer.frames();
+        running.step = Step::Frame { is_last };
         // The frames show what is applied now, and nothing later.
         running.strict_from = self.journal.applied();
-        self.write_checkpoint(offset, bytes, false);
+        let area = self.superblock.layout.checkpoints[usize::from(running.place.area)];
+        self.write_checkpoint(area.offset + sealed.offset, sealed.bytes, false);
     }
 
     fn write_checkpoint(&mut self, offset: u64, bytes: usize, fua: bool) {
@@ -228,29 +214,15 @@ pub(super) fn replay<D: Device>(
         return Ok(());
     };
     let area = superblock.layout.checkpoints[usize::from(place.area)];
-    let mut frame = vec![0; FRAME_BYTES];
-    let mut offset = 0;
-    for index in 0..place.frames {
-        let damaged = |what: &str| {
-            let number = place.number;
-            OpenError::Checkpoint(format!("frame {index} of checkpoint {number} {what}"))
-        };
-        let room = usize::try_from(area.bytes.saturating_sub(offset)).unwrap_or(FRAME_BYTES);
-        let frame = &mut frame[..room.min(FRAME_BYTES)];
-        drive.read(area.offset + offset, frame)?;
-        let bytes = frame::length(frame).ok_or_else(|| damaged("is not there"))?;
-        let found = frame.get(..bytes);
-        let found = found.and_then(|it| frame::read(it, superblock.uuid, place.number, index));
-        let (records, is_last) = found.ok_or_else(|| damaged("is not whole"))?;
-        if is_last != (index + 1 == place.frames) {
-            return Err(damaged(
-                "is the last, or is not, other than the superblock says",
-            ));
-        }
-        for record in RecordReader::new(records) {
+    let mut reader = FrameReader::new(superblock.uuid, place);
+    let mut frame = vec![0; FRAME_BYTES_MAX];
+    while let Some(offset) = reader.offset() {
+        let rest = area.bytes.saturating_sub(offset);
+        let room = usize::try_from(rest).map_or(FRAME_BYTES_MAX, |rest| rest.min(FRAME_BYTES_MAX));
+        drive.read(area.offset + offset, &mut frame[..room])?;
+        for record in RecordReader::new(reader.next_frame(&frame[..room])?.records) {
             state.apply(&record?, Tolerance::Replay)?;
         }
-        offset += u64::try_from(bytes).unwrap_or(u64::MAX);
     }
     Ok(())
 }

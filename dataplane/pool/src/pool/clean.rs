@@ -76,8 +76,12 @@ impl<D: Device> Engine<D> {
                 {
                     self.state.release(physical);
                 }
-                for operation in std::mem::take(&mut self.cleaner.waiting) {
-                    self.operation_graced(operation);
+                for waiter in std::mem::take(&mut self.cleaner.waiting) {
+                    match waiter {
+                        // The collector; operations count from 1 on.
+                        0 => self.merge_graced(),
+                        operation => self.operation_graced(operation),
+                    }
                 }
                 self.retry_homeless();
             }

@@ -10,6 +10,7 @@ use bowline_nvme::Nanos;
 
 use super::checkpoint::Checkpointer;
 use super::clean::Cleaner;
+use super::collect::Collecting;
 use super::drive::{Access, Drive, Tag};
 use super::journal::Journal;
 use super::operation::Operations;
@@ -28,6 +29,9 @@ const HELD_MAX: usize = 8192;
 
 /// Times that one poll asks the drive again, when there was something: so that it ends.
 const ROUNDS_MAX: usize = 16;
+
+/// Percent of use that are told when they are reached.
+const USED_TOLD: [u8; 3] = [80, 90, 95];
 
 /// The largest piece that is read by way of a buffer.
 pub(super) const BOUNCE_BYTES_MAX: u32 = 128 << 10;
@@ -49,6 +53,9 @@ pub(super) struct Engine<D> {
     pub(super) checkpointer: Checkpointer,
     pub(super) cleaner: Cleaner,
     pub(super) operations: Operations,
+    pub(super) collecting: Collecting,
+    /// A physical extent that must not be written to in place now; no extent has the largest number.
+    pub(super) locked: u32,
     pub(super) ports: Slab<Port>,
     pub(super) requests: Slab<Request>,
     pub(super) pieces: Slab<Piece>,
@@ -67,6 +74,10 @@ pub(super) struct Engine<D> {
     pub(super) bitmap: Vec<u8>,
     held: usize,
     has_vanished: bool,
+    /// The last poll ended while there was something to do.
+    has_more: bool,
+    /// Percent of the extents that were used when that was told last.
+    used_told: u8,
 }
 
 /// The buffers of an engine: taken from the system where they are touched.
@@ -102,6 +113,8 @@ impl<D: Device> Engine<D> {
             checkpointer,
             cleaner: Cleaner::default(),
             operations: Operations::default(),
+            collecting: Collecting::default(),
+            locked: u32::MAX,
             ports: Slab::new(),
             requests: Slab::new(),
             pieces: Slab::new(),
@@ -116,6 +129,8 @@ impl<D: Device> Engine<D> {
             bitmap: vec![0; bitmap_bytes],
             held: 0,
             has_vanished: false,
+            has_more: false,
+            used_told: 0,
         }
     }
 
@@ -143,7 +158,7 @@ impl<D: Device> Engine<D> {
             if self.shape.within(start, range.len) == u32::try_from(range.len).unwrap_or(0)
                 && let Reader::Head(slot) = port.reader
                 && let HeadEntry::Whole { physical, is_own } = self.state.head(slot, logical)
-                && (io.op == Op::Read || is_own)
+                && (io.op == Op::Read || is_own && physical != self.locked)
             {
                 let fua =
                     io.op == Op::Write && (io.fua || port.is_media) && self.drive.is_volatile();
@@ -224,7 +239,8 @@ impl<D: Device> Engine<D> {
             }
             self.run_todo();
             let is_started = self.run_background(was_any);
-            if !was_any && !is_started {
+            self.has_more = was_any || is_started;
+            if !self.has_more {
                 break;
             }
         }
@@ -245,6 +261,7 @@ impl<D: Device> Engine<D> {
             Tag::Piece { piece, .. } => self.piece_answered(piece, completion),
             Tag::Group => self.group_answered(completion),
             Tag::Checkpoint => self.checkpoint_answered(completion),
+            Tag::Merge { is_read } => self.merge_answered(is_read, completion),
             Tag::Clean { physical, count } => self.cleaned(physical, count, completion.result),
         }
     }
@@ -267,10 +284,26 @@ impl<D: Device> Engine<D> {
         let has_operated = self.run_operations();
         self.run_todo();
         self.want_reserve();
+        let has_collected = self.run_collector();
         let has_cleaned = self.run_cleaner();
         let has_sealed = self.seal();
         let has_checkpointed = self.run_checkpoint();
-        has_operated || has_cleaned || has_sealed || has_checkpointed
+        has_operated || has_collected || has_cleaned || has_sealed || has_checkpointed
+    }
+
+    /// Tells when a mark of use is reached, each once until the use is below it again.
+    pub(super) fn watch_use(&mut self) {
+        let counts = self.state.extents();
+        let percent = u64::from(counts.used) * 100 / u64::from(counts.all.max(1));
+        let reached = USED_TOLD
+            .into_iter()
+            .rev()
+            .find(|mark| u64::from(*mark) <= percent);
+        let reached = reached.unwrap_or(0);
+        if reached > self.used_told {
+            self.events.push_back(PoolEvent::Used(reached));
+        }
+        self.used_told = reached;
     }
 
     fn handle_event(&mut self, event: DeviceEvent) {
@@ -356,7 +389,7 @@ impl<D: Device> Engine<D> {
     }
 
     pub(super) fn timeout(&self) -> Option<Nanos> {
-        if self.journal.wants_seal() || !self.todo.is_empty() {
+        if self.has_more || self.journal.wants_seal() || !self.todo.is_empty() {
             return Some(Nanos::ZERO);
         }
         self.drive.poll_timeout()
@@ -372,6 +405,7 @@ impl<D: Device> Engine<D> {
             && self.checkpointer.is_idle()
             && self.operations.is_idle()
             && self.cleaner.is_idle()
+            && self.collecting.is_idle()
     }
 
     /// What a volume's handles say of it.

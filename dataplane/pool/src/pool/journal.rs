@@ -65,6 +65,7 @@ pub(super) enum Waiter {
     Reserve,
     Clean,
     Operation,
+    Collector,
     /// Nobody: the pool is being closed.
     Closing,
 }
@@ -269,6 +270,7 @@ impl<D: Device> Engine<D> {
         }
         self.journal.applied = self.journal.next;
         self.cleaner.look_for_freed();
+        self.watch_use();
     }
 
     fn tell_all(&mut self, is_durable: bool) {
@@ -298,6 +300,7 @@ impl<D: Device> Engine<D> {
             Waiter::Reserve => self.reserved(),
             Waiter::Clean => self.clean_recorded(),
             Waiter::Operation => self.operation_recorded(is_durable),
+            Waiter::Collector => self.collected(is_durable),
             Waiter::Closing => {}
         }
     }
@@ -435,7 +438,7 @@ impl<D: Device> Engine<D> {
             }
         }
         let (volume, logical) = (key.0.number(), key.1);
-        let born = self.born(key.0);
+        let born = self.state.born(key.0, key.1);
         let count: u32 = bitmap.iter().map(|byte| byte.count_ones()).sum();
         let record = if count == self.shape.chunk_count() {
             Record::Map {

@@ -14,6 +14,7 @@ use super::drive::Drive;
 use super::engine::{self, BOUNCE_BYTES_MAX, Engine};
 use super::journal::{Change, Journal, Waiter};
 use super::operation::Job;
+use crate::format::checkpoint::FrameError;
 use crate::format::codec::{RecordError, RecordReader};
 use crate::format::foreign::{FOREIGN_BYTES, Foreign, recognise};
 use crate::format::journal::{Damage as JournalDamage, GroupWriter, JournalReader};
@@ -65,8 +66,8 @@ pub enum OpenError {
     #[error(transparent)]
     Journal(#[from] JournalDamage),
     /// The checkpoint is damaged.
-    #[error("the checkpoint is damaged: {0}")]
-    Checkpoint(String),
+    #[error(transparent)]
+    Checkpoint(#[from] FrameError),
     /// What the journal or the checkpoint says is not a record.
     #[error("a record is damaged: {0}")]
     Record(#[from] RecordError),

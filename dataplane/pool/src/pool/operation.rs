@@ -50,11 +50,12 @@ impl Job {
     /// The volume whose writes must not change the map meanwhile.
     const fn frozen(&self) -> Option<u32> {
         match self {
-            Self::Delete { volume } | Self::Snapshot { volume, .. } => Some(*volume),
-            Self::Create(_)
-            | Self::Resize { .. }
-            | Self::DeleteSnapshot { .. }
-            | Self::SetAttribute { .. } => None,
+            // Without a snapshot an older version may be written to in place, where a change has already begun to make a new
+            // one.
+            Self::Delete { volume }
+            | Self::Snapshot { volume, .. }
+            | Self::DeleteSnapshot { volume, .. } => Some(*volume),
+            Self::Create(_) | Self::Resize { .. } | Self::SetAttribute { .. } => None,
         }
     }
 }

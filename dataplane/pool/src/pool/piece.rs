@@ -191,7 +191,7 @@ impl<D: Device> Engine<D> {
     /// again before the record is durable.
     fn unmap(&mut self, index: u32, task: &Task, shows_older: bool) {
         let (volume, logical) = (task.key.0.number(), task.key.1);
-        let born = self.born(task.key.0);
+        let born = self.state.born(task.key.0, logical);
         let change = if shows_older {
             Change::Hole {
                 volume,
@@ -229,7 +229,7 @@ impl<D: Device> Engine<D> {
         if is_zero && let Some(physical) = self.take_zero() {
             self.set_target(work, physical, Fresh::Pending);
             let (volume, logical) = (task.key.0.number(), task.key.1);
-            let born = self.born(task.key.0);
+            let born = self.state.born(task.key.0, logical);
             let change = Change::Map {
                 volume,
                 born,

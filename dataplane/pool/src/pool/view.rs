@@ -79,14 +79,8 @@ impl<D: Device> Engine<D> {
 
     /// Whether something would be read of these chunks if the volume's own version of the extent were not there.
     pub(super) fn shows_older(&mut self, (slot, logical): Key, chunks: Range<u32>) -> bool {
-        let reader = Reader::Snapshot(slot, self.born(slot));
+        let reader = Reader::Snapshot(slot, self.state.born(slot, logical));
         self.state.resolve(reader, logical, chunks, &mut self.runs);
         self.runs.iter().any(|run| run.physical.is_some())
-    }
-
-    /// The `born` of what is written now.
-    pub(super) fn born(&self, slot: Slot) -> u32 {
-        let volume = self.state.volume(slot);
-        volume.map_or(0, |volume| volume.snapshots_taken)
     }
 }

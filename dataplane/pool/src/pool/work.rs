@@ -15,6 +15,9 @@ use super::piece::{Kind, Task};
 use super::slab::Slab;
 use super::view::Key;
 
+/// Stands for the pool itself among the pieces that hold chunks.
+const POOL: u32 = u32::MAX;
+
 /// Whether the work's target is a clean extent that is being mapped as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fresh {
@@ -171,6 +174,24 @@ impl<D: Device> Engine<D> {
         {
             self.state.give_back(target..target + 1, false);
         }
+    }
+
+    /// Holds all chunks of an extent for the pool itself, if nobody else has any.
+    pub(super) fn hold(&mut self, key: Key) -> Option<u32> {
+        let barrier = self.barriers.entry(key.0.number()).or_default();
+        if barrier.is_frozen || self.works.places.contains_key(&key) {
+            return None;
+        }
+        let at = self.works.find_or_insert(key);
+        let all = 0..self.shape.chunk_count();
+        self.works.get_mut(at)?.active.push((POOL, all));
+        barrier.active += 1;
+        Some(at)
+    }
+
+    /// The pool itself is done with an extent.
+    pub(super) fn release(&mut self, work: u32, key: Key) {
+        self.leave(work, POOL, key.0.number());
     }
 
     /// Has the volume's changes wait from now on. True when none is under way any more.

@@ -1,9 +1,9 @@
 //! What volumes do, on a drive that does not fail.
 
-use bowline_block::{Device, DeviceEvent, FaultPlan, IoError, Op};
+use bowline_block::{Device, DeviceEvent, ErrorRates, FaultPlan, IoError, Op, Segments};
 
 use super::world::{EXTENT, World, io, options, plan, spec};
-use crate::{OpenError, Pool, PoolError, VolumeSpec};
+use crate::{OpenError, Pool, PoolError, PoolEvent, VolumeSpec};
 
 const ZEROES: Op = Op::WriteZeroes { deallocate: true };
 
@@ -176,4 +176,130 @@ fn overwrite_in_place_is_one_request_to_the_drive_and_nothing_else() {
     let engine = world.pool.engine.borrow();
     assert_eq!((engine.drive.in_flight(), engine.requests.len()), (1, 0));
     assert!(engine.journal.is_idle());
+}
+
+#[test]
+fn what_only_a_deleted_snapshot_had_is_free_again() {
+    let mut world = world();
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 128]).unwrap();
+    let snapshot = world.snapshot(number);
+    // One chunk of the first extent, all but one chunk of the second, all of the third; the fourth stays.
+    world.write(&mut volume, 8, &[2; 8]).unwrap();
+    world.write(&mut volume, 32, &[3; 24]).unwrap();
+    world.write(&mut volume, 64, &[4; 32]).unwrap();
+    assert_eq!(world.pool.volumes()[0].physical_bytes, 7 * EXTENT);
+    let operation = world.pool.delete_snapshot(number, snapshot);
+    world.wait(operation).unwrap();
+    world.settle();
+    assert_eq!(world.pool.volumes()[0].physical_bytes, 4 * EXTENT);
+    let usage = world.pool.usage();
+    assert_eq!(usage.clean_bytes + 4 * EXTENT, usage.bytes);
+    let expected = [
+        [1; 8], [2; 8], [1; 8], [1; 8], [3; 8], [3; 8], [3; 8], [1; 8],
+    ]
+    .concat();
+    assert_eq!(world.read(&mut volume, 0, 64), expected);
+    assert_eq!(world.read(&mut volume, 64, 64), [[4; 32], [1; 32]].concat());
+    assert_eq!(world.pool.check(), Vec::<String>::new());
+}
+
+#[test]
+fn pool_whose_journal_fails_goes_on_in_place_and_refuses_the_rest() {
+    let mut world = world();
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 8]).unwrap();
+    world.settle();
+    let failing = ErrorRates {
+        write_per_million: 1_000_000,
+        ..ErrorRates::default()
+    };
+    world.drive.inner().set_errors(failing);
+    let refused = world.pool.create_volume(spec(1 << 20));
+    assert_eq!(world.wait(refused), Err(PoolError::Journal));
+    world.drive.inner().set_errors(ErrorRates::default());
+    assert_eq!(
+        world.pool.poll_event(),
+        Some(PoolEvent::JournalFailed(IoError::MediaWrite))
+    );
+    assert_eq!(world.pool.poll_event(), None);
+    world.write(&mut volume, 4, &[2]).unwrap();
+    assert_eq!(world.read(&mut volume, 0, 6), [1, 1, 1, 1, 2, 1]);
+    assert_eq!(world.write(&mut volume, 64, &[3]), Err(IoError::MediaWrite));
+    assert_eq!(
+        world.change(&mut volume, ZEROES, 0, 32),
+        Err(IoError::MediaWrite)
+    );
+    drop(volume);
+    let mut world = world.crash();
+    let mut volume = world.pool.open_volume(number).unwrap();
+    assert_eq!(world.read(&mut volume, 0, 6), [1, 1, 1, 1, 2, 1]);
+    world.write(&mut volume, 64, &[3]).unwrap();
+}
+
+#[test]
+fn vanished_drive_is_told_by_every_handle_and_ends_every_request() {
+    let mut world = world();
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 8]).unwrap();
+    world.drive.inner().vanish();
+    for (lba, op) in [(0, Op::Read), (64, Op::Write), (0, ZEROES)] {
+        let data = if op == ZEROES {
+            Segments::new()
+        } else {
+            world.payload(&[0; 32])
+        };
+        assert_eq!(
+            world.run(&mut volume, io(op, lba, 32, data)).map(drop),
+            Err(IoError::Vanished)
+        );
+    }
+    assert_eq!(volume.poll_event(), Some(DeviceEvent::Vanished));
+    let events: Vec<_> = std::iter::from_fn(|| world.pool.poll_event()).collect();
+    assert!(events.contains(&PoolEvent::Vanished));
+}
+
+#[test]
+fn filling_pool_is_told_at_each_mark_once() {
+    let mut world = World::new(4 << 20, FaultPlan::default());
+    let size = world.pool.usage().bytes;
+    let number = world.create(spec(size));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    for extent in 0..size / EXTENT {
+        world
+            .write(&mut volume, extent * (EXTENT / 512), &[1; 8])
+            .unwrap();
+    }
+    let events: Vec<_> = std::iter::from_fn(|| world.pool.poll_event()).collect();
+    assert_eq!(
+        events,
+        [
+            PoolEvent::Used(80),
+            PoolEvent::Used(90),
+            PoolEvent::Used(95)
+        ]
+    );
+}
+
+#[test]
+fn second_request_to_an_extent_being_mapped_does_not_wait_for_the_first() {
+    let mut world = world();
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.settle();
+    for lba in [0, 8, 16] {
+        let data = world.payload(&[9; 8]);
+        volume.try_submit(io(Op::Write, lba, 8, data)).unwrap();
+    }
+    assert_eq!(world.pool.engine.borrow().drive.in_flight(), 3);
+    world.settle();
+    assert_eq!(world.pool.volumes()[0].physical_bytes, EXTENT);
+    let mut volume = world.pool.open_volume(number).unwrap();
+    assert_eq!(
+        world.read(&mut volume, 0, 32),
+        [[9; 24].as_slice(), &[0; 8]].concat()
+    );
 }

@@ -10,7 +10,7 @@ use bowline_block::{Device, IoError};
 use bowline_nvme::Nanos;
 use uuid::Uuid;
 
-use crate::format::record::Durability;
+use crate::format::record::{Checksums, Durability};
 use crate::map::Reader;
 
 mod checkpoint;
@@ -213,6 +213,11 @@ impl<D: Device> Pool<D> {
     fn open_reader(&self, volume: u32, number: Option<u32>) -> Result<Volume<D>, PoolError> {
         let mut engine = self.engine.borrow_mut();
         let (slot, found) = engine.any_volume(volume)?;
+        if found.checksums != Checksums::Off {
+            return Err(PoolError::Invalid(
+                "the volume has checksums, which this version does not keep",
+            ));
+        }
         let is_media = found.durability == Durability::Media;
         let (block_bytes, mut bytes) = (found.block_bytes, found.bytes);
         let mut reader = Reader::Head(slot);

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use bowline_block::{Device, IoError, Op, Segments};
+use bowline_nvme::Nanos;
 
 use super::drive::{Access, Tag};
 use super::engine::Engine;
@@ -23,6 +24,9 @@ const CLEANING_MAX: u32 = 4;
 /// Below this share of clean extents the cleaner works beside requests; else it waits until there are none.
 const CLEAN_LOW_SHARE: u32 = 8;
 
+/// How long the cleaner waits after the drive has failed.
+const CLEAN_RETRY: Nanos = Nanos::from_secs(10);
+
 /// What the cleaner is doing.
 #[derive(Debug, Default)]
 pub(super) struct Cleaner {
@@ -40,8 +44,8 @@ pub(super) struct Cleaner {
     next_waiting: Vec<u64>,
     /// Where the next extent is looked for.
     near: u32,
-    /// An extent could not be cleaned: the drive is not asked again for a while.
-    failures: u32,
+    /// An extent could not be cleaned: the drive is not asked again before this time.
+    not_before: Nanos,
 }
 
 impl Cleaner {
@@ -79,7 +83,7 @@ impl<D: Device> Engine<D> {
                 for waiter in std::mem::take(&mut self.cleaner.waiting) {
                     match waiter {
                         // The collector; operations count from 1 on.
-                        0 => self.merge_graced(),
+                        0 => self.copy_graced(),
                         operation => self.operation_graced(operation),
                     }
                 }
@@ -114,7 +118,9 @@ impl<D: Device> Engine<D> {
 
     /// Reserves ahead of need.
     pub(super) fn want_reserve(&mut self) {
-        if self.cleaner.is_reserving || self.journal.has_failed() || self.operations.is_closing() {
+        // While the pool is closed, only for those that wait already.
+        let is_wanted = !self.operations.is_closing() || !self.homeless.is_empty();
+        if self.cleaner.is_reserving || self.journal.has_failed() || !is_wanted {
             return;
         }
         let counts = self.state.extents();
@@ -162,7 +168,10 @@ impl<D: Device> Engine<D> {
 
     /// Zeroes what is free, so that first writes need not wait for their data.
     pub(super) fn run_cleaner(&mut self) -> bool {
-        if self.journal.has_failed() || self.operations.is_closing() || self.cleaner.failures > 0 {
+        if self.journal.has_failed()
+            || self.operations.is_closing()
+            || self.now < self.cleaner.not_before
+        {
             return false;
         }
         let counts = self.state.extents();
@@ -204,7 +213,7 @@ impl<D: Device> Engine<D> {
             Err(error) => {
                 // They stay free, for writes that do not count on zeroes.
                 self.cleaner.cleaning -= 1;
-                self.cleaner.failures += 1;
+                self.cleaner.not_before = self.now.after(CLEAN_RETRY);
                 tracing::warn!(physical, count, %error, "free extents could not be zeroed");
                 self.state.give_back(physical..physical + count, false);
             }

@@ -1,40 +1,51 @@
-//! The collector at work: what no snapshot and no clone needs any more is given up, one step at a time.
+//! The collector at work, one step at a time: what no snapshot and no clone needs any more is given up, and a volume
+//! that would have to be looked up in too many places is brought together.
 
-use bowline_block::{Completion, Device, IoBuf, Op};
+use std::collections::HashSet;
+use std::ops::Range;
+
+use bowline_block::{Completion, Device, Op, Segments};
 
 use super::drive::Tag;
-use super::engine::Engine;
-use super::journal::Waiter;
+use super::engine::{BOUNCE_BYTES_MAX, Engine};
+use super::journal::{Change, Waiter};
 use super::operation::Bytes;
 use super::shape::CHUNK_BYTES;
-use super::view::Key;
-use crate::map::{Collector, Merge, Step};
+use super::view::{Key, Own};
+use crate::format::record::{Numbers, Record};
+use crate::map::{Collector, Merge, Reader, Step};
+
+/// Versions filled in part that a volume is looked up in at most, for long.
+const DEPTH_MAX: u32 = 8;
 
 /// What the collector waits for.
 enum Doing {
     /// A record.
     Commit,
-    Merge(Merging),
+    Copy(Copying),
 }
 
-/// Two versions on their way to be one. The extent's chunks are all held, and the older of what is copied is not
-/// written to in place either.
-struct Merging {
-    merge: Merge,
+/// Chunks on their way into a version that lacks them. All chunks of the logical extent are held, so that nobody
+/// changes its map meanwhile.
+struct Copying {
     key: Key,
     work: u32,
-    /// The next chunk to look at.
-    chunk: u32,
-    /// Bytes that are copied now.
-    start: u32,
-    len: u32,
-    is_recording: bool,
+    into: u32,
+    /// Chunks still to be copied, last first, and where from; `None`: zeroes.
+    runs: Vec<(Range<u32>, Option<u32>)>,
+    /// Those that are copied now.
+    current: Range<u32>,
+    /// What is recorded in the end.
+    records: Option<Change>,
+    is_merge: bool,
 }
 
 /// The pool's collector.
 #[derive(Default)]
 pub(super) struct Collecting {
     collector: Collector,
+    /// Extents whose chain has become too deep.
+    deep: HashSet<Key>,
     doing: Option<Doing>,
 }
 
@@ -53,6 +64,12 @@ impl<D: Device> Engine<D> {
         {
             return false;
         }
+        let deep = self.collecting.deep.iter().next().copied();
+        if let Some(key) = deep
+            && self.start_fill(key)
+        {
+            return true;
+        }
         match self.collecting.collector.step(&mut self.state) {
             Step::Idle => false,
             Step::Looked => true,
@@ -66,123 +83,225 @@ impl<D: Device> Engine<D> {
                 self.journal.want(bytes.into_change(), Waiter::Collector);
                 true
             }
-            Step::Merge(merge) => self.start_merge(merge),
+            Step::Merge(merge) => self.start_merge(&merge),
         }
     }
 
-    /// Holds the extent. Whoever works on it just now comes first: the collector asks again.
-    fn start_merge(&mut self, merge: Merge) -> bool {
-        let key = self
-            .state
-            .slot(merge.volume)
-            .map(|slot| (slot, merge.logical));
-        let held = key.and_then(|key| Some((key, self.hold(key)?)));
-        let Some((key, work)) = held else {
+    /// Two versions become one. Whoever works on the extent just now comes first: then the collector asks again.
+    fn start_merge(&mut self, merge: &Merge) -> bool {
+        let Some(slot) = self.state.slot(merge.volume) else {
+            self.collecting.collector.skip();
+            return true;
+        };
+        let mut bytes = Bytes::default();
+        if merge
+            .records()
+            .iter()
+            .any(|record| bytes.push(record).is_err())
+        {
+            self.collecting.collector.skip();
+            return true;
+        }
+        let is_set = |chunk: u32| {
+            let byte = merge.chunks.get((chunk / 8) as usize);
+            byte.is_some_and(|byte| byte >> (chunk % 8) & 1 == 1)
+        };
+        let chunks = (0..self.shape.chunk_count()).filter(|chunk| is_set(*chunk));
+        let runs = runs_of(chunks.map(|chunk| (chunk, Some(merge.from))));
+        let is_started = self.start_copy(
+            (slot, merge.logical),
+            merge.into,
+            runs,
+            bytes.into_change(),
+            true,
+        );
+        if is_started {
+            // What is copied away must not be written to in place any more; what is being written there ends before the
+            // copy begins.
+            self.locked = merge.from;
+        }
+        is_started
+    }
+
+    /// The volume's own version gets all that is still looked up in older ones, so that they are not looked at again.
+    fn start_fill(&mut self, key: Key) -> bool {
+        let Own::Part(into) = self.own(key) else {
+            return self.collecting.deep.remove(&key);
+        };
+        let born = self.state.born(key.0, key.1);
+        let all = 0..self.shape.chunk_count();
+        let mut runs = std::mem::take(&mut self.runs);
+        let below = Reader::Snapshot(key.0, born);
+        self.state.resolve(below, key.1, all, &mut runs);
+        let chunks = runs.iter().flat_map(|run| {
+            let physical = run.physical;
+            run.chunks.clone().map(move |chunk| (chunk, physical))
+        });
+        let lacks = |chunk: u32| !self.state.has_chunks(into, chunk..chunk + 1);
+        let copied = runs_of(chunks.filter(|(chunk, _)| lacks(*chunk)));
+        self.runs = runs;
+        let mut bytes = Bytes::default();
+        let record = Record::Map {
+            volume: key.0.number(),
+            born,
+            logical: key.1,
+            physical: Numbers::Native(&[into]),
+        };
+        let is_started = bytes.push(&record).is_ok()
+            && self.start_copy(key, into, copied, bytes.into_change(), false);
+        if is_started {
+            self.collecting.deep.remove(&key);
+        }
+        is_started
+    }
+
+    /// An extent's chunks were recorded: perhaps it is now found in too many places.
+    pub(super) fn watch_depth(&mut self, key: Key) {
+        if self.state.depth(Reader::Head(key.0), key.1) > DEPTH_MAX {
+            self.collecting.deep.insert(key);
+        }
+    }
+
+    fn start_copy(
+        &mut self,
+        key: Key,
+        into: u32,
+        runs: Vec<(Range<u32>, Option<u32>)>,
+        records: Change,
+        is_merge: bool,
+    ) -> bool {
+        let Some(work) = self.hold(key) else {
             return false;
         };
-        // What is copied away must not be written to in place any more, and what is being written must have ended.
-        self.locked = merge.from;
-        self.collecting.doing = Some(Doing::Merge(Merging {
-            merge,
+        self.collecting.doing = Some(Doing::Copy(Copying {
             key,
             work,
-            chunk: 0,
-            start: 0,
-            len: 0,
-            is_recording: false,
+            into,
+            runs,
+            current: 0..0,
+            records: Some(records),
+            is_merge,
         }));
         self.cleaner.wait_for_grace(0);
         true
     }
 
-    /// Everything has ended that began before: what is to be copied does not change any more.
-    pub(super) fn merge_graced(&mut self) {
+    /// Everything has ended that began before: what is copied does not change any more.
+    pub(super) fn copy_graced(&mut self) {
         self.copy_next();
     }
 
     /// Copies the next run of chunks, or records that all are copied.
     fn copy_next(&mut self) {
-        let Some(Doing::Merge(merging)) = &mut self.collecting.doing else {
+        let Some(Doing::Copy(copying)) = &mut self.collecting.doing else {
             return;
         };
-        let is_set = |chunk: u32| {
-            let byte = merging.merge.chunks.get((chunk / 8) as usize);
-            byte.is_some_and(|byte| byte >> (chunk % 8) & 1 == 1)
+        let Some((mut chunks, from)) = copying.runs.pop() else {
+            if let Some(records) = copying.records.take() {
+                self.journal.want(records, Waiter::Collector);
+            }
+            return;
         };
-        let count = self.shape.chunk_count();
-        let Some(first) = (merging.chunk..count).find(|chunk| is_set(*chunk)) else {
-            return self.record_merge();
+        let limit = chunks.start + BOUNCE_BYTES_MAX / CHUNK_BYTES;
+        if chunks.end > limit {
+            copying.runs.push((limit..chunks.end, from));
+            chunks.end = limit;
+        }
+        copying.current = chunks.clone();
+        let into = copying.into;
+        let (start, len) = place(&chunks);
+        let Some(from) = from else {
+            return self.copy_to(
+                Op::WriteZeroes { deallocate: false },
+                into,
+                &chunks,
+                Segments::new(),
+            );
         };
-        let limit = (first + super::engine::BOUNCE_BYTES_MAX / CHUNK_BYTES).min(count);
-        let end = (first..limit)
-            .find(|chunk| !is_set(*chunk))
-            .unwrap_or(limit);
-        merging.start = first * CHUNK_BYTES;
-        merging.len = (end - first) * CHUNK_BYTES;
-        merging.chunk = end;
-        let (from, start, len) = (merging.merge.from, merging.start, merging.len);
         let Some((buffer, _)) = self.bounce(len) else {
-            return self.end_merge(false);
+            return self.end_copy(false);
         };
         let access = self
             .shape
             .access(Op::Read, from, start, len, false, buffer.into());
-        self.drive.submit(access, Tag::Merge { is_read: true });
+        self.drive.submit(access, Tag::Copy { is_read: true });
     }
 
-    pub(super) fn merge_answered(&mut self, is_read: bool, completion: Completion) {
-        let Completion {
-            result, mut data, ..
-        } = completion;
-        let Some(Doing::Merge(merging)) = &self.collecting.doing else {
-            return;
-        };
-        let (into, start, len) = (merging.merge.into, merging.start, merging.len);
-        match (result, is_read, data.pop()) {
-            (Ok(()), true, Some(buffer)) => self.copy_to(into, (start, len), buffer),
-            (Ok(()), false, _) => self.copy_next(),
-            // It cannot be read, or not be written: the versions stay two.
-            _ => self.end_merge(false),
-        }
-    }
-
-    /// Nobody reads these chunks of it. They are stable before the record says that they are there.
-    fn copy_to(&mut self, into: u32, (start, len): (u32, u32), buffer: IoBuf) {
+    /// Nobody reads these chunks there. They are stable before a record says that they are there.
+    fn copy_to(&mut self, op: Op, into: u32, chunks: &Range<u32>, data: Segments) {
         let fua = self.drive.is_volatile();
-        let access = self
-            .shape
-            .access(Op::Write, into, start, len, fua, buffer.into());
-        self.drive.submit(access, Tag::Merge { is_read: false });
+        let (start, len) = place(chunks);
+        let access = self.shape.access(op, into, start, len, fua, data);
+        self.drive.submit(access, Tag::Copy { is_read: false });
     }
 
-    fn record_merge(&mut self) {
-        let Some(Doing::Merge(merging)) = &mut self.collecting.doing else {
+    pub(super) fn copy_answered(&mut self, is_read: bool, completion: Completion) {
+        let Completion { result, data, .. } = completion;
+        let Some(Doing::Copy(copying)) = &self.collecting.doing else {
             return;
         };
-        let mut bytes = Bytes::default();
-        let records = merging.merge.records();
-        if records.iter().any(|record| bytes.push(record).is_err()) {
-            return self.end_merge(false);
+        let (into, chunks) = (copying.into, copying.current.clone());
+        match (result, is_read) {
+            (Ok(()), true) => self.copy_to(Op::Write, into, &chunks, data),
+            (Ok(()), false) => self.copy_next(),
+            // It cannot be read, or not be written: the versions stay as they are.
+            (Err(_), _) => self.end_copy(false),
         }
-        merging.is_recording = true;
-        self.journal.want(bytes.into_change(), Waiter::Collector);
     }
 
     /// The collector's records are durable and applied, or refused.
     pub(super) fn collected(&mut self, is_durable: bool) {
         match &self.collecting.doing {
-            Some(Doing::Merge(merging)) if merging.is_recording => self.end_merge(is_durable),
+            Some(Doing::Copy(_)) => self.end_copy(is_durable),
             _ => self.collecting.doing = None,
         }
     }
 
-    fn end_merge(&mut self, is_done: bool) {
+    fn end_copy(&mut self, is_done: bool) {
         self.locked = u32::MAX;
-        if let Some(Doing::Merge(merging)) = self.collecting.doing.take() {
-            self.release(merging.work, merging.key);
-        }
-        if !is_done {
+        let Some(Doing::Copy(copying)) = self.collecting.doing.take() else {
+            return;
+        };
+        self.release(copying.work, copying.key);
+        if copying.is_merge && !is_done {
             self.collecting.collector.skip();
         }
+    }
+}
+
+/// Where chunks are in an extent, in bytes, and how many.
+const fn place(chunks: &Range<u32>) -> (u32, u32) {
+    let len = (chunks.end - chunks.start) * CHUNK_BYTES;
+    (chunks.start * CHUNK_BYTES, len)
+}
+
+/// Chunks that are one after another and from the same place, together; the last first.
+fn runs_of(chunks: impl Iterator<Item = (u32, Option<u32>)>) -> Vec<(Range<u32>, Option<u32>)> {
+    let mut runs: Vec<(Range<u32>, Option<u32>)> = Vec::new();
+    for (chunk, from) in chunks {
+        match runs.last_mut() {
+            Some((run, same)) if run.end == chunk && *same == from => run.end += 1,
+            _ => runs.push((chunk..chunk + 1, from)),
+        }
+    }
+    runs.reverse();
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_of_one_place_and_without_gaps() {
+        let chunks = [
+            (1, None),
+            (2, None),
+            (3, Some(7)),
+            (4, Some(7)),
+            (6, Some(7)),
+        ];
+        let runs = runs_of(chunks.into_iter());
+        assert_eq!(runs, [(6..7, Some(7)), (3..5, Some(7)), (1..3, None)]);
     }
 }

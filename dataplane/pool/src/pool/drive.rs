@@ -19,8 +19,8 @@ pub(super) enum Tag {
     Group,
     /// A step of writing a checkpoint.
     Checkpoint,
-    /// A step of merging two versions.
-    Merge { is_read: bool },
+    /// The collector reads or writes chunks.
+    Copy { is_read: bool },
     /// Zeroes for free extents.
     Clean { physical: u32, count: u32 },
 }

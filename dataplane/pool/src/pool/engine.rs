@@ -261,7 +261,7 @@ impl<D: Device> Engine<D> {
             Tag::Piece { piece, .. } => self.piece_answered(piece, completion),
             Tag::Group => self.group_answered(completion),
             Tag::Checkpoint => self.checkpoint_answered(completion),
-            Tag::Merge { is_read } => self.merge_answered(is_read, completion),
+            Tag::Copy { is_read } => self.copy_answered(is_read, completion),
             Tag::Clean { physical, count } => self.cleaned(physical, count, completion.result),
         }
     }
@@ -301,9 +301,16 @@ impl<D: Device> Engine<D> {
             .find(|mark| u64::from(*mark) <= percent);
         let reached = reached.unwrap_or(0);
         if reached > self.used_told {
-            self.events.push_back(PoolEvent::Used(reached));
+            self.tell_event(PoolEvent::Used(reached));
         }
         self.used_told = reached;
+    }
+
+    /// Tells an event, once until it was fetched.
+    pub(super) fn tell_event(&mut self, event: PoolEvent) {
+        if !self.events.contains(&event) {
+            self.events.push_back(event);
+        }
     }
 
     fn handle_event(&mut self, event: DeviceEvent) {
@@ -313,7 +320,7 @@ impl<D: Device> Engine<D> {
                 for port in self.ports.iter_mut() {
                     port.vanish();
                 }
-                self.events.push_back(PoolEvent::Vanished);
+                self.tell_event(PoolEvent::Vanished);
             }
             DeviceEvent::MediaWarning => {
                 for port in self.ports.iter_mut() {

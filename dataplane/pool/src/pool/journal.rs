@@ -243,7 +243,7 @@ impl<D: Device> Engine<D> {
             self.journal.has_failed = true;
             tracing::error!(%error, pool = %self.superblock.uuid,
                 "the journal could not be written: only what needs no change of the map goes on, until the pool is opened again");
-            self.events.push_back(PoolEvent::JournalFailed(error));
+            self.tell_event(PoolEvent::JournalFailed(error));
         }
     }
 
@@ -260,8 +260,7 @@ impl<D: Device> Engine<D> {
                 // A fault of this program. What is on the drive is to be looked at before anything else is written.
                 tracing::error!(damage, pool = %self.superblock.uuid, "a record contradicts the map");
                 self.journal.has_failed = true;
-                self.events
-                    .push_back(PoolEvent::JournalFailed(IoError::Internal));
+                self.tell_event(PoolEvent::JournalFailed(IoError::Internal));
                 for port in self.ports.iter_mut() {
                     port.vanish();
                 }
@@ -351,9 +350,11 @@ impl<D: Device> Engine<D> {
         };
         let active = work.active.iter().map(|(piece, _)| *piece);
         let ended: Vec<u32> = active.filter(is_recording).collect();
+        let key = work.key;
         for piece in ended {
             self.end_piece(piece, result);
         }
+        self.watch_depth(key);
     }
 
     /// Puts a change into the group.

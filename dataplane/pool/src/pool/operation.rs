@@ -211,6 +211,10 @@ impl<D: Device> Engine<D> {
             Job::Create(_) | Job::Snapshot { .. } | Job::SetAttribute { .. } => {}
         }
         self.thaw_after(&job);
+        if let Job::Delete { volume } = &job {
+            // Whoever waited finds no volume, and nobody is going to wait again.
+            self.barriers.remove(volume);
+        }
         if job.frozen().is_some() {
             // Writes that began before go on in place; only after them does a snapshot stay as it is.
             self.operations.graced.push((id, outcome));

@@ -54,7 +54,11 @@ impl Port {
         Ok(range)
     }
 
-    pub(super) fn complete(&mut self, completion: Completion) {
+    pub(super) fn complete(&mut self, mut completion: Completion) {
+        if self.is_gone {
+            // It may have been looked up where there is nothing any more.
+            completion.result = Err(IoError::Vanished);
+        }
         self.done.push_back(completion);
     }
 

@@ -3,6 +3,7 @@
 use bowline_block::{Device, DeviceEvent, ErrorRates, FaultPlan, IoError, Op, Segments};
 
 use super::world::{EXTENT, World, io, options, plan, spec};
+use crate::map::Reader;
 use crate::{OpenError, Pool, PoolError, PoolEvent, VolumeSpec};
 
 const ZEROES: Op = Op::WriteZeroes { deallocate: true };
@@ -302,4 +303,43 @@ fn second_request_to_an_extent_being_mapped_does_not_wait_for_the_first() {
         world.read(&mut volume, 0, 32),
         [[9; 24].as_slice(), &[0; 8]].concat()
     );
+}
+
+#[test]
+fn volume_written_between_many_snapshots_is_found_in_a_few_places() {
+    let mut world = world();
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[100; 24]).unwrap();
+    let mut expected = [[100; 24].as_slice(), &[0; 8]].concat();
+    for round in 0..20 {
+        world.snapshot(number);
+        let lba = 8 * (round % 3);
+        world.write(&mut volume, lba, &[round; 2]).unwrap();
+        expected[usize::try_from(lba).unwrap()..][..2].fill(round);
+        world.settle();
+        let engine = world.pool.engine.borrow();
+        let slot = engine.state.slot(number).unwrap();
+        assert!(engine.state.depth(Reader::Head(slot), 0) <= 8);
+        drop(engine);
+        assert_eq!(world.read(&mut volume, 0, 32), expected);
+    }
+    let mut old = world.pool.open_snapshot(number, 3).unwrap();
+    let read = world.read(&mut old, 0, 32);
+    assert_eq!((read[0], read[8], read[16], read[24]), (0, 1, 100, 0));
+    assert_eq!(world.pool.check(), Vec::<String>::new());
+}
+
+#[test]
+fn requests_that_wait_for_a_reserve_end_when_the_pool_is_closed() {
+    let mut world = world();
+    let number = world.create(spec(1 << 20));
+    let world = world.reopen();
+    let mut volume = world.pool.open_volume(number).unwrap();
+    let data = world.payload(&[5; 4]);
+    volume.try_submit(io(Op::Write, 0, 4, data)).unwrap();
+    drop(volume);
+    let mut world = world.reopen();
+    let mut volume = world.pool.open_volume(number).unwrap();
+    assert_eq!(world.read(&mut volume, 0, 5), [5, 5, 5, 5, 0]);
 }

@@ -2,6 +2,7 @@
 
 use super::journal::Ring;
 use super::pages::SlotMap;
+use crate::map::{EXTENTS_MAX, Limits};
 
 /// The unit of presence and of checksums.
 pub const CHUNK_BYTES: u32 = 4096;
@@ -24,18 +25,14 @@ pub const JOURNAL_BYTES_MIN: u64 = 64 << 10;
 /// Largest journal.
 pub const JOURNAL_BYTES_MAX: u64 = 1 << 30;
 
-/// What the checkpoint has room for, for each extent, besides a bitmap: its version, that it is
-/// active, and some holes.
-const CHECKPOINT_BYTES_PER_EXTENT: u64 = 96;
-
-/// What the checkpoint has room for, for each volume or snapshot, besides attributes.
-const CHECKPOINT_BYTES_PER_OBJECT: u64 = 512;
-
 /// More that the checkpoint has room for: what does not fill its frames at the end.
 const CHECKPOINT_BYTES_SPARE: u64 = 128 << 10;
 
-/// Smallest checkpoint area that is believed.
+/// Smallest checkpoint area that is believed. A program that counts in another way still reads it.
 const CHECKPOINT_BYTES_MIN: u64 = 64 << 10;
+
+/// More attributes than any drive has room for.
+const ATTRIBUTE_BYTES_MAX: u64 = 1 << 50;
 
 /// What may be chosen when a pool is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +78,7 @@ impl Area {
 }
 
 /// Where things are on the drive. Made by [`Layout::plan`], or checked by [`Layout::check`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// Bytes of the drive that the pool uses.
     pub bytes: u64,
@@ -99,6 +96,10 @@ pub struct Layout {
     pub checksums: Area,
     /// The extents.
     pub data: Area,
+    /// The largest number of volumes and snapshots together.
+    pub objects_max: u32,
+    /// The largest sum of the records of all attributes.
+    pub attribute_bytes_max: u64,
 }
 
 /// Why there is no such pool.
@@ -148,7 +149,25 @@ impl Layout {
             return Err(LayoutError::Journal(journal));
         }
         let journal = journal / ALIGN_BYTES * ALIGN_BYTES;
-        let with = |extents| Self::with_extents(extents, bytes, block_bytes, journal, options);
+        // At most 65,536 unless told otherwise.
+        let by_size = u32::try_from((bytes >> 20).clamp(1 << 10, 1 << 16)).unwrap_or(1 << 16);
+        let objects_max = options.objects_max.unwrap_or(by_size);
+        let room_for = Self {
+            bytes,
+            block_bytes,
+            extent_bytes,
+            objects_max,
+            attribute_bytes_max: options
+                .attribute_bytes_max
+                .unwrap_or(u64::from(objects_max) * 256 + (64 << 10))
+                .min(ATTRIBUTE_BYTES_MAX),
+            journal: Area {
+                offset: 0,
+                bytes: journal,
+            },
+            ..Self::default()
+        };
+        let with = |extents| room_for.with_extents(extents);
         let ends_at = |extents| with(extents).data.end().unwrap_or(u64::MAX);
         if ends_at(1) > bytes {
             return Err(LayoutError::TooSmall {
@@ -158,7 +177,10 @@ impl Layout {
         }
         // The most that fit: what comes before the data only grows with their number.
         let at_most = bytes / u64::from(extent_bytes);
-        let (mut fits, mut too_many) = (1, u32::try_from(at_most).unwrap_or(u32::MAX - 1));
+        let (mut fits, mut too_many) = (
+            1,
+            u32::try_from(at_most).map_or(EXTENTS_MAX, |most| most.min(EXTENTS_MAX)),
+        );
         while too_many - fits > 1 {
             let middle = fits + (too_many - fits) / 2;
             if ends_at(middle) <= bytes {
@@ -170,17 +192,12 @@ impl Layout {
         Ok(with(fits))
     }
 
-    /// Areas one after another. Cannot overflow: 2^32 extents of 16 MiB are 2^56 bytes.
-    fn with_extents(
-        extents: u32,
-        bytes: u64,
-        block_bytes: u32,
-        journal: u64,
-        options: &LayoutOptions,
-    ) -> Self {
-        let extent_bytes = options.extent_bytes;
+    /// The same with so many extents, and areas one after another. Cannot overflow: 2^32 extents of
+    /// 16 MiB are 2^56 bytes, and no drive has an area of saturated size.
+    fn with_extents(self, extents: u32) -> Self {
+        let extent_bytes = self.extent_bytes;
         let pages = SlotMap::new(extent_bytes, extents).pages();
-        let checkpoint = checkpoint_bytes(extents, bytes, journal, options);
+        let checkpoint = Self { extents, ..self }.checkpoint_bytes();
         let mut end = SUPERBLOCK_OFFSETS[1] + ALIGN_BYTES;
         let mut area = |bytes: u64, align: u64| {
             let offset = end.next_multiple_of(align);
@@ -188,17 +205,15 @@ impl Layout {
             Area { offset, bytes }
         };
         Self {
-            bytes,
-            block_bytes,
-            extent_bytes,
             extents,
-            journal: area(journal, ALIGN_BYTES),
+            journal: area(self.journal.bytes, ALIGN_BYTES),
             checkpoints: [area(checkpoint, ALIGN_BYTES), area(checkpoint, ALIGN_BYTES)],
             checksums: area(pages * ALIGN_BYTES, ALIGN_BYTES),
             data: area(
                 u64::from(extents) * u64::from(extent_bytes),
                 data_align(extent_bytes),
             ),
+            ..self
         }
     }
 
@@ -210,19 +225,21 @@ impl Layout {
         if !is_extent(self.extent_bytes) {
             return Err("size of an extent");
         }
-        if self.extents == 0 || self.extents == u32::MAX {
+        if self.extents == 0 || self.extents > EXTENTS_MAX {
             return Err("number of extents");
         }
         let journal = JOURNAL_BYTES_MIN..=JOURNAL_BYTES_MAX;
-        let checkpoint_bytes = self.checkpoints[0].bytes;
         let pages = SlotMap::new(self.extent_bytes, self.extents).pages();
         let data = u64::from(self.extents) * u64::from(self.extent_bytes);
         if !journal.contains(&self.journal.bytes) {
             return Err("size of the journal");
         }
-        if checkpoint_bytes < CHECKPOINT_BYTES_MIN || self.checkpoints[1].bytes != checkpoint_bytes
-        {
+        let [first, second] = self.checkpoints;
+        if first.bytes < CHECKPOINT_BYTES_MIN || second.bytes != first.bytes {
             return Err("size of the checkpoints");
+        }
+        if self.attribute_bytes_max > ATTRIBUTE_BYTES_MAX {
+            return Err("size of the attributes");
         }
         if self.checksums.bytes < pages * ALIGN_BYTES {
             return Err("size of the checksums");
@@ -235,7 +252,6 @@ impl Layout {
         {
             return Err("data area");
         }
-        let [first, second] = self.checkpoints;
         let mut begin = SUPERBLOCK_OFFSETS[1] + ALIGN_BYTES;
         for area in [self.journal, first, second, self.checksums, self.data] {
             let is_aligned =
@@ -279,13 +295,32 @@ impl Layout {
             .then(|| self.data.offset + u64::from(physical) * u64::from(self.extent_bytes))
     }
 
-    /// Bytes of records that a state may have so that its checkpoint fits in any case, even if it
-    /// is written while the pool goes on working. Attributes count twice, since a long one may
-    /// leave half a frame empty; no other record is longer than 4,200 bytes.
+    /// How much there may be in the pool, so that a checkpoint of it fits into its area.
     #[must_use]
-    pub const fn state_bytes_max(&self) -> u64 {
-        let meanwhile = 2 * self.journal.bytes + CHECKPOINT_BYTES_SPARE;
-        self.checkpoints[0].bytes.saturating_sub(meanwhile) / 9 * 8
+    pub const fn limits(&self) -> Limits {
+        Limits {
+            extents: self.extents,
+            extent_bytes: self.extent_bytes,
+            chunk_bytes: CHUNK_BYTES,
+            objects_max: self.objects_max,
+            attribute_bytes_max: self.attribute_bytes_max,
+        }
+    }
+
+    /// Size of a checkpoint area: the worst state, in which attributes count twice, since a long
+    /// one may leave half a frame empty; what happens to it while it is written (each record in
+    /// the journal may make the checkpoint longer by twice its own length, since it may part a run
+    /// of extents); and an eighth for frames that are not filled: no other record is longer than
+    /// 4,200 bytes.
+    fn checkpoint_bytes(&self) -> u64 {
+        let state = self
+            .limits()
+            .checkpoint_bytes_max()
+            .saturating_add(self.attribute_bytes_max);
+        (state.div_ceil(8).saturating_mul(9))
+            .saturating_add(2 * self.journal.bytes + CHECKPOINT_BYTES_SPARE)
+            .checked_next_multiple_of(ALIGN_BYTES)
+            .unwrap_or(u64::MAX / ALIGN_BYTES * ALIGN_BYTES)
     }
 }
 
@@ -305,31 +340,6 @@ fn data_align(extent_bytes: u32) -> u64 {
 const fn bitmap_bytes(extent_bytes: u32) -> usize {
     // At most 512: the cast cannot truncate.
     (extent_bytes / CHUNK_BYTES).div_ceil(8) as usize
-}
-
-/// Size of a checkpoint area: the worst state, what happens to it while it is written (each
-/// record in the journal may make the checkpoint longer by twice its own length, since it may
-/// part a run of extents), and an eighth for frames that are not filled.
-fn checkpoint_bytes(extents: u32, bytes: u64, journal: u64, options: &LayoutOptions) -> u64 {
-    let objects = options
-        .objects_max
-        .map_or((bytes >> 20).clamp(1 << 10, 1 << 16), u64::from);
-    let attributes = options
-        .attribute_bytes_max
-        .unwrap_or(objects * 256 + (64 << 10));
-    // At most 512.
-    let bitmap = u64::from(
-        (options.extent_bytes / CHUNK_BYTES)
-            .div_ceil(8)
-            .next_multiple_of(4),
-    );
-    let state = (u64::from(extents) * (CHECKPOINT_BYTES_PER_EXTENT + bitmap))
-        .saturating_add(objects * CHECKPOINT_BYTES_PER_OBJECT)
-        .saturating_add(attributes.saturating_mul(2));
-    (state.div_ceil(8).saturating_mul(9))
-        .saturating_add(2 * journal + CHECKPOINT_BYTES_SPARE)
-        .checked_next_multiple_of(ALIGN_BYTES)
-        .unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

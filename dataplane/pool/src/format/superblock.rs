@@ -211,7 +211,12 @@ impl Superblock {
         put.u64(self.strict_from);
         put.u64(self.closed_at.unwrap_or(0));
         put.u64(self.made);
-        put.bytes(label_bytes(&self.label));
+        let label = label_bytes(&self.label);
+        put.bytes(label);
+        put.bytes(&[0; LABEL_BYTES_MAX][label.len()..]);
+        put.u32(self.layout.objects_max);
+        put.u32(0);
+        put.u64(self.layout.attribute_bytes_max);
         let crc = crc_fast::crc32_iscsi(&out[CRC_FROM..SECTOR_BYTES]);
         let mut put = Put::new(&mut out);
         put.bytes(MAGIC);
@@ -262,7 +267,7 @@ impl Superblock {
         let uuid = fields.uuid()?;
         let (compatible, read_only_compatible) = (fields.u64()?, fields.u64()?);
         let (incompatible, generation) = (fields.u64()?, fields.u64()?);
-        let (layout, chunk_bytes) = read_layout(fields)?;
+        let (mut layout, chunk_bytes) = read_layout(fields)?;
         let (number, area, frames) = (fields.u64()?, fields.u32()?, fields.u32()?);
         let checkpoint = match (number, area, frames) {
             (0, 0, 0) => None,
@@ -285,6 +290,11 @@ impl Superblock {
             return Some(Err("label"));
         };
         let label = label.to_owned();
+        layout.objects_max = fields.u32()?;
+        if fields.u32()? != 0 {
+            return Some(Err("spare field"));
+        }
+        layout.attribute_bytes_max = fields.u64()?;
         let superblock = Self {
             sequence,
             uuid,
@@ -463,6 +473,7 @@ fn read_layout(fields: &mut Fields<'_>) -> Option<(Layout, u32)> {
         checkpoints,
         checksums,
         data,
+        ..Layout::default()
     };
     Some((layout, chunk_bytes))
 }

@@ -21,13 +21,10 @@ use crate::format::journal::{Damage as JournalDamage, GroupWriter, JournalReader
 use crate::format::layout::{Layout, LayoutError, LayoutOptions, SUPERBLOCK_OFFSETS};
 use crate::format::record::Record;
 use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
-use crate::map::{Damage, Limits, State, Tolerance};
+use crate::map::{Damage, State, Tolerance};
 
 /// Largest piece of one request that zeroes or discards a part of the drive, in bytes.
 const ERASE_BYTES: u64 = 1 << 30;
-
-/// What a checkpoint has for each volume or snapshot: the longest record, rounded up.
-const OBJECT_BYTES: u64 = 512;
 
 /// What a new pool is to be.
 #[derive(Clone, Debug)]
@@ -194,21 +191,6 @@ impl<'a, D: Device> Waiting<'a, D> {
     }
 }
 
-/// What a pool of this layout has room for. It follows from the layout alone, so it is the same whenever the pool is opened.
-pub(super) fn limits(layout: &Layout) -> Limits {
-    let bitmap = u64::try_from(layout.bitmap_bytes().next_multiple_of(4)).unwrap_or(0);
-    let extents = u64::from(layout.extents) * (96 + bitmap);
-    let rest = layout.state_bytes_max().saturating_sub(extents);
-    Limits {
-        extents: layout.extents,
-        extent_bytes: layout.extent_bytes,
-        chunk_bytes: super::shape::CHUNK_BYTES,
-        // Half of what the extents leave for volumes and snapshots, and half for attributes, which count twice.
-        objects_max: u32::try_from(rest / 2 / OBJECT_BYTES).unwrap_or(u32::MAX),
-        attribute_bytes_max: rest / 4,
-    }
-}
-
 impl<D: Device> Pool<D> {
     /// Makes an empty pool on a drive. What the drive held is lost.
     ///
@@ -299,7 +281,7 @@ impl<D: Device> Pool<D> {
         let mut superblock = chosen.superblock;
         superblock.check_drive(geometry.bytes(), geometry.block_bytes)?;
         superblock.check_writable()?;
-        let mut state = State::new(limits(&superblock.layout));
+        let mut state = State::new(superblock.layout.limits());
         checkpoint::replay(&mut drive, &superblock, &mut state)?;
         let next = replay_journal(&mut drive, &superblock, &mut state)?;
         state.recovered()?;

@@ -75,12 +75,11 @@ proptest! {
         prop_assert_eq!(layout.check(), Ok(()));
         // Nothing is left that one more extent would fit into, but for what it needs elsewhere.
         let left = bytes - layout.data.end().unwrap();
-        prop_assert!(layout.extents > u32::MAX - 3 || left < (3 << extent) + (64 << 10), "{}", left);
+        prop_assert!(layout.extents > EXTENTS_MAX - 3 || left < (3 << extent) + (64 << 10), "{}", left);
         // The worst state is what the checkpoint has room for.
-        let bitmap = u64::try_from(layout.bitmap_bytes().next_multiple_of(4)).unwrap();
-        let worst = u64::from(layout.extents) * (96 + bitmap)
-            + u64::from(objects.unwrap_or(1024)) * 512;
-        prop_assert!(layout.state_bytes_max() >= worst);
+        let limits = layout.limits();
+        prop_assert!(layout.checkpoints[0].bytes / 9 * 8 >= limits.checkpoint_bytes_max());
+        prop_assert_eq!(limits.objects_max, objects.unwrap_or(limits.objects_max));
     }
 
     #[test]

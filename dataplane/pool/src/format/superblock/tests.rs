@@ -47,7 +47,13 @@ fn fields_are_where_the_document_says() {
     assert_eq!((number(192), number(200), number(208)), (128, 136, 144));
     assert_eq!(number(216), 1_795_000_000);
     assert_eq!(copy[224..230], *b"tiny\0\0");
-    assert!(copy[230..].iter().all(|&byte| byte == 0));
+    assert_eq!((number(288), number(296)), (8, 4096));
+    assert!(
+        copy[230..288]
+            .iter()
+            .chain(&copy[304..])
+            .all(|&byte| byte == 0)
+    );
     assert_eq!(Superblock::decode(&copy), Ok(superblock));
 }
 
@@ -162,7 +168,7 @@ fn unknown_features_that_allow_it_are_read_or_ignored() {
         ..superblock()
     };
     let mut copy = ignoring.encode();
-    copy[300] = 7;
+    copy[310] = 7;
     let copy = sealed(copy);
     assert_eq!(
         Superblock::choose(&copy, &copy)

@@ -5,6 +5,8 @@
 pub mod format;
 /// The state of a pool in memory.
 pub mod map;
+/// Looking at a pool that is not in use.
+pub mod offline;
 mod pool;
 
 pub use pool::{

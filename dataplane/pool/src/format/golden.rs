@@ -14,7 +14,7 @@ use super::record::{Checksums, Durability, NONE, Numbers, Record, SnapshotRecord
 use super::superblock::{CheckpointPlace, Superblock};
 
 /// Each image by its name, with the drive's block and whether the pool was closed in order.
-const IMAGES: [(&str, u32, bool, &str); 2] = [
+pub(crate) const IMAGES: [(&str, u32, bool, &str); 2] = [
     (
         "v1-512",
         512,

@@ -70,6 +70,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-block",
             "bowline-nvme",
             "bowline-nvmf",
+            "bowline-pool",
             "bowline-reactor",
             "bowline-server",
             "bowline-tcp",

@@ -6,6 +6,7 @@ mod dev;
 mod error;
 mod log;
 mod manage;
+mod pool;
 mod size;
 
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ use crate::manage::{
     AnaCommand, ConnectionCommand, ControllerCommand, HostCommand, NamespaceCommand,
     ReferralCommand, ReservationCommand, StatisticsCommand, SubsystemCommand,
 };
+use crate::pool::PoolCommand;
 
 /// Version of the executable.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -51,6 +53,7 @@ enum Command {
     Controller(ControllerCommand),
     Connection(ConnectionCommand),
     Statistics(StatisticsCommand),
+    Pool(PoolCommand),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +85,7 @@ fn run(command: Command, matches: &ArgMatches) -> Result<(), CliError> {
         Command::Host(command) => manage::block_on(command.run()),
         Command::Referral(command) => manage::block_on(command.run()),
         Command::Controller(command) => manage::block_on(command.run()),
+        Command::Pool(command) => command.run(),
         Command::Statistics(command) => manage::block_on(command.run()),
         Command::Connection(command) => manage::block_on(command.run()),
     }

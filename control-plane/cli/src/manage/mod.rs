@@ -25,6 +25,7 @@ pub(crate) use connection::ConnectionCommand;
 pub(crate) use controller::ControllerCommand;
 pub(crate) use host::HostCommand;
 pub(crate) use namespace::NamespaceCommand;
+pub(crate) use output::say;
 pub(crate) use referral::ReferralCommand;
 pub(crate) use reservation::ReservationCommand;
 pub(crate) use statistics::StatisticsCommand;

@@ -8,6 +8,7 @@ mod host;
 mod hosts;
 mod management;
 mod paths;
+mod pool;
 mod scale;
 #[cfg(any(feature = "spdk", feature = "spdk-double"))]
 mod spdk;

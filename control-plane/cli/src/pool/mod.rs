@@ -1,0 +1,145 @@
+//! `bowline pool`: look at a pool that nothing uses, and repair it.
+
+mod device;
+mod report;
+
+use std::path::{Path, PathBuf};
+
+use bowline_pool::offline::{
+    Depth, InspectError, Inspection, MendError, Mended, Severity, Source, inspect, mend,
+};
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::error::CliError;
+use crate::manage::say;
+use device::{Access, Device};
+use report::Report;
+
+/// Look at a pool that no data plane uses, and repair it.
+#[derive(Debug, Args)]
+pub(crate) struct PoolCommand {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show what a pool says about itself and which volumes it has. Changes nothing.
+    Inspect(Flags),
+    /// Look for everything that can be wrong with a pool, and explain it. Changes nothing.
+    ///
+    /// Volumes' data is not read: that is what scrubbing is for. Ends with exit code 1 if anything
+    /// is damaged or lost.
+    Check(Flags),
+    /// Put right what can be without losing anything: a damaged superblock.
+    Repair {
+        /// The drive, or a copy of one in a file.
+        device: PathBuf,
+        /// Do it. Without this it is only said what would be done.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Flags {
+    /// The drive, or a copy of one in a file.
+    device: PathBuf,
+    /// How the result is printed; JSON is stable.
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Text)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+impl PoolCommand {
+    pub(crate) fn run(self) -> Result<(), CliError> {
+        match self.verb {
+            Verb::Inspect(flags) => {
+                let (mut device, is_in_use) = Device::open_in_use(&flags.device)?;
+                let inspection = look(&flags.device, &mut device, Depth::Opening)?;
+                print(&flags, &inspection, is_in_use)
+            }
+            Verb::Check(flags) => {
+                let mut device = Device::open(&flags.device, Access::Read)?;
+                let inspection = look(&flags.device, &mut device, Depth::Everything)?;
+                print(&flags, &inspection, false)?;
+                verdict(&flags.device, &inspection)
+            }
+            Verb::Repair { device, yes } => repair(&device, yes),
+        }
+    }
+}
+
+fn look(path: &Path, source: &mut dyn Source, depth: Depth) -> Result<Inspection, CliError> {
+    inspect(source, depth).map_err(|error| not_looked_at(path, &error))
+}
+
+fn not_looked_at(path: &Path, error: &InspectError) -> CliError {
+    let failed = CliError::failed(format!("{} not opened as a pool", path.display())).cause(error);
+    match error {
+        InspectError::Read { .. } => failed.hint("look for errors of the drive in the kernel log"),
+        InspectError::Superblock(error) => failed.hint(error.hint()),
+    }
+}
+
+fn print(flags: &Flags, inspection: &Inspection, is_in_use: bool) -> Result<(), CliError> {
+    let report = Report::of(inspection, is_in_use);
+    match flags.output {
+        Format::Text => say(report.to_string().trim_end()),
+        Format::Json => match serde_json::to_string_pretty(&report) {
+            Ok(json) => say(&json),
+            Err(error) => Err(CliError::failed("the result cannot be printed").cause(error)),
+        },
+    }
+}
+
+fn verdict(path: &Path, inspection: &Inspection) -> Result<(), CliError> {
+    let failed = |what: &str| CliError::failed(format!("the pool on {} {what}", path.display()));
+    match inspection.worst() {
+        None | Some(Severity::Notice) => Ok(()),
+        Some(Severity::Loss) => Err(failed("has lost checksums").hint(
+            "volumes can be used; what is not verified any more is known again once it is written",
+        )),
+        Some(Severity::Damage) => Err(failed("is damaged").hint(
+            "copy the drive before anything else is tried with it; restore the volumes from \
+             replicas or backups",
+        )),
+    }
+}
+
+fn repair(path: &Path, yes: bool) -> Result<(), CliError> {
+    if !yes {
+        let mut device = Device::open(path, Access::Read)?;
+        let inspection = look(path, &mut device, Depth::Opening)?;
+        verdict(path, &inspection)?;
+        return match inspection.to_mend {
+            None => say("nothing to repair"),
+            Some(copy) => say(&format!(
+                "superblock {copy} would be written again; say --yes"
+            )),
+        };
+    }
+    let mut device = Device::open(path, Access::Write)?;
+    match mend(&mut device) {
+        Ok(Mended::Nothing) => say("nothing to repair"),
+        Ok(Mended::Superblock(copy)) => say(&format!("superblock {copy} written again")),
+        Err(MendError::Inspect(error)) => Err(not_looked_at(path, &error)),
+        Err(error) => {
+            let failed = CliError::failed(format!("{} not repaired", path.display())).cause(&error);
+            Err(match error {
+                MendError::Foreign(error) => failed.hint(error.hint()),
+                MendError::Write { .. } => {
+                    failed.hint("look for errors of the drive in the kernel log")
+                }
+                _ => failed.hint("see everything that is wrong with `bowline pool check`"),
+            })
+        }
+    }
+}

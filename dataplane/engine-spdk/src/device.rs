@@ -39,7 +39,7 @@ pub struct SpdkDevice {
     open: Option<Open>,
     name: String,
     /// Where it is a drive's.
-    drive: Option<Drive>,
+    drive: Option<Arc<Drive>>,
     /// Where the drive is put when it is back, while it is gone.
     place: Option<Arc<Place>>,
     unflushed: Unflushed,

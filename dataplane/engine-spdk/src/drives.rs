@@ -29,7 +29,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const PATIENCE_MAX: u32 = 6;
 
 /// The drive under a device.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Drive {
     pub(crate) address: String,
     pub(crate) identity: NvmeIdentity,
@@ -262,7 +262,7 @@ impl Slot {
 impl Lost {
     /// The same drive, as hosts know it: otherwise what is different.
     fn check(&self, found: SpdkBacking) -> Result<SpdkBacking, String> {
-        let Some(Drive { identity, .. }) = &found.drive else {
+        let Some(Drive { identity, .. }) = found.drive.as_deref() else {
             return Err("it does not say what it is".to_owned());
         };
         if *identity != self.identity {

@@ -4,7 +4,8 @@
 //! [`Spdk`] is the library in this process. Its own work (drives coming and going, their admin
 //! queues) runs on an OS thread of its own, which sleeps in between. A [`SpdkDevice`] belongs to one
 //! reactor: that reactor's thread is a thread of the library too, and polling the device polls it.
-//! Sockets and drive are one loop, and nothing is handed from one thread to another.
+//! Sockets and drive are one loop, and nothing is handed from one thread to another. One more OS thread
+//! looks for drives that were pulled out, and sleeps while there are none.
 //!
 //! Buffers have to lie in memory that the drive reaches: [`Spdk::memory`] is where the reactor's
 //! pools get theirs.

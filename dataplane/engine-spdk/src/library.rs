@@ -56,7 +56,7 @@ pub struct SpdkBacking {
     pub(crate) abilities: Abilities,
     pub(crate) compare_blocks: u32,
     /// For devices of drives that were attached here.
-    pub(crate) drive: Option<Drive>,
+    pub(crate) drive: Option<Arc<Drive>>,
 }
 
 impl SpdkBacking {
@@ -225,7 +225,7 @@ impl Spdk {
     }
 
     /// The drive that a device is made of, if it was attached here.
-    fn drive_of(&self, name: &str) -> Result<Option<Drive>, SpdkError> {
+    fn drive_of(&self, name: &str) -> Result<Option<Arc<Drive>>, SpdkError> {
         let drives = self.drives();
         let mut attached = drives.attached.iter();
         let own = attached.find(|(_, controller)| controller.namespace(name).is_some());
@@ -238,10 +238,12 @@ impl Spdk {
         let identity = identity
             .and_then(|identity| identity)
             .map_err(|error| failed(&error, LOG_HINT))?;
-        Ok(identity.map(|identity| Drive {
-            address,
-            identity,
-            lost,
+        Ok(identity.map(|identity| {
+            Arc::new(Drive {
+                address,
+                identity,
+                lost,
+            })
         }))
     }
 

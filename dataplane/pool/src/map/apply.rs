@@ -126,14 +126,11 @@ impl State {
         if let Some(last) = volume.snapshots.last() {
             check_snapshot_number(volume, last.number)?;
         }
-        let end = logical_end(&self.limits, volume);
+        self.check_end(volume, volume.bytes, volume.is_deleted)?;
         let mut has_chains = false;
         let mut next = volume.tree.next(0);
         while let Some(logical) = next {
             let newest = volume.tree.newest(logical);
-            if logical >= end {
-                return Err(beyond(volume.number, logical, 1));
-            }
             check_born(volume, logical, self.chains.versions.born(newest))?;
             has_chains |= !self.chains.versions.older(newest).is_none() || newest.is_hole();
             next = volume.tree.next(logical + 1);
@@ -203,17 +200,14 @@ impl State {
         record: &VolumeRecord<'_>,
         tolerance: Tolerance,
     ) -> Result<(), Damage> {
+        if tolerance == Strict
+            && let Some(volume) = self.volumes.at(index)
+        {
+            self.check_change(volume, record)?;
+        }
         let Some(volume) = self.volumes.at_mut(index) else {
             return Ok(());
         };
-        let (was, is) = (volume.snapshots_taken, record.snapshots_taken);
-        if tolerance == Strict && is < was {
-            return Err(Damage::SnapshotsTaken {
-                volume: record.volume,
-                was,
-                is,
-            });
-        }
         let promised = promise(&self.limits, volume);
         let base = volume.base;
         if record.is_deleted && !volume.is_deleted {
@@ -271,11 +265,11 @@ impl State {
             return Ok(());
         };
         let place = volume.snapshot_place(record.number);
-        if tolerance == Strict {
+        if tolerance == Strict || record.number == 0 {
             check_snapshot_number(volume, record.number)?;
-            if place.is_err() {
-                self.check_objects()?;
-            }
+        }
+        if tolerance == Strict && place.is_err() {
+            self.check_objects()?;
         }
         let Some(volume) = self.volumes.at_mut(index) else {
             return Ok(());
@@ -397,6 +391,7 @@ impl State {
             .filter(|logical| *logical < end)
         {
             self.unlink((index, logical), born);
+            self.check_beyond((index, logical), tolerance)?;
             from = logical + 1;
         }
         Ok(())
@@ -514,7 +509,7 @@ impl State {
         }
         self.chains.set_bitmap(link, bitmap);
         self.touch(link);
-        Ok(())
+        self.check_beyond(key, tolerance)
     }
 
     fn place_hole(&mut self, key: Key, born: u32, tolerance: Tolerance) -> Result<(), Damage> {
@@ -647,6 +642,62 @@ impl State {
             volume,
             logical,
         }
+    }
+
+    /// What a volume may not become.
+    fn check_change(&self, volume: &Volume, record: &VolumeRecord<'_>) -> Result<(), Damage> {
+        let number = volume.number;
+        let (was, is) = (volume.snapshots_taken, record.snapshots_taken);
+        if is < was {
+            return Err(Damage::SnapshotsTaken {
+                volume: number,
+                was,
+                is,
+            });
+        }
+        if let Some((base, snapshot)) = record.base
+            && record.base != volume.base
+        {
+            return Err(Damage::Base {
+                volume: number,
+                base,
+                snapshot,
+            });
+        }
+        self.check_end(volume, record.bytes, record.is_deleted)
+    }
+
+    /// Beyond the end of a volume its newest versions are holes, so that growing again shows
+    /// zeroes.
+    fn check_end(&self, volume: &Volume, bytes: u64, is_deleted: bool) -> Result<(), Damage> {
+        if is_deleted {
+            return Ok(());
+        }
+        let end = self.limits.logical_extents(bytes).unwrap_or(LOGICAL_MAX);
+        let mut next = volume.tree.next(end);
+        while let Some(logical) = next {
+            if !volume.tree.newest(logical).is_hole() {
+                return Err(beyond(volume.number, logical, 1));
+            }
+            next = volume.tree.next(logical + 1);
+        }
+        Ok(())
+    }
+
+    /// The same for one extent that changed.
+    fn check_beyond(&self, (index, logical): Key, tolerance: Tolerance) -> Result<(), Damage> {
+        let Some(volume) = self.volumes.at(index) else {
+            return Ok(());
+        };
+        let end = self
+            .limits
+            .logical_extents(volume.bytes)
+            .unwrap_or(LOGICAL_MAX);
+        let is_beyond = logical >= end && !volume.is_deleted && tolerance == Strict;
+        if is_beyond && volume.tree.newest(logical).physical().is_some() {
+            return Err(beyond(volume.number, logical, 1));
+        }
+        Ok(())
     }
 
     fn check_objects(&self) -> Result<(), Damage> {

@@ -151,8 +151,9 @@ impl Check<'_> {
             self.presence(link, key, number);
             chain.push(link);
         }
-        let end = state.limits.logical_extents(volume.bytes_max);
-        if end.is_none_or(|end| logical >= end) {
+        let end = state.limits.logical_extents(volume.bytes);
+        let is_beyond = end.is_none_or(|end| logical >= end) && !volume.is_deleted;
+        if is_beyond && !newest.is_hole() {
             self.tell(format!(
                 "extent {logical} of volume {number} is beyond its end"
             ));

@@ -27,7 +27,7 @@ pub enum Damage {
         number: u32,
     },
     /// A volume's number was used before, or is the one that stands for none.
-    #[error("volume {volume} is new, but numbers up to {next} were used before")]
+    #[error("volume {volume} is new, but numbers below {next} were used before")]
     VolumeNumber {
         /// Number of the volume.
         volume: u32,
@@ -55,7 +55,9 @@ pub enum Damage {
         is: u32,
     },
     /// A clone was not made of a snapshot of an older volume.
-    #[error("volume {volume} is a clone of snapshot {snapshot} of volume {base}: not older")]
+    #[error(
+        "volume {volume} is a clone of snapshot {snapshot} of volume {base}, which is not there or not older"
+    )]
     Base {
         /// Number of the volume.
         volume: u32,

@@ -1,6 +1,8 @@
 //! The state against an oracle that knows contents only, and a rig that does what an engine does.
 
 mod bounds;
+mod damage;
+mod emitting;
 mod rig;
 
 use proptest::prelude::*;
@@ -38,6 +40,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Checkpoint),
         6 => (0..400usize).prop_map(Op::Emit),
         3 => (1..5u32).prop_map(Op::Collect),
+        1 => Just(Op::Reopen),
     ]
 }
 
@@ -46,7 +49,7 @@ proptest! {
 
     /// What every volume and snapshot reads is what was written; nothing is told that is zero and
     /// is not; a checkpoint written in steps, with what was applied since it began replayed over
-    /// it, is the state; and when all is collected, what somebody reads is allocated, and nothing
+    /// it, is the state, whenever the pool is opened again; and when all is collected, what somebody reads is allocated, and nothing
     /// else.
     #[test]
     fn state_is_as_the_oracle_and_survives_checkpoints(

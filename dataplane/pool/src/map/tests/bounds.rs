@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::format::record::{
     Checksums, Durability, NONE, Numbers, Record, SnapshotRecord, VolumeRecord,
 };
-use crate::map::{HeadEntry, Limits, Reader, Run, State, Tolerance};
+use crate::map::{Collector, HeadEntry, Limits, Reader, Run, State, Step, Tolerance};
 
 const MIB: u64 = 1 << 20;
 const TIB_EXTENTS: u32 = 1 << 20;
@@ -30,7 +30,7 @@ fn apply(state: &mut State, record: &Record<'_>) {
     state.apply(record, Tolerance::Strict).unwrap();
 }
 
-fn volume(number: u32, extents: u64, snapshots_taken: u32) -> VolumeRecord<'static> {
+pub(super) fn volume(number: u32, extents: u64, snapshots_taken: u32) -> VolumeRecord<'static> {
     VolumeRecord {
         volume: number,
         uuid: Uuid::from_u128(number.into()),
@@ -281,4 +281,56 @@ fn a_thick_volume_keeps_its_right_to_extents() {
         (state.extents().promised, state.extents().available()),
         (0, 60)
     );
+}
+
+#[test]
+fn versions_are_merged_by_copying_whatever_is_less() {
+    let mut state = empty(10);
+    apply(&mut state, &Record::Volume(volume(1, 1, 0)));
+    let physical = Numbers::Native(&[3]);
+    apply(
+        &mut state,
+        &Record::Map {
+            volume: 1,
+            born: 0,
+            logical: 0,
+            physical,
+        },
+    );
+    snapshot(&mut state, 1, 1, 1);
+    part(&mut state, 1, 0, 4, 200);
+    apply(
+        &mut state,
+        &Record::SnapshotGone {
+            volume: 1,
+            number: 1,
+        },
+    );
+    let mut collector = Collector::new();
+    let Step::Merge(merge) = collector.step(&mut state) else {
+        panic!("nothing to merge");
+    };
+    // One chunk goes into the older extent, and not 255 into the newer one.
+    assert_eq!((merge.from, merge.into), (4, 3));
+    assert_eq!(
+        merge
+            .chunks
+            .iter()
+            .map(|byte| byte.count_ones())
+            .sum::<u32>(),
+        1
+    );
+    merge
+        .records()
+        .iter()
+        .for_each(|record| apply(&mut state, record));
+    let slot = state.slot(1).unwrap();
+    let whole = HeadEntry::Whole {
+        physical: 3,
+        is_own: true,
+    };
+    assert_eq!(state.head(slot, 0), whole);
+    assert_eq!(state.next_freed(), Some(4));
+    assert_eq!(collector.step(&mut state), Step::Looked);
+    assert_eq!(collector.step(&mut state), Step::Idle);
 }

@@ -65,6 +65,7 @@ pub(super) enum Op {
     Checkpoint,
     Emit(usize),
     Collect(u32),
+    Reopen,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -74,6 +75,14 @@ struct Model {
     /// By logical extent and number of snapshots taken: whether the last thing that happened to it
     /// was that it was written, and not deallocated.
     changes: BTreeMap<(u32, u32), bool>,
+}
+
+/// A checkpoint that is written, and what the superblock says of it then.
+struct Written {
+    bytes: Vec<u8>,
+    /// Where the journal is to be replayed from, and from where on strictly.
+    begin: usize,
+    end: usize,
 }
 
 /// A checkpoint that is being written.
@@ -91,6 +100,7 @@ pub(super) struct Rig {
     models: BTreeMap<u32, Model>,
     journal: Vec<u8>,
     checkpoint: Option<Checkpoint>,
+    written: Written,
     collector: Collector,
     next_content: u64,
 }
@@ -105,6 +115,11 @@ impl Rig {
             models: BTreeMap::new(),
             journal: Vec::new(),
             checkpoint: None,
+            written: Written {
+                bytes: Vec::new(),
+                begin: 0,
+                end: 0,
+            },
             collector: Collector::new(),
             next_content: 1,
         };
@@ -174,6 +189,7 @@ impl Rig {
                     Record::Retire { physical }
                 }]);
             }
+            Op::Reopen => self.reopen(),
             Op::Checkpoint => self.begin_checkpoint(),
             Op::Emit(room) => self.emit(room),
             Op::Collect(steps) => {
@@ -580,7 +596,7 @@ impl Rig {
         if let Some(run) = self.state.clean_run(5, 4) {
             let (physical, count) = (run.start, run.end - run.start);
             self.commit(&[Record::Reserve { physical, count }]);
-            return Some((self.state.take_reserved(physical)?, true));
+            return Some((self.state.take_reserved(physical).unwrap(), true));
         }
         let run = self.state.take_unclean(3, 1)?;
         Some((run.start, false))
@@ -619,20 +635,37 @@ impl Rig {
         assert!(checkpoint.bytes.len() - before <= room);
         if emitted == Emitted::All {
             self.state.end_checkpoint();
-            self.verify_checkpoint(&checkpoint);
+            self.written = Written {
+                bytes: checkpoint.bytes,
+                begin: checkpoint.begin,
+                end: self.journal.len(),
+            };
+            self.recover();
         } else {
             self.checkpoint = Some(checkpoint);
         }
     }
 
+    /// The pool is opened again, as after a crash.
+    fn reopen(&mut self) {
+        self.state = self.recover();
+        self.checkpoint = None;
+        self.collector = Collector::new();
+    }
+
     /// The checkpoint and the journal from its beginning on are the state.
-    fn verify_checkpoint(&mut self, checkpoint: &Checkpoint) {
+    fn recover(&mut self) -> State {
         let limits = *self.state.limits();
-        assert!(checkpoint.bytes.len() as u64 <= limits.checkpoint_bytes_max());
+        let written = &self.written;
+        assert!(written.bytes.len() as u64 <= limits.checkpoint_bytes_max());
         let mut state = State::new(limits);
-        for bytes in [&checkpoint.bytes[..], &self.journal[checkpoint.begin..]] {
+        for (bytes, tolerance) in [
+            (&written.bytes[..], Tolerance::Replay),
+            (&self.journal[written.begin..written.end], Tolerance::Replay),
+            (&self.journal[written.end..], Tolerance::Strict),
+        ] {
             for record in RecordReader::new(bytes) {
-                state.apply(&record.unwrap(), Tolerance::Replay).unwrap();
+                state.apply(&record.unwrap(), tolerance).unwrap();
             }
         }
         state.recovered().unwrap();
@@ -643,6 +676,8 @@ impl Rig {
             (is.used, is.clean, is.promised),
             (was.used, was.clean, was.promised)
         );
+        assert_eq!(is.unclean, is.all - is.used - is.clean);
+        state
     }
 }
 
@@ -667,7 +702,8 @@ fn push(bytes: &mut Vec<u8>, record: &Record<'_>) {
     RecordWriter::new(&mut bytes[begin..]).push(record).unwrap();
 }
 
-/// All records that make a state, as text.
+/// All records that make a state, as text. A checkpoint that is being written is given up, so this
+/// is only asked where there is none, or of one that is forgotten.
 fn dump(state: &mut State) -> String {
     let mut text = String::new();
     let mut cursor = state.begin_checkpoint();

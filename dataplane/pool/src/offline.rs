@@ -105,14 +105,9 @@ pub enum Depth {
 /// Why there is nothing to look at.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// The drive is not read.
-    #[error("{what} cannot be read: {source}")]
-    Read {
-        /// Which part.
-        what: &'static str,
-        /// Why not.
-        source: std::io::Error,
-    },
+    /// Neither copy of the superblock.
+    #[error("neither superblock can be read: {0}")]
+    Read(std::io::Error),
     /// It is no pool, or not one that can be read.
     #[error(transparent)]
     Superblock(#[from] SuperblockError),
@@ -150,25 +145,29 @@ pub fn inspect(source: &mut dyn Source, depth: Depth) -> Result<Inspection, Insp
     Ok(inspection)
 }
 
-/// The start of a drive, and the second copy of its superblock.
+/// The start of a drive, and the second copy of its superblock. One that cannot be read is FFh:
+/// that is what there are two for.
 fn read_superblocks(source: &mut dyn Source) -> Result<[Vec<u8>; 2], InspectError> {
-    let mut read = |what, offset: u64, bytes: usize| {
+    let mut unreadable = Vec::new();
+    let mut read = |offset: u64, bytes: usize| {
         let left = source.bytes().saturating_sub(offset);
         let bytes = usize::try_from(left).map_or(bytes, |left| left.min(bytes));
         let mut out = vec![0; bytes];
         if out.is_empty() {
-            return Ok(out);
+            return out;
         }
-        match source.read(offset, &mut out) {
-            Ok(()) => Ok(out),
-            Err(source) => Err(InspectError::Read { what, source }),
+        if let Err(error) = source.read(offset, &mut out) {
+            out.fill(0xff);
+            unreadable.push(error);
         }
+        out
     };
     let [first, second] = SUPERBLOCK_OFFSETS;
-    Ok([
-        read("the start of the drive", first, FOREIGN_BYTES)?,
-        read("the second superblock", second, SUPERBLOCK_BYTES)?,
-    ])
+    let copies = [read(first, FOREIGN_BYTES), read(second, SUPERBLOCK_BYTES)];
+    match <[_; 2]>::try_from(unreadable) {
+        Ok([source, _]) => Err(InspectError::Read(source)),
+        Err(_) => Ok(copies),
+    }
 }
 
 fn superblocks(source: &mut dyn Source) -> Result<Inspection, InspectError> {

@@ -84,7 +84,7 @@ fn look(path: &Path, source: &mut dyn Source, depth: Depth) -> Result<Inspection
 fn not_looked_at(path: &Path, error: &InspectError) -> CliError {
     let failed = CliError::failed(format!("{} not opened as a pool", path.display())).cause(error);
     match error {
-        InspectError::Read { .. } => failed.hint("look for errors of the drive in the kernel log"),
+        InspectError::Read(_) => failed.hint("look for errors of the drive in the kernel log"),
         InspectError::Superblock(error) => failed.hint(error.hint()),
     }
 }

@@ -89,7 +89,11 @@ pub(super) struct Waiting<'a, D> {
 }
 
 impl<'a, D: Device> Waiting<'a, D> {
-    fn new(device: &'a mut D, buffers: &'a BufPool, wait: &'a mut dyn FnMut() -> Nanos) -> Self {
+    pub(super) fn new(
+        device: &'a mut D,
+        buffers: &'a BufPool,
+        wait: &'a mut dyn FnMut() -> Nanos,
+    ) -> Self {
         Self {
             block_bytes: device.geometry().block_bytes,
             device,

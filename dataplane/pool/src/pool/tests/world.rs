@@ -13,6 +13,8 @@ use uuid::Uuid;
 
 use crate::format::layout::LayoutOptions;
 use crate::format::record::Durability;
+use crate::offline::{Depth, Severity, Source, inspect};
+use crate::pool::open::Waiting;
 use crate::{FormatOptions, Operation, Outcome, Pool, PoolError, Volume, VolumeSpec};
 
 pub(super) const BLOCK: usize = 512;
@@ -123,6 +125,41 @@ fn tick(now: &Rc<RefCell<Nanos>>) -> Nanos {
     *now
 }
 
+/// A drive as the offline tools read it.
+struct Offline<'a> {
+    drive: Shared,
+    buffers: BufPool,
+    now: &'a Rc<RefCell<Nanos>>,
+}
+
+impl Source for Offline<'_> {
+    fn bytes(&self) -> u64 {
+        self.drive.geometry().bytes()
+    }
+    fn block_bytes(&self) -> Option<u32> {
+        Some(self.drive.geometry().block_bytes)
+    }
+    fn read(&mut self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let mut wait = || tick(self.now);
+        Waiting::new(&mut self.drive, &self.buffers, &mut wait)
+            .read(offset, out)
+            .map_err(|error| io::Error::other(format!("{error:?}")))
+    }
+}
+
+/// Nothing is wrong with the pool on a drive that nobody uses.
+fn check(drive: &Shared, now: &Rc<RefCell<Nanos>>) {
+    let buffers = BufPool::new(PoolConfig::with_budget(8 << 20)).unwrap();
+    let mut offline = Offline {
+        drive: drive.clone(),
+        buffers,
+        now,
+    };
+    let inspection = inspect(&mut offline, Depth::Everything).unwrap();
+    let worst = inspection.worst();
+    assert!(worst <= Some(Severity::Notice), "{:?}", inspection.findings);
+}
+
 impl World {
     pub(super) fn new(bytes: u64, plan: FaultPlan) -> Self {
         let mut drive = Shared::new(bytes, 512, plan);
@@ -148,6 +185,7 @@ impl World {
             drive, pool, now, ..
         } = self;
         pool.close(&mut || tick(&now)).unwrap();
+        check(&drive, &now);
         Self::open(drive, now)
     }
 
@@ -158,6 +196,7 @@ impl World {
         } = self;
         drop(pool);
         drive.inner().crash().unwrap();
+        check(&drive, &now);
         Self::open(drive, now)
     }
 

@@ -179,17 +179,25 @@ impl<'a, D: Device> Waiting<'a, D> {
         self.flush()
     }
 
-    /// The start of the drive, and the second copy of the superblock.
+    /// The start of the drive, and the second copy of the superblock. One that cannot be read is FFh.
     fn read_superblocks(&mut self) -> Result<(Vec<u8>, Vec<u8>), IoError> {
         let bytes = self.device.geometry().bytes();
         let start_bytes =
             usize::try_from(bytes).map_or(FOREIGN_BYTES, |all| all.min(FOREIGN_BYTES));
         let mut start = vec![0; start_bytes];
         let mut second = vec![0; SUPERBLOCK_BYTES];
-        self.read(0, &mut start)?;
+        let first_error = self.read(0, &mut start).err();
         let end = SUPERBLOCK_OFFSETS[1] + u64::try_from(SUPERBLOCK_BYTES).unwrap_or(0);
-        if bytes >= end {
-            self.read(SUPERBLOCK_OFFSETS[1], &mut second)?;
+        let second_error = match bytes >= end {
+            true => self.read(SUPERBLOCK_OFFSETS[1], &mut second).err(),
+            false => None,
+        };
+        // A copy that cannot be read is damaged: that is what there are two for.
+        match (first_error, second_error) {
+            (Some(error), Some(_)) => return Err(error),
+            (Some(_), None) => start.fill(0xff),
+            (None, Some(_)) => second.fill(0xff),
+            (None, None) => {}
         }
         Ok((start, second))
     }

@@ -50,6 +50,7 @@ struct Parts {
     iov_next: usize,
     /// Payload that is still in its device's medium, with the piece that it is.
     views: Vec<(usize, ViewedBuf)>,
+    viewed_bytes: usize,
     message: libc::msghdr,
     unsent: usize,
 }
@@ -63,6 +64,7 @@ impl Parts {
             iov: Vec::with_capacity(PIECES),
             iov_next: 0,
             views: Vec::with_capacity(VIEWS),
+            viewed_bytes: 0,
             message: empty_message(),
             unsent: 0,
         })
@@ -75,6 +77,7 @@ impl Parts {
         self.iov.clear();
         self.iov_next = 0;
         self.views.clear();
+        self.viewed_bytes = 0;
         self.message = empty_message();
         self.unsent = 0;
     }
@@ -185,6 +188,7 @@ impl Gather {
         }
         let parts = self.parts_mut();
         parts.bytes += viewed.len();
+        parts.viewed_bytes += viewed.len();
         parts.views.push((parts.pieces.len(), viewed));
         parts.pieces.push(Piece::View);
     }
@@ -197,8 +201,10 @@ impl Gather {
             iov,
             iov_next,
             views,
+            viewed_bytes,
             ..
         } = self.parts_mut();
+        *viewed_bytes = 0;
         for (index, viewed) in views.drain(..) {
             // Nothing is listed, and nothing has left, before the gather is prepared.
             if index < *iov_next {
@@ -217,6 +223,11 @@ impl Gather {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.parts().bytes
+    }
+
+    /// How much of it is still in a medium.
+    pub(crate) fn viewed_bytes(&self) -> usize {
+        self.parts().viewed_bytes
     }
 
     /// Whether there is nothing to send.

@@ -35,6 +35,10 @@ const PAUSE_TOLD_INTERVAL: Nanos = Nanos::from_secs(10);
 /// After a pause this long the next event is not expected soon, whatever came before it.
 const PAUSE_MIN: Nanos = Nanos::from_millis(2);
 
+/// From so much data on that is still in a medium, a call of its own costs less than the copy that
+/// the ring would need.
+const VIEWED_BYTES_MIN: usize = 64 << 10;
+
 /// Ring sends up to this many bytes are expected to fit the socket's buffer at once.
 const PROMPT_BYTES_MAX: usize = 32 << 10;
 
@@ -387,7 +391,9 @@ impl Reactor {
                 continue;
             };
             match std::mem::replace(&mut socket.output, Output::None) {
-                Output::Queued(gather) if direct => self.send_now(id, gather),
+                Output::Queued(gather) if direct || gather.viewed_bytes() >= VIEWED_BYTES_MIN => {
+                    self.send_now(id, gather);
+                }
                 Output::Queued(gather) => self.send_by_ring(id, gather),
                 other => socket.output = other,
             }

@@ -137,7 +137,7 @@ const DIMENSIONS: &[Dimension] = &[
             bound("read_16k_qd32", "read_4k_qd32", 1.08, 2.5, BUFFERS),
             bound("read_128k_qd32", "read_4k_qd32", 2.6, 15.0, BUFFERS),
             flat("read_128k_qd1", "read_4k_qd1"),
-            bound("read_1m_qd1", "read_128k_qd1", 1.55, 4.0, BUFFERS),
+            bound("read_1m_qd1", "read_128k_qd1", 1.65, 4.0, BUFFERS),
             flat("write_4k_qd32", "write_512_qd32"),
             bound("write_4k_r2t_qd32", "write_4k_qd32", 3.7, 2.5, ASKED),
             bound("write_16k_qd32", "write_4k_r2t_qd32", 1.15, 1.7, BUFFERS),

@@ -501,7 +501,13 @@ impl State {
                 self.take_out(owner, born);
                 self.chains.dispose(link);
             }
-            self.unlink(key, born);
+            let newest = self
+                .volumes
+                .at(key.0)
+                .map(|volume| volume.tree.newest(key.1));
+            if newest.is_some_and(|newest| !newest.is_none()) {
+                self.unlink(key, born);
+            }
             self.put_in(key, born, link);
         }
         if self.allocator.own(physical) && tolerance == Strict {

@@ -146,6 +146,11 @@ impl Chains {
         newest.physical().map(|_| self.versions.born(newest))
     }
 
+    /// Whether it has a bitmap.
+    pub(super) fn is_part(&self, link: Link) -> bool {
+        self.versions.bitmap(link) != WHOLE
+    }
+
     /// Whether it has all of these chunks.
     pub(super) fn has_all(&self, link: Link, first: u32, end: u32) -> bool {
         self.chunks(link).is_none_or(|words| {

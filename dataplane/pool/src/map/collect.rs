@@ -261,7 +261,7 @@ impl State {
             let born = versions.born(link);
             let is_head = newer.is_none() && !volume.is_deleted;
             let is_direct = is_head || volume.has_snapshot_between(born, newer_born);
-            let is_part = !link.is_hole() && self.chains.chunks(link).is_some();
+            let is_part = !link.is_hole() && self.chains.is_part(link);
             if link.is_hole() {
                 let is_read = is_direct || passes;
                 if !is_read || !self.is_backed(volume, versions.older(link), logical) {

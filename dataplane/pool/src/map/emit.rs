@@ -272,7 +272,7 @@ impl State {
                 if born < from_born || self.touched.contains(versions.ordinal(link)) {
                     continue;
                 }
-                let is_part = !link.is_hole() && self.chains.chunks(link).is_some();
+                let is_part = !link.is_hole() && self.chains.is_part(link);
                 let bytes = if is_part { part } else { VERSION_BYTES };
                 if bytes > left {
                     return Some((logical, born));
@@ -291,7 +291,7 @@ impl State {
 
     /// Versions without a bitmap and with the same `born` are told together.
     fn emit_gathered(&self, volume: u32, cursor: &mut Cursor, out: &mut Out<'_>) {
-        let is_whole = |link: Link| link.is_hole() || self.chains.chunks(link).is_none();
+        let is_whole = |link: Link| link.is_hole() || !self.chains.is_part(link);
         cursor
             .gathered
             .sort_unstable_by_key(|item| (item.born, item.logical));

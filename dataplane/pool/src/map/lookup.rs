@@ -74,9 +74,7 @@ impl State {
         let is_own = volume.is_own(born);
         match newest.physical() {
             None => HeadEntry::Hole { is_own },
-            Some(physical) if self.chains.chunks(newest).is_none() => {
-                HeadEntry::Whole { physical, is_own }
-            }
+            Some(physical) if !self.chains.is_part(newest) => HeadEntry::Whole { physical, is_own },
             Some(physical) => HeadEntry::Part { physical, is_own },
         }
     }
@@ -152,7 +150,7 @@ impl State {
         while let Some((volume, link)) = step {
             if link.is_none() {
                 step = self.base(volume, logical);
-            } else if link.is_hole() || self.chains.chunks(link).is_none() {
+            } else if link.is_hole() || !self.chains.is_part(link) {
                 break;
             } else {
                 depth += 1;

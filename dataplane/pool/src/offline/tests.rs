@@ -133,6 +133,25 @@ fn what_is_damaged_is_told_with_its_place() {
 }
 
 #[test]
+fn a_record_that_contradicts_the_map_is_told_although_its_checksum_is_right() {
+    let mut memory = golden(0);
+    // In the second group: the physical extent of a map, which a version of the checkpoint has.
+    let at = usize::try_from(layout().journal.offset).unwrap() + 512;
+    let sector = &mut memory.bytes[at..at + 512];
+    assert_eq!(sector[32 + 20], 10);
+    sector[32 + 20] = 1;
+    let crc = crc_fast::crc32_iscsi(&sector[8..]);
+    sector[4..8].copy_from_slice(&crc.to_le_bytes());
+    let inspection = inspect(&mut memory, Depth::Everything).unwrap();
+    let [finding] = &inspection.findings[..] else {
+        panic!("{:?}", inspection.findings)
+    };
+    assert_eq!(finding.severity, Severity::Damage);
+    assert_eq!(finding.place, "journal, group at sector 129");
+    assert!(finding.text.contains("extent 1"), "{}", finding.text);
+}
+
+#[test]
 fn what_cannot_be_read_is_told() {
     let layout = layout();
     for (at, severity) in [

@@ -86,6 +86,16 @@ pub struct NvmeIdentity {
     pub uuid: [u8; 16],
 }
 
+impl NvmeIdentity {
+    /// Whether it tells the namespace from those of other drives of its model.
+    #[must_use]
+    pub fn is_distinctive(&self) -> bool {
+        let names = [&self.nguid[..], &self.eui64, &self.uuid];
+        let is_named = names.iter().any(|name| name.iter().any(|byte| *byte != 0));
+        is_named || !self.serial.trim().is_empty()
+    }
+}
+
 impl fmt::Display for NvmeIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -175,6 +185,41 @@ mod tests {
                 error.contains("looks like 0000:01:00.0"),
                 "{wrong}: {error}"
             );
+        }
+    }
+
+    #[test]
+    fn model_and_number_of_a_namespace_tell_it_from_no_other() {
+        let model = NvmeIdentity {
+            serial: String::new(),
+            model: "model".to_owned(),
+            namespace: 1,
+            nguid: [0; 16],
+            eui64: [0; 8],
+            uuid: [0; 16],
+        };
+        assert!(!model.is_distinctive());
+        let mut one = [0; 16];
+        one[15] = 1;
+        for distinctive in [
+            NvmeIdentity {
+                serial: "S1".to_owned(),
+                ..model.clone()
+            },
+            NvmeIdentity {
+                nguid: one,
+                ..model.clone()
+            },
+            NvmeIdentity {
+                eui64: [1; 8],
+                ..model.clone()
+            },
+            NvmeIdentity {
+                uuid: one,
+                ..model.clone()
+            },
+        ] {
+            assert!(distinctive.is_distinctive(), "{distinctive}");
         }
     }
 

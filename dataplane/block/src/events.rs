@@ -19,7 +19,9 @@ pub struct DeviceEvents {
 impl DeviceEvents {
     /// The device is gone.
     pub fn vanish(&mut self) {
-        self.vanish_untold |= !self.has_vanished;
+        // Whoever was not told that it was back is not told now: it would come after this.
+        let was_never_back = std::mem::take(&mut self.return_untold);
+        self.vanish_untold |= !self.has_vanished && !was_never_back;
         self.has_vanished = true;
     }
 
@@ -108,5 +110,21 @@ mod tests {
         assert_eq!(events.pop(), None);
         events.vanish();
         assert_eq!(events.pop(), Some(DeviceEvent::Vanished));
+    }
+
+    #[test]
+    fn what_is_told_last_is_how_it_is() {
+        let mut events = DeviceEvents::default();
+        events.vanish();
+        events.come_back();
+        events.vanish();
+        assert_eq!(events.pop(), Some(DeviceEvent::Vanished));
+        assert_eq!(events.pop(), None, "it is gone");
+        events.come_back();
+        events.vanish();
+        assert_eq!(events.pop(), None, "as was told");
+        events.come_back();
+        assert_eq!(events.pop(), Some(DeviceEvent::Returned));
+        assert_eq!(events.pop(), None);
     }
 }

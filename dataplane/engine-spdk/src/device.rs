@@ -72,7 +72,7 @@ struct Open {
 }
 
 impl Open {
-    fn new(thread: &Thread, name: &str, geometry: &Geometry) -> io::Result<Self> {
+    fn new(thread: &Thread, name: &str, uuid: [u8; 16], geometry: &Geometry) -> io::Result<Self> {
         let access = if geometry.read_only {
             Access::Read
         } else {
@@ -80,8 +80,12 @@ impl Open {
         };
         let bdev = Bdev::open(thread, name, access)?;
         let info = bdev.info();
-        if info.block_bytes != geometry.block_bytes || info.blocks < geometry.blocks {
-            // Blocks would be counted in other units than the device's.
+        // It was looked at on another thread: a drive may have been exchanged since. Blocks may be
+        // counted in other units, too.
+        let is_other = info.uuid != uuid
+            || info.block_bytes != geometry.block_bytes
+            || info.blocks < geometry.blocks;
+        if is_other {
             let other = format!("device {name} is another one meanwhile: add it again");
             return Err(io::Error::other(other));
         }
@@ -108,6 +112,7 @@ impl SpdkDevice {
         let SpdkBacking {
             library,
             name,
+            uuid,
             geometry,
             abilities,
             compare_blocks,
@@ -121,7 +126,7 @@ impl SpdkDevice {
             }
         };
         thread.set_waker(wake);
-        let open = Open::new(&thread, &name, &geometry)?;
+        let open = Open::new(&thread, &name, uuid, &geometry)?;
         let zeroes = if abilities.write_zeroes {
             None
         } else {
@@ -350,11 +355,11 @@ impl SpdkDevice {
     fn come_back(&mut self) {
         let Some(drive) = &self.drive else { return };
         let returned = self.place.as_ref().and_then(|place| place.take());
-        let Some(SpdkBacking { name, .. }) = returned else {
+        let Some(SpdkBacking { name, uuid, .. }) = returned else {
             return;
         };
         self.place = None;
-        match Open::new(&self.thread, &name, &self.geometry) {
+        match Open::new(&self.thread, &name, uuid, &self.geometry) {
             Ok(open) => {
                 self.open = Some(open);
                 self.reset_due = false;

@@ -268,6 +268,9 @@ impl Lost {
         if *identity != self.identity {
             return Err(format!("it was {}, and is {identity}", self.identity));
         }
+        if !identity.is_distinctive() {
+            return Err(format!("any other of its model is {identity} as well"));
+        }
         let was = self.geometry;
         let is = found.geometry;
         let same = Geometry {

@@ -52,6 +52,8 @@ struct Drives {
 pub struct SpdkBacking {
     pub(crate) library: Library,
     pub(crate) name: String,
+    /// Another one for what else may have this name later: the library makes one up where there is none.
+    pub(crate) uuid: [u8; 16],
     pub(crate) geometry: Geometry,
     pub(crate) abilities: Abilities,
     pub(crate) compare_blocks: u32,
@@ -142,6 +144,7 @@ impl Spdk {
             library: self.inner.service.library().clone(),
             drive: self.drive_of(&name)?,
             name,
+            uuid: info.uuid,
             geometry,
             abilities,
             compare_blocks: if compare {

@@ -497,7 +497,9 @@ mod double {
         }
     }
 
-    /// What is logged from now on, by all tests of the process.
+    /// What is logged from its first use on, by all tests of the process.
+    static LOG: LazyLock<Log> = LazyLock::new(Log::open);
+
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -512,10 +514,12 @@ mod double {
             log
         }
 
-        fn line(&self, part: &str) -> Option<String> {
+        /// A line about this drive.
+        fn line(&self, address: &str, part: &str) -> Option<String> {
             let bytes = self.0.lock().unwrap().clone();
             let text = String::from_utf8(bytes).unwrap();
-            let line = text.lines().find(|line| line.contains(part));
+            let mut lines = text.lines();
+            let line = lines.find(|line| line.contains(address) && line.contains(part));
             line.map(str::to_owned)
         }
     }
@@ -548,6 +552,17 @@ mod double {
         assert_eq!(rig.read(9, 1), Err(IoError::Vanished));
     }
 
+    /// Why it is not served again.
+    fn refusal(rig: &mut Rig, address: &str) -> String {
+        loop {
+            assert!(rig.poll().is_none());
+            assert_eq!(rig.device.poll_event(), None);
+            if let Some(line) = LOG.line(address, "is not that drive") {
+                return line;
+            }
+        }
+    }
+
     /// Another serial number is another drive.
     fn plug(address: &str, serial: Option<&str>) {
         let params = json!({ "traddr": address, "serial": serial.unwrap_or_default() });
@@ -572,17 +587,12 @@ mod double {
     #[test]
     fn other_drive_in_its_place_is_not_served() {
         let address = "0000:02:00.0";
-        let log = Log::open();
+        LazyLock::force(&LOG);
         let mut rig = drive(address);
         rig.write(9, &[9; BLOCK], true).unwrap();
         pull(&mut rig, address);
         plug(address, Some("other"));
-        let line = loop {
-            assert!(rig.poll().is_none());
-            if let Some(line) = log.line("is not that drive") {
-                break line;
-            }
-        };
+        let line = refusal(&mut rig, address);
         for told in [address, "\"double\"", "\"other\"", "put it back"] {
             assert!(line.contains(told), "{line}");
         }
@@ -592,6 +602,35 @@ mod double {
         plug(address, Some("double"));
         assert_eq!(rig.event(), DeviceEvent::Returned);
         assert_eq!(rig.read(9, 1), Ok(vec![9; BLOCK]));
+    }
+
+    #[test]
+    fn drive_that_is_exchanged_before_it_is_opened_is_refused() {
+        let address = "0000:04:00.0";
+        let source = Source::Drive(address.to_owned());
+        let backing = SPDK.find(&source).unwrap();
+        configure("double_pull", json!({ "traddr": address }));
+        plug(address, Some("other"));
+        SPDK.find(&source).unwrap();
+        let refused = SpdkDevice::open(backing, &SPDK.memory(), || {})
+            .err()
+            .unwrap();
+        assert!(refused.to_string().contains("another one"), "{refused}");
+    }
+
+    #[test]
+    fn drive_that_nothing_tells_from_others_is_not_served_again() {
+        let address = "0000:05:00.0";
+        LazyLock::force(&LOG);
+        SPDK.find(&Source::Drive(address.to_owned())).unwrap();
+        configure("double_pull", json!({ "traddr": address }));
+        plug(address, Some(" "));
+        let mut rig = drive(address);
+        pull(&mut rig, address);
+        plug(address, None);
+        let line = refusal(&mut rig, address);
+        assert!(line.contains("any other of its model"), "{line}");
+        assert_eq!(rig.read(9, 1), Err(IoError::Vanished));
     }
 
     #[test]

@@ -15,6 +15,7 @@ struct bdev *g_double_bdevs;
 static struct shim_bdev_desc *g_descs;
 static struct medium *g_media;
 static bool g_flushes_drives = true;
+static uint64_t g_made;
 
 /* --- Devices ------------------------------------------------------------------------------------------ */
 
@@ -220,6 +221,7 @@ double_bdev_create(const struct double_bdev *what)
 	pthread_mutex_lock(&g_double_lock);
 	rc = fill_bdev(bdev, what);
 	if (rc == 0) {
+		bdev->made = ++g_made;
 		bdev->next = g_double_bdevs;
 		g_double_bdevs = bdev;
 	}
@@ -443,9 +445,8 @@ double_describe(const struct bdev *bdev, struct shim_bdev_info *info)
 	snprintf(info->name, sizeof(info->name), "%s", bdev->name);
 	snprintf(info->product, sizeof(info->product), "Double %.100s disk", bdev->module);
 	snprintf(info->module, sizeof(info->module), "%s", bdev->module);
-	for (size_t i = 0; bdev->name[i] != '\0'; i++) {
-		info->uuid[i % sizeof(info->uuid)] ^= (uint8_t)bdev->name[i];
-	}
+	/* It has none of its own, so one is made up when it is made. */
+	memcpy(info->uuid, &bdev->made, sizeof(bdev->made));
 	info->block_bytes = bdev->block_bytes;
 	info->blocks = bdev->blocks;
 	info->physical_block_bytes = bdev->block_bytes;

@@ -30,6 +30,8 @@ struct bdev {
 	struct bdev *next;
 	char name[SHIM_NAME_BYTES];
 	char module[SHIM_NAME_BYTES];
+	/* Another one for each device. */
+	uint64_t made;
 	uint32_t block_bytes;
 	uint64_t blocks;
 	/* Null for a device that forgets what is written, or is in front of another. */

@@ -86,8 +86,9 @@ shim_bdev_nvme_identity(const char *name, struct shim_nvme_identity *identity)
 		const char *serial = bdev->medium->serial;
 
 		memset(identity, 0, sizeof(*identity));
+		/* A blank is what fills it up. */
 		snprintf(identity->serial, sizeof(identity->serial), "%s",
-			 serial[0] == '\0' ? "double" : serial);
+			 serial[0] == '\0' ? "double" : strcmp(serial, " ") == 0 ? "" : serial);
 		snprintf(identity->model, sizeof(identity->model), "Memory of a process");
 		identity->nsid = 1;
 	}

@@ -165,15 +165,18 @@ uint64_t
 shim_pci_bound(const char *address)
 {
 	static const char *const drivers[] = { "vfio-pci", "uio_pci_generic", "igb_uio" };
-	char folder[64], link[80], target[PATH_MAX];
+	char name[32], folder[64], link[80], target[PATH_MAX];
+	struct spdk_pci_addr parsed;
 	const char *driver;
 	struct stat status;
 	ssize_t length;
-	int bytes = snprintf(folder, sizeof(folder), "/sys/bus/pci/devices/%s", address);
 
-	if (bytes < 0 || (size_t)bytes >= sizeof(folder)) {
+	/* The kernel writes it in one way only. */
+	if (spdk_pci_addr_parse(&parsed, address) != 0 ||
+	    spdk_pci_addr_fmt(name, sizeof(name), &parsed) != 0) {
 		return 0;
 	}
+	snprintf(folder, sizeof(folder), "/sys/bus/pci/devices/%s", name);
 	snprintf(link, sizeof(link), "%s/driver", folder);
 	length = readlink(link, target, sizeof(target) - 1);
 	if (length < 0) {

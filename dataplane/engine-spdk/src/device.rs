@@ -42,6 +42,8 @@ pub struct SpdkDevice {
     drive: Option<Arc<Drive>>,
     /// Where the drive is put when it is back, while it is gone.
     place: Option<Arc<Place>>,
+    /// It was said that the drive is back and cannot be opened.
+    is_refused: bool,
     unflushed: Unflushed,
     /// The drive was gone with writes that no flush had covered, and nobody knows yet.
     has_forgotten: bool,
@@ -137,6 +139,7 @@ impl SpdkDevice {
             name,
             drive,
             place: None,
+            is_refused: false,
             unflushed: Unflushed::default(),
             has_forgotten: false,
             thread,
@@ -362,6 +365,7 @@ impl SpdkDevice {
         match Open::new(&self.thread, &name, uuid, &self.geometry) {
             Ok(open) => {
                 self.open = Some(open);
+                self.is_refused = false;
                 self.reset_due = false;
                 if self.abilities.write_cache && self.unflushed.is_any() {
                     tracing::warn!(
@@ -376,7 +380,12 @@ impl SpdkDevice {
                 self.resize();
             }
             Err(error) => {
-                tracing::warn!(device = name, %error, "a drive is back and was not opened");
+                if !std::mem::replace(&mut self.is_refused, true) {
+                    tracing::warn!(
+                        device = name, %error,
+                        "a drive is back and was not opened; it is tried again"
+                    );
+                }
                 let handle = self.thread.handle();
                 self.place = Some(drive.seek(&self.name, self.geometry, handle));
             }

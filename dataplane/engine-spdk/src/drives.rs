@@ -232,8 +232,8 @@ impl Slot {
             let found = spdk.find(&Source::Bdev(lost.name.clone()));
             match found.map_err(|error| error.to_string()).and_then(|found| lost.check(found)) {
                 Ok(found) => {
-                    is_wanted = true;
                     if let Some(place) = lost.place.upgrade() {
+                        is_wanted = true;
                         place.give(found);
                     }
                     false

@@ -619,6 +619,24 @@ mod double {
     }
 
     #[test]
+    fn drive_that_somebody_else_opened_first_is_served_again_when_they_are_gone() {
+        let address = "0000:06:00.0";
+        LazyLock::force(&LOG);
+        let mut rig = drive(address);
+        rig.write(9, &[9; BLOCK], true).unwrap();
+        pull(&mut rig, address);
+        plug(address, None);
+        let other = drive(address);
+        while LOG.line(address, "was not opened").is_none() {
+            assert!(rig.poll().is_none());
+        }
+        assert_eq!(rig.device.poll_event(), None);
+        drop(other);
+        assert_eq!(rig.event(), DeviceEvent::Returned);
+        assert_eq!(rig.read(9, 1), Ok(vec![9; BLOCK]));
+    }
+
+    #[test]
     fn drive_that_nothing_tells_from_others_is_not_served_again() {
         let address = "0000:05:00.0";
         LazyLock::force(&LOG);

@@ -47,11 +47,13 @@ impl<D: Device> Engine<D> {
 
     /// Where these chunks may be written to in place, if all are there.
     pub(super) fn place_of(&self, key: Key, chunks: Range<u32>) -> Option<u32> {
-        match self.own(key) {
+        let place = match self.own(key) {
             Own::None => None,
             Own::Whole(physical) => Some(physical),
             Own::Part(physical) => self.state.has_chunks(physical, chunks).then_some(physical),
-        }
+        };
+        // What is being copied away is not written to: the write waits for the end of that.
+        place.filter(|physical| *physical != self.locked)
     }
 
     /// Where the byte at `start` of an extent is read (`None`: it is zero), and how many of `len` bytes are together with

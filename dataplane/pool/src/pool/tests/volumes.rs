@@ -1,10 +1,14 @@
 //! What volumes do, on a drive that does not fail.
 
-use bowline_block::{Device, DeviceEvent, ErrorRates, FaultPlan, IoError, Op, Segments};
+use bowline_block::{
+    Completions, Device, DeviceEvent, ErrorRates, FaultPlan, IoError, Latency, Op, Segments,
+};
+use bowline_nvme::Nanos;
+use uuid::Uuid;
 
-use super::world::{EXTENT, World, io, options, plan, spec};
+use super::world::{EXTENT, World, io, options, plan, spec, values};
 use crate::map::Reader;
-use crate::{OpenError, Pool, PoolError, PoolEvent, VolumeSpec};
+use crate::{OpenError, Outcome, Pool, PoolError, PoolEvent, VolumeSpec};
 
 const ZEROES: Op = Op::WriteZeroes { deallocate: true };
 
@@ -342,4 +346,170 @@ fn requests_that_wait_for_a_reserve_end_when_the_pool_is_closed() {
     let mut world = world.reopen();
     let mut volume = world.pool.open_volume(number).unwrap();
     assert_eq!(world.read(&mut volume, 0, 5), [5, 5, 5, 5, 0]);
+}
+
+/// A drive that reads slowly, and does everything else at once.
+fn slow_reads() -> FaultPlan {
+    FaultPlan {
+        read_latency: Latency::Fixed(Nanos(50_000)),
+        ..FaultPlan::default()
+    }
+}
+
+#[test]
+fn extent_that_is_still_being_read_is_given_to_nobody() {
+    let mut world = World::new(4 << 20, slow_reads());
+    let size = world.pool.usage().bytes;
+    let number = world.create(spec(size));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    let mut other = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 32]).unwrap();
+    let data = world.payload(&[0; 32]);
+    volume.try_submit(io(Op::Read, 0, 32, data)).unwrap();
+    world.change(&mut other, ZEROES, 0, 32).unwrap();
+    // All others are taken, and this one is not free as long as it is read.
+    for extent in 1..size / EXTENT {
+        world
+            .write(&mut other, extent * (EXTENT / 512), &[2; 32])
+            .unwrap();
+    }
+    let mut out = Completions::with_capacity(1);
+    volume.poll(*world.now.borrow(), &mut out);
+    assert!(out.is_empty(), "the read should still be under way");
+    world.write(&mut other, 0, &[3; 32]).unwrap();
+    volume.poll(*world.now.borrow(), &mut out);
+    assert_eq!(values(&out.pop().unwrap().data), [1; 32]);
+    assert_eq!(world.read(&mut other, 0, 32), [3; 32]);
+}
+
+#[test]
+fn snapshot_is_taken_when_the_writes_it_may_have_have_ended() {
+    let mut world = World::new(
+        4 << 20,
+        FaultPlan {
+            write_latency: Latency::Fixed(Nanos(5_000)),
+            ..FaultPlan::default()
+        },
+    );
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 32]).unwrap();
+    world.settle();
+    let name = "s".to_owned();
+    let operation = world.pool.create_snapshot(number, Uuid::nil(), name, 1);
+    // The records of the snapshot are on their way; these are written in place beside them.
+    for _ in 0..30 {
+        world.poll();
+    }
+    let data = world.payload(&[2; 32]);
+    volume.try_submit(io(Op::Write, 0, 32, data)).unwrap();
+    let Ok(Outcome::Snapshot(snapshot)) = world.wait(operation) else {
+        panic!("no snapshot");
+    };
+    let mut old = world.pool.open_snapshot(number, snapshot).unwrap();
+    let before = world.read(&mut old, 0, 32);
+    world.settle();
+    assert_eq!(world.read(&mut old, 0, 32), before);
+}
+
+#[test]
+fn volumes_and_clones_of_one_pool_do_not_mix() {
+    let mut world = World::new(8 << 20, plan(5));
+    let numbers: Vec<u32> = (0..8).map(|_| world.create(spec(128 << 10))).collect();
+    let mut volumes: Vec<_> = numbers
+        .iter()
+        .map(|number| world.pool.open_volume(*number).unwrap())
+        .collect();
+    for round in 0..4 {
+        for (at, volume) in (1..).zip(&mut volumes) {
+            world
+                .write(volume, 60 * round, &[10 * at + round; 60])
+                .unwrap();
+        }
+    }
+    let snapshot = world.snapshot(numbers[2]);
+    let clone = world.create(VolumeSpec {
+        base: Some((numbers[2], snapshot)),
+        ..spec(4096)
+    });
+    for number in [0, 4, 6] {
+        let operation = world.pool.delete_volume(numbers[number]);
+        world.wait(operation).unwrap();
+    }
+    drop(volumes);
+    let mut world = world.crash();
+    for (at, number) in (1..).zip(&numbers) {
+        let expected: Vec<u64> = (0..240).map(|block| 10 * at + block / 60).collect();
+        match world.pool.open_volume(*number) {
+            Ok(mut volume) => assert_eq!(world.read(&mut volume, 0, 240), expected),
+            Err(error) => assert!(error == PoolError::NoSuchVolume && [1, 5, 7].contains(&at)),
+        }
+    }
+    let mut clone = world.pool.open_volume(clone).unwrap();
+    assert_eq!(
+        clone.geometry().blocks,
+        256,
+        "at least as large as what it was made of"
+    );
+    assert_eq!(world.read(&mut clone, 59, 2), [30, 31]);
+    assert_eq!(world.pool.check(), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_written_while_versions_are_merged_is_there_afterwards() {
+    let mut world = World::new(
+        4 << 20,
+        FaultPlan {
+            write_latency: Latency::Fixed(Nanos(5_000)),
+            ..FaultPlan::default()
+        },
+    );
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 32]).unwrap();
+    let snapshot = world.snapshot(number);
+    world.write(&mut volume, 8, &[2; 8]).unwrap();
+    world.settle();
+    let operation = world.pool.delete_snapshot(number, snapshot);
+    world.wait(operation).unwrap();
+    // The one chunk that is new is on its way to the older version.
+    while world.pool.engine.borrow().locked == u32::MAX {
+        world.poll();
+    }
+    for _ in 0..20 {
+        world.poll();
+    }
+    world.write(&mut volume, 10, &[3]).unwrap();
+    world.settle();
+    let expected = [[1; 8], [2, 2, 3, 2, 2, 2, 2, 2], [1; 8], [1; 8]].concat();
+    assert_eq!(world.read(&mut volume, 0, 32), expected);
+    assert_eq!(world.pool.volumes()[0].physical_bytes, EXTENT);
+}
+
+#[test]
+fn write_that_leaves_a_snapshot_is_not_lost_when_the_snapshot_goes_meanwhile() {
+    let mut world = World::new(
+        4 << 20,
+        FaultPlan {
+            write_latency: Latency::Fixed(Nanos(5_000)),
+            ..FaultPlan::default()
+        },
+    );
+    let number = world.create(spec(1 << 20));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 32]).unwrap();
+    let snapshot = world.snapshot(number);
+    world.settle();
+    // It is on its way to an extent of its own; without the snapshot the old one could be written to.
+    let data = world.payload(&[2; 8]);
+    volume.try_submit(io(Op::Write, 8, 8, data)).unwrap();
+    let operation = world.pool.delete_snapshot(number, snapshot);
+    world.wait(operation).unwrap();
+    world.settle();
+    let mut volume = world.pool.open_volume(number).unwrap();
+    assert_eq!(
+        world.read(&mut volume, 0, 24),
+        [[1; 8], [2; 8], [1; 8]].concat()
+    );
+    assert_eq!(world.pool.volumes()[0].physical_bytes, EXTENT);
 }

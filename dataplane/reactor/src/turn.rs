@@ -415,7 +415,9 @@ impl Reactor {
     /// all that this turn sends, as nothing else was sent yet or is to be shown to the service.
     #[must_use]
     pub fn may_send_early(&self) -> bool {
-        self.ready.is_empty() && self.outbox.is_empty() && self.sends_directly()
+        // What was sent early is among the finished until the service knows.
+        let is_first = self.outbox.is_empty() && self.finished.is_empty();
+        self.ready.is_empty() && is_first && self.sends_directly()
     }
 
     /// Sends what was queued without waiting for the turn's end, for a service that has nothing to

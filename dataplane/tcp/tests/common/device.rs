@@ -1,5 +1,7 @@
 //! Devices with something special, and one type for all of them.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,12 +12,25 @@ use bowline_block::{
 };
 use bowline_nvme::Nanos;
 
-/// Any device.
-pub(crate) struct TestDevice(Box<dyn Device>);
+/// Any device, and a witness: the Writes that it has promised are made in that order, and before it is
+/// used in any other way. The reactor panics if not.
+pub(crate) struct TestDevice {
+    inner: Box<dyn Device>,
+    /// Where the Writes begin that were promised and not made yet, and their bytes.
+    promised: RefCell<VecDeque<(u64, usize)>>,
+}
 
 impl TestDevice {
     pub(crate) fn new(device: impl Device + 'static) -> Self {
-        Self(Box::new(device))
+        Self {
+            inner: Box::new(device),
+            promised: RefCell::default(),
+        }
+    }
+
+    fn check_promises(&self) {
+        let promised = self.promised.borrow();
+        assert!(promised.is_empty(), "Writes were not made: {promised:?}");
     }
 
     /// Memory of this many bytes.
@@ -31,51 +46,72 @@ pub(crate) fn memory(bytes: u64, block_bytes: u32) -> MemDevice {
 
 impl Device for TestDevice {
     fn geometry(&self) -> Geometry {
-        self.0.geometry()
+        self.inner.geometry()
     }
 
     fn depth_max(&self) -> usize {
-        self.0.depth_max()
+        self.inner.depth_max()
     }
 
     fn try_submit(&mut self, io: Io) -> Result<(), Io> {
-        self.0.try_submit(io)
+        self.check_promises();
+        self.inner.try_submit(io)
     }
 
     fn is_immediate(&self) -> bool {
-        self.0.is_immediate()
+        self.inner.is_immediate()
     }
 
     fn read_now(&mut self, lba: u64, into: &mut [u8]) -> Result<(), IoError> {
-        self.0.read_now(lba, into)
+        self.check_promises();
+        self.inner.read_now(lba, into)
     }
 
     fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
-        self.0.write_now(lba, data)
+        if let Some(promised) = self.promised.get_mut().pop_front() {
+            assert_eq!(promised, (lba, data.len()), "a Write before others");
+        }
+        self.inner.write_now(lba, data)
     }
 
     fn is_write_sure(&self, lba: u64, bytes: usize) -> bool {
-        self.0.is_write_sure(lba, bytes)
+        let is_sure = self.inner.is_write_sure(lba, bytes);
+        if is_sure {
+            self.promised.borrow_mut().push_back((lba, bytes));
+        }
+        is_sure
     }
 
     fn view_now(&self, lba: u64, bytes: usize) -> Result<MediumView, IoError> {
-        self.0.view_now(lba, bytes)
+        self.check_promises();
+        self.inner.view_now(lba, bytes)
     }
 
     fn poll(&mut self, now: Nanos, out: &mut Completions) {
-        self.0.poll(now, out);
+        self.check_promises();
+        self.inner.poll(now, out);
     }
 
     fn poll_timeout(&self) -> Option<Nanos> {
-        self.0.poll_timeout()
+        self.inner.poll_timeout()
     }
 
     fn poll_event(&mut self) -> Option<DeviceEvent> {
-        self.0.poll_event()
+        self.check_promises();
+        self.inner.poll_event()
     }
 
     fn refresh(&mut self) -> io::Result<Geometry> {
-        self.0.refresh()
+        self.check_promises();
+        self.inner.refresh()
+    }
+}
+
+impl Drop for TestDevice {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.check_promises();
+        }
     }
 }
 

@@ -74,9 +74,9 @@ pub trait Device {
         Err(IoError::Unsupported)
     }
 
-    /// Whether [`write_now`](Self::write_now) of so many bytes to `lba` cannot fail, as long as
-    /// nobody else uses the device before: then a Write may be answered first and made at once
-    /// after.
+    /// Whether [`write_now`](Self::write_now) of so many bytes to `lba` cannot fail, whatever other
+    /// Writes that are sure come before it, as long as nothing else does: then a Write may be
+    /// answered first and made at once after.
     fn is_write_sure(&self, lba: u64, bytes: usize) -> bool {
         let _ = (lba, bytes);
         false

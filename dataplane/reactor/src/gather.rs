@@ -1,8 +1,8 @@
 //! One connection's output of one turn: headers and payload views, sent by one `sendmsg`.
 //!
-//! Payload may still be in the medium of a device of this thread. Then it is read from there by
-//! the direct `sendmsg` that ends the turn, in which nothing else runs; [`Gather::fix`] copies it
-//! before anything else may happen to it.
+//! Payload may still be in the medium of a device of this thread. Then it is read from there by the
+//! direct `sendmsg` of its turn, in which nothing else runs; [`Gather::fix`] copies what that has left
+//! behind before anything else may happen to it.
 
 use std::cell::{Cell, RefCell};
 use std::net::TcpStream;
@@ -181,7 +181,7 @@ impl Gather {
     }
 
     /// Appends payload that is still in its device's medium. It is sent from there if all of the
-    /// gather leaves at the end of this turn by a call that reads it at once; else it is copied.
+    /// gather leaves in this turn by a call that reads it at once; else it is copied.
     pub fn push_view(&mut self, viewed: ViewedBuf) {
         if viewed.is_empty() {
             return;

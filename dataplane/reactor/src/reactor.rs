@@ -335,7 +335,7 @@ impl Reactor {
         self.gathers.trim()
     }
 
-    /// Sends a gather; it leaves at the end of the turn, and
+    /// Sends a gather; it leaves at the end of the turn, or [before](Self::send_early), and
     /// [`Service::sent`](crate::Service::sent) gives it back. Dropped if the socket is not open.
     ///
     /// # Panics

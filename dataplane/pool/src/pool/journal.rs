@@ -136,9 +136,8 @@ impl Journal {
     }
 
     /// Bytes of records that a group has room for.
-    pub(super) fn bytes_max(&self) -> usize {
-        let sectors = usize::try_from(self.ring.group_sectors_max()).unwrap_or(0);
-        sectors * 480
+    pub(super) const fn bytes_max(&self) -> usize {
+        self.writer.bytes_max()
     }
 
     /// Whether a group of any length has room.
@@ -294,7 +293,7 @@ impl<D: Device> Engine<D> {
         };
         match waiter {
             Waiter::Piece(piece) => self.end_piece(piece, result),
-            Waiter::Fresh(work) => self.fresh_recorded(work, is_durable),
+            Waiter::Fresh(work) => self.fresh_recorded(work, result),
             Waiter::Bits(work) => self.bits_recorded(work, result),
             Waiter::Reserve => self.reserved(),
             Waiter::Clean => self.clean_recorded(),
@@ -305,11 +304,11 @@ impl<D: Device> Engine<D> {
     }
 
     /// The record that maps a clean extent is durable, or refused.
-    fn fresh_recorded(&mut self, at: u32, is_durable: bool) {
+    fn fresh_recorded(&mut self, at: u32, result: Result<(), IoError>) {
         let Some(work) = self.works.get_mut(at) else {
             return;
         };
-        work.fresh = if is_durable {
+        work.fresh = if result.is_ok() {
             Fresh::Durable
         } else {
             Fresh::Failed
@@ -318,11 +317,6 @@ impl<D: Device> Engine<D> {
         if active.is_empty() {
             return self.end_work(at);
         }
-        let result = if is_durable {
-            Ok(())
-        } else {
-            Err(IoError::MediaWrite)
-        };
         for piece in active {
             if self
                 .pieces

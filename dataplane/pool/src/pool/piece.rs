@@ -14,13 +14,6 @@ use super::view::{Key, Own};
 use super::work::Fresh;
 use crate::map::Reader;
 
-/// Whose piece it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
-    /// A volume's request.
-    Request(u32),
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Read,
@@ -53,7 +46,8 @@ pub(super) enum Stage {
 
 /// A piece.
 pub(super) struct Piece {
-    pub(super) owner: Owner,
+    /// The request that it is a piece of.
+    pub(super) request: u32,
     pub(super) kind: Kind,
     /// Volume and logical extent.
     pub(super) key: Key,
@@ -68,7 +62,7 @@ pub(super) struct Piece {
 
 impl Piece {
     pub(super) const fn new(
-        owner: Owner,
+        request: u32,
         kind: Kind,
         key: Key,
         start: u32,
@@ -76,7 +70,7 @@ impl Piece {
         payload: usize,
     ) -> Self {
         Self {
-            owner,
+            request,
             kind,
             key,
             start,
@@ -334,8 +328,7 @@ impl<D: Device> Engine<D> {
 
     /// Whether the request must be stable when it completes.
     fn wants_fua(&self, piece: &Piece) -> bool {
-        let Owner::Request(request) = piece.owner;
-        let request = self.requests.get(request);
+        let request = self.requests.get(piece.request);
         request.is_none_or(|request| {
             let port = self.ports.get(request.port);
             request.io.fua || port.is_none_or(|port| port.is_media)
@@ -358,11 +351,11 @@ impl<D: Device> Engine<D> {
         let Some(piece) = self.pieces.get(index) else {
             return;
         };
-        let (stage, owner, payload) = (piece.stage, piece.owner, piece.payload);
+        let (stage, request, payload) = (piece.stage, piece.request, piece.payload);
         let Completion { result, data, .. } = completion;
         match (stage, result) {
             (Stage::Read, Ok(())) => {
-                let is_delivered = self.deliver(owner, payload, &data);
+                let is_delivered = self.deliver(request, payload, &data);
                 let result = if is_delivered {
                     Ok(())
                 } else {
@@ -426,8 +419,7 @@ impl<D: Device> Engine<D> {
         if let Some(work) = piece.work {
             self.leave(work, index, piece.key.0.number());
         }
-        let Owner::Request(request) = piece.owner;
-        self.piece_ended(request, result);
+        self.piece_ended(piece.request, result);
     }
 
     /// The piece is tried again when there is more room.

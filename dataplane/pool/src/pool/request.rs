@@ -4,7 +4,7 @@
 use bowline_block::{ByteRange, Device, Io, IoBuf, IoError, Op, Segments};
 
 use super::engine::{Engine, Todo};
-use super::piece::{Kind, Owner, Piece, Stage};
+use super::piece::{Kind, Piece, Stage};
 use super::shape::CHUNK_BYTES;
 use super::view::Key;
 
@@ -151,9 +151,8 @@ impl<D: Device> Engine<D> {
             request.cursor += u64::from(len);
             request.outstanding += 1;
         }
-        let owner = Owner::Request(index);
         self.pieces
-            .insert(Piece::new(owner, kind, key, start, len, payload))
+            .insert(Piece::new(index, kind, key, start, len, payload))
     }
 
     /// A piece of the request has ended.
@@ -170,19 +169,17 @@ impl<D: Device> Engine<D> {
     /// The piece's bytes of the payload.
     pub(super) fn payload(&self, piece: &Piece) -> Segments {
         let len = usize::try_from(piece.len).unwrap_or(0);
-        match piece.owner {
-            Owner::Request(index) if piece.kind == Kind::Write => {
-                let data = self.requests.get(index).map(|it| &it.io.data);
-                data.map(|data| data.slice(piece.payload..piece.payload.saturating_add(len)))
-                    .unwrap_or_default()
+        match self.requests.get(piece.request) {
+            Some(request) if piece.kind == Kind::Write => {
+                let end = piece.payload.saturating_add(len);
+                request.io.data.slice(piece.payload..end)
             }
             _ => Segments::new(),
         }
     }
 
     /// Copies what a piece has read to where it was asked for.
-    pub(super) fn deliver(&mut self, owner: Owner, payload: usize, found: &Segments) -> bool {
-        let Owner::Request(index) = owner;
+    pub(super) fn deliver(&mut self, index: u32, payload: usize, found: &Segments) -> bool {
         let Some(request) = self.requests.get_mut(index) else {
             return false;
         };

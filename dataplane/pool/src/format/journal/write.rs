@@ -56,6 +56,12 @@ impl GroupWriter {
         }
     }
 
+    /// Bytes of records that a group has room for.
+    #[must_use]
+    pub const fn bytes_max(&self) -> usize {
+        self.records.len()
+    }
+
     /// The records of the group, as [`RecordReader`](super::super::codec::RecordReader) reads them.
     #[must_use]
     pub const fn records(&self) -> &[u8] {

@@ -348,6 +348,14 @@ fn requests_that_wait_for_a_reserve_end_when_the_pool_is_closed() {
     assert_eq!(world.read(&mut volume, 0, 5), [5, 5, 5, 5, 0]);
 }
 
+/// A drive that writes slowly, and does everything else at once.
+fn slow_writes() -> FaultPlan {
+    FaultPlan {
+        write_latency: Latency::Fixed(Nanos(5_000)),
+        ..FaultPlan::default()
+    }
+}
+
 /// A drive that reads slowly, and does everything else at once.
 fn slow_reads() -> FaultPlan {
     FaultPlan {
@@ -384,13 +392,7 @@ fn extent_that_is_still_being_read_is_given_to_nobody() {
 
 #[test]
 fn snapshot_is_taken_when_the_writes_it_may_have_have_ended() {
-    let mut world = World::new(
-        4 << 20,
-        FaultPlan {
-            write_latency: Latency::Fixed(Nanos(5_000)),
-            ..FaultPlan::default()
-        },
-    );
+    let mut world = World::new(4 << 20, slow_writes());
     let number = world.create(spec(1 << 20));
     let mut volume = world.pool.open_volume(number).unwrap();
     world.write(&mut volume, 0, &[1; 32]).unwrap();
@@ -457,13 +459,7 @@ fn volumes_and_clones_of_one_pool_do_not_mix() {
 
 #[test]
 fn what_is_written_while_versions_are_merged_is_there_afterwards() {
-    let mut world = World::new(
-        4 << 20,
-        FaultPlan {
-            write_latency: Latency::Fixed(Nanos(5_000)),
-            ..FaultPlan::default()
-        },
-    );
+    let mut world = World::new(4 << 20, slow_writes());
     let number = world.create(spec(1 << 20));
     let mut volume = world.pool.open_volume(number).unwrap();
     world.write(&mut volume, 0, &[1; 32]).unwrap();
@@ -490,13 +486,7 @@ fn what_is_written_while_versions_are_merged_is_there_afterwards() {
 
 #[test]
 fn write_that_leaves_a_snapshot_is_not_lost_when_the_snapshot_goes_meanwhile() {
-    let mut world = World::new(
-        4 << 20,
-        FaultPlan {
-            write_latency: Latency::Fixed(Nanos(5_000)),
-            ..FaultPlan::default()
-        },
-    );
+    let mut world = World::new(4 << 20, slow_writes());
     let number = world.create(spec(1 << 20));
     let mut volume = world.pool.open_volume(number).unwrap();
     world.write(&mut volume, 0, &[1; 32]).unwrap();

@@ -15,6 +15,7 @@ mod gate;
 mod goals;
 mod hosts;
 mod meter;
+mod neighbours;
 mod network;
 mod options;
 mod process;

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, Demand, Latency};
-use crate::gate::{FOREIGN_MAX, IdleTicks, foreign_share};
+use crate::gate::{FOREIGN_MAX, Ticks, foreign_share};
+use crate::neighbours::{Neighbours, Ours};
 use crate::process::{KernelThreads, Launch, Process, own_cpu_time, reaped_cpu_time};
 use crate::target::Target;
 
@@ -72,6 +73,11 @@ impl Meter {
         } else {
             KernelThreads::default()
         };
+        let ours = Ours {
+            starter: std::process::id(),
+            kernel: target.contender.uses_drive(),
+        };
+        let neighbours = Neighbours::now(ours)?;
         let reaped_before = reaped_cpu_time()?;
         let begun = Instant::now();
         let mut process = Process::start(Launch {
@@ -89,7 +95,7 @@ impl Meter {
                 at: begun.elapsed(),
                 target,
                 own: target + process.cpu_time()? + own_cpu_time()? + kernel.cpu_time(),
-                idle: IdleTicks::now([self.target_core, self.client_core])?,
+                ticks: Ticks::now([self.target_core, self.client_core])?,
             })
         };
         let mut samples = vec![sample(&process)?];
@@ -100,13 +106,14 @@ impl Meter {
             }
         }
         samples.push(sample(&process)?);
+        let others = Neighbours::now(ours)?.used_since(&neighbours);
         let status = process.reap()?;
         if !status.success() {
             bail!("{status}: {}", process.last_words());
         }
         let report = client.parse(&process.stdout()?)?;
         let (first, last) = middle(&samples, demand.duration).context("no time passed")?;
-        let foreign = first.foreign_share(last);
+        let foreign = first.foreign_share(last, others);
         Ok(Slice {
             contender: target.contender.name(),
             foreign_share: foreign,
@@ -132,7 +139,7 @@ struct Sample {
     target: Duration,
     /// CPU time of the target, the client, ourselves and the kernel for us.
     own: Duration,
-    idle: IdleTicks<CORES>,
+    ticks: Ticks<CORES>,
 }
 
 impl Sample {
@@ -141,10 +148,10 @@ impl Sample {
         used.as_secs_f64() / later.at.saturating_sub(self.at).as_secs_f64()
     }
 
-    fn foreign_share(&self, later: &Self) -> f64 {
+    fn foreign_share(&self, later: &Self, others: Duration) -> f64 {
         let elapsed = later.at.saturating_sub(self.at);
         let own = later.own.saturating_sub(self.own);
-        foreign_share(self.idle, later.idle, elapsed, own)
+        foreign_share(self.ticks, later.ticks, elapsed, own, others)
     }
 }
 
@@ -178,7 +185,7 @@ mod tests {
             at: Duration::from_millis(at_ms),
             target: Duration::from_millis(target_ms),
             own: Duration::from_millis(target_ms),
-            idle: IdleTicks::parse(STAT, [0, 1]).unwrap(),
+            ticks: Ticks::parse(STAT, [0, 1]).unwrap(),
         }
     }
 
@@ -192,7 +199,7 @@ mod tests {
         let rate = first.target_cores(last);
         assert!((rate - 0.5).abs() < 1e-9, "{rate}");
         // Two cores that were never idle: three quarters were not the target's.
-        assert!((first.foreign_share(last) - 0.75).abs() < 1e-9);
+        assert!((first.foreign_share(last, Duration::ZERO) - 0.75).abs() < 1e-9);
     }
 
     #[test]

@@ -244,6 +244,25 @@ impl State {
         }
     }
 
+    /// Whether there is nothing that a collector would look at.
+    #[must_use]
+    pub fn is_collected(&self) -> bool {
+        self.suspects.is_empty()
+    }
+
+    /// Physical extents of versions that nobody needs, as far as that is known without looking.
+    #[must_use]
+    pub fn reclaimable(&self) -> u32 {
+        let volumes = self.volumes.from(0).map(|(_, volume)| volume);
+        let alone = volumes.filter(|volume| volume.snapshots.is_empty());
+        alone
+            .map(|volume| match volume.is_deleted {
+                true => volume.counts.physical,
+                false => volume.counts.beyond,
+            })
+            .sum()
+    }
+
     /// Clean extents one after another, at best from `near` on: to be reserved by a record. They
     /// stay clean until it is applied, so ask again only then.
     #[must_use]

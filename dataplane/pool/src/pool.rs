@@ -18,6 +18,8 @@ mod clean;
 mod collect;
 mod drive;
 mod engine;
+mod growth;
+mod jobs;
 mod journal;
 mod open;
 mod operation;
@@ -59,6 +61,17 @@ pub enum Outcome {
     Snapshot(u32),
 }
 
+/// Whether a volume's extents are kept for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provisioning {
+    /// It gets an extent when it is written to for the first time, and gives it back when it is deallocated. Writes fail when
+    /// the pool has no room.
+    Thin,
+    /// As many extents as it has are kept for it, so that its writes never fail for want of room. A snapshot of it keeps
+    /// what it has now, so for the volume as many again are kept, and without room for them there is no snapshot.
+    Thick,
+}
+
 /// A volume to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeSpec {
@@ -70,6 +83,8 @@ pub struct VolumeSpec {
     pub bytes: u64,
     /// Logical block: by default the drive's.
     pub block_bytes: Option<u32>,
+    /// Whether its extents are kept for it.
+    pub provisioning: Provisioning,
     /// How long a completed write may be lost.
     pub durability: Durability,
     /// Volume and number of the snapshot that it begins as.
@@ -91,13 +106,15 @@ pub struct VolumeInfo {
     pub bytes: u64,
     /// Logical block.
     pub block_bytes: u32,
+    /// Whether its extents are kept for it.
+    pub provisioning: Provisioning,
     /// How long a completed write may be lost.
     pub durability: Durability,
     /// Volume and number of the snapshot that it began as.
     pub base: Option<(u32, u32)>,
     /// Seconds since 1970.
     pub created: u64,
-    /// What a host may see as allocated (NUSE), in whole extents.
+    /// What a host may see as allocated (NUSE), in whole extents; of a thick volume, all of it.
     pub mapped_bytes: u64,
     /// What it takes of the pool, with its snapshots.
     pub physical_bytes: u64,
@@ -129,6 +146,15 @@ pub struct Usage {
     pub used_bytes: u64,
     /// Free and zero, so that writing there for the first time costs least.
     pub clean_bytes: u64,
+    /// Not used yet, and kept for thick volumes.
+    pub promised_bytes: u64,
+    /// What thin volumes may still get, and what there is for new thick ones.
+    pub available_bytes: u64,
+    /// Part of what is used: it belongs to nobody any more, and is given back bit by bit. What only deleted snapshots
+    /// had is not known beforehand, and so not in it.
+    pub reclaiming_bytes: u64,
+    /// Whether the pool still looks for what nobody needs any more.
+    pub is_reclaiming: bool,
 }
 
 /// Something about the pool as a whole.
@@ -155,9 +181,18 @@ pub enum PoolError {
     /// Something needs it.
     #[error("a clone or a snapshot needs it")]
     InUse,
-    /// There is no room for another volume, snapshot or attribute.
-    #[error("the pool has no room for another volume, snapshot or attribute")]
+    /// There is no room for another volume, snapshot or attribute, or for what hides snapshots from a growing volume.
+    #[error("the pool's map has no room for more")]
     Full,
+    /// There are not as many extents as would have to be kept for a thick volume.
+    #[error("the pool has not enough space left for a thick volume")]
+    NoSpace,
+    /// A volume would get smaller, and that was not forced.
+    #[error("a volume gets smaller only when forced, since what is beyond its new end is lost")]
+    WouldLose,
+    /// The drive has failed.
+    #[error("the drive failed: {0}")]
+    Drive(IoError),
     /// What is asked for is not possible.
     #[error("{0}")]
     Invalid(&'static str),
@@ -219,6 +254,7 @@ impl<D: Device> Pool<D> {
             ));
         }
         let is_media = found.durability == Durability::Media;
+        let is_thin = !found.is_thick;
         let (block_bytes, mut bytes) = (found.block_bytes, found.bytes);
         let mut reader = Reader::Head(slot);
         if let Some(number) = number {
@@ -228,7 +264,7 @@ impl<D: Device> Pool<D> {
         } else if found.is_deleted {
             return Err(PoolError::NoSuchVolume);
         }
-        let mut geometry = engine.volume_geometry(bytes, block_bytes, is_media);
+        let mut geometry = engine.volume_geometry(bytes, block_bytes, (is_media, is_thin));
         geometry.read_only |= number.is_some();
         let port = engine.open_port(Port::new(reader, geometry, is_media));
         drop(engine);
@@ -251,12 +287,21 @@ impl<D: Device> Pool<D> {
         self.start(Job::Delete { volume })
     }
 
-    /// Makes a volume larger.
+    /// Makes a volume larger, or smaller if that is forced: what is beyond its new end is lost then, but for its snapshots.
     ///
     /// # Errors
     /// As [`create_volume`](Self::create_volume).
-    pub fn grow_volume(&mut self, volume: u32, bytes: u64) -> Result<Operation, PoolError> {
-        self.start(Job::Resize { volume, bytes })
+    pub fn resize_volume(
+        &mut self,
+        volume: u32,
+        bytes: u64,
+        is_forced: bool,
+    ) -> Result<Operation, PoolError> {
+        self.start(Job::Resize {
+            volume,
+            bytes,
+            is_forced,
+        })
     }
 
     /// Takes a snapshot of a volume: of all writes that were completed before, and of any of those under way.

@@ -7,7 +7,7 @@ use bowline_block::{BufPool, Completions, Device, Io, MemDevice, Op, PoolConfig}
 use bowline_nvme::Nanos;
 use bowline_pool::format::layout::LayoutOptions;
 use bowline_pool::format::record::Durability;
-use bowline_pool::{FormatOptions, Pool, Volume, VolumeSpec};
+use bowline_pool::{FormatOptions, Pool, Provisioning, Volume, VolumeSpec};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use uuid::Uuid;
 
@@ -33,6 +33,7 @@ fn volume() -> (Pool<MemDevice>, Volume<MemDevice>) {
         name: String::new(),
         bytes: BLOCKS * 4096,
         block_bytes: None,
+        provisioning: Provisioning::Thin,
         durability: Durability::Media,
         base: None,
         created: 0,

@@ -16,11 +16,11 @@
 //! gives it back. In the same way an extent stops being clean when it is mapped or reserved, and a
 //! later record says that it is clean again.
 
+use super::State;
 use super::chains::{Chains, Key};
 use super::damage::Damage;
 use super::versions::Link;
 use super::volume::{Attribute, LOGICAL_MAX, Snapshot, Volume};
-use super::{Limits, State};
 use crate::format::record::{NONE, Numbers, Record, SnapshotRecord, VolumeRecord};
 
 /// The longest name, bytes.
@@ -126,7 +126,6 @@ impl State {
         if let Some(last) = volume.snapshots.last() {
             check_snapshot_number(volume, last.number)?;
         }
-        self.check_end(volume, volume.bytes, volume.is_deleted)?;
         let mut has_chains = false;
         let mut next = volume.tree.next(0);
         while let Some(logical) = next {
@@ -138,7 +137,8 @@ impl State {
         let taken = volume.snapshots_taken as usize;
         let lacks_some = volume.snapshots.len() < taken || volume.is_deleted;
         let has_deleted = volume.snapshots.iter().any(|snapshot| snapshot.is_deleted);
-        let is_suspect = has_deleted || volume.is_deleted || (has_chains && lacks_some);
+        let is_cut = volume.tree.next(volume.end).is_some();
+        let is_suspect = has_deleted || volume.is_deleted || is_cut || (has_chains && lacks_some);
         if is_suspect {
             self.suspects.insert(volume.number);
         }
@@ -188,8 +188,9 @@ impl State {
             self.check_base(volume, record.base)?;
         }
         self.next_volume = next.max(volume + 1);
-        let volume = Volume::new(record, self.made_in());
-        self.promised += promise(&self.limits, &volume);
+        let end = self.end_of(record.bytes);
+        let volume = Volume::new(record, end, self.made_in());
+        self.promised += promise(&volume);
         self.volumes.insert(volume);
         Ok(())
     }
@@ -205,16 +206,19 @@ impl State {
         {
             self.check_change(volume, record)?;
         }
+        let end = self.end_of(record.bytes);
         let Some(volume) = self.volumes.at_mut(index) else {
             return Ok(());
         };
-        let promised = promise(&self.limits, volume);
+        let promised = promise(volume);
         let base = volume.base;
-        if record.is_deleted && !volume.is_deleted {
+        if record.is_deleted && !volume.is_deleted || end < volume.end {
             self.suspects.insert(record.volume);
         }
         volume.update(record);
-        self.promised = self.promised + promise(&self.limits, volume) - promised;
+        let chains = &self.chains;
+        volume.resize(record.bytes, end, |newest| chains.newest_born(newest));
+        self.promised = self.promised + promise(volume) - promised;
         self.volumes.rebase(base, record.base);
         Ok(())
     }
@@ -232,7 +236,7 @@ impl State {
         let Some(mut volume) = self.volumes.remove(index) else {
             return Ok(());
         };
-        self.promised -= promise(&self.limits, &volume);
+        self.promised -= promise(&volume);
         let mut next = volume.tree.next(0);
         while let Some(logical) = next {
             let key = (index, logical);
@@ -260,7 +264,7 @@ impl State {
         let Some(index) = self.index(record.volume, tolerance)? else {
             return Ok(());
         };
-        let made_in = self.made_in();
+        let (made_in, end) = (self.made_in(), self.end_of(record.bytes));
         let Some(volume) = self.volumes.at(index) else {
             return Ok(());
         };
@@ -274,20 +278,20 @@ impl State {
         let Some(volume) = self.volumes.at_mut(index) else {
             return Ok(());
         };
-        let promised = promise(&self.limits, volume);
+        let promised = promise(volume);
         match place {
             Ok(place) => {
                 let made_in = volume.snapshots[place].made_in;
-                volume.snapshots[place] = Snapshot::new(record, made_in);
+                volume.snapshots[place] = Snapshot::new(record, end, made_in);
             }
             Err(place) => {
-                let snapshot = Snapshot::new(record, made_in);
+                let snapshot = Snapshot::new(record, end, made_in);
                 volume.snapshots.insert(place, snapshot);
                 self.snapshots += 1;
             }
         }
         volume.measure();
-        self.promised = self.promised + promise(&self.limits, volume) - promised;
+        self.promised = self.promised + promise(volume) - promised;
         if record.is_deleted {
             self.suspects.insert(record.volume);
         }
@@ -311,10 +315,10 @@ impl State {
         };
         match state.snapshot_place(number) {
             Ok(place) => {
-                let promised = promise(&self.limits, state);
+                let promised = promise(state);
                 state.snapshots.remove(place);
                 state.measure();
-                self.promised = self.promised + promise(&self.limits, state) - promised;
+                self.promised = self.promised + promise(state) - promised;
                 self.suspects.insert(volume);
                 self.snapshots -= 1;
                 Ok(())
@@ -333,7 +337,8 @@ impl State {
         tolerance: Tolerance,
     ) -> Result<(), Damage> {
         let count = u32::try_from(physical.len()).unwrap_or(u32::MAX);
-        let index = self.target(volume, born, (first, count), tolerance)?;
+        let is_hole = physical.iter().all(|physical| physical == NONE);
+        let index = self.target(volume, born, (first, count, is_hole), tolerance)?;
         for (logical, physical) in (first..).zip(physical.iter()) {
             if physical != NONE {
                 self.check_physical(physical, 1)?;
@@ -356,7 +361,7 @@ impl State {
         bitmap: &[u8],
         tolerance: Tolerance,
     ) -> Result<(), Damage> {
-        let index = self.target(volume, born, (logical, 1), tolerance)?;
+        let index = self.target(volume, born, (logical, 1, false), tolerance)?;
         self.check_physical(physical, 1)?;
         if !self.chains.bitmaps.fits(bitmap) {
             return Err(Damage::Bitmap { volume, logical });
@@ -391,7 +396,6 @@ impl State {
             .filter(|logical| *logical < end)
         {
             self.unlink((index, logical), born);
-            self.check_beyond((index, logical), tolerance)?;
             from = logical + 1;
         }
         Ok(())
@@ -515,7 +519,7 @@ impl State {
         }
         self.chains.set_bitmap(link, bitmap);
         self.touch(link);
-        self.check_beyond(key, tolerance)
+        Ok(())
     }
 
     fn place_hole(&mut self, key: Key, born: u32, tolerance: Tolerance) -> Result<(), Damage> {
@@ -582,12 +586,12 @@ impl State {
         with: impl FnOnce(&mut Chains, &mut Volume) -> T,
     ) -> Option<T> {
         let volume = self.volumes.at_mut(index)?;
-        let promised = promise(&self.limits, volume);
+        let promised = promise(volume);
         let before = self.chains.newest_born(volume.tree.newest(logical));
         let result = with(&mut self.chains, volume);
         let after = self.chains.newest_born(volume.tree.newest(logical));
-        volume.count_newest(before, after);
-        self.promised = self.promised + promise(&self.limits, volume) - promised;
+        volume.count_newest(logical, before, after);
+        self.promised = self.promised + promise(volume) - promised;
         Some(result)
     }
 
@@ -599,12 +603,13 @@ impl State {
         }
     }
 
-    /// The slot of a volume that gets versions.
+    /// The slot of a volume that gets versions. Holes may lie beyond its end: so is hidden what would show
+    /// when it becomes larger.
     fn target(
         &self,
         volume: u32,
         born: u32,
-        (first, count): (u32, u32),
+        (first, count, is_hole): (u32, u32, bool),
         tolerance: Tolerance,
     ) -> Result<Option<u32>, Damage> {
         let index = self.index(volume, tolerance)?;
@@ -613,7 +618,9 @@ impl State {
             && tolerance == Strict
         {
             check_born(volume, first, born)?;
-            end = logical_end(&self.limits, volume);
+            if !is_hole {
+                end = volume.end_max;
+            }
         }
         match first.checked_add(count) {
             Some(last) if last <= end => Ok(index),
@@ -631,6 +638,11 @@ impl State {
     /// While replaying: a volume that is gone had it, so it was written to.
     fn not_clean(&mut self, physical: u32) {
         self.allocator.clean.remove(physical);
+    }
+
+    /// The end of the logical extents of so many bytes.
+    fn end_of(&self, bytes: u64) -> u32 {
+        self.limits.logical_extents(bytes).unwrap_or(LOGICAL_MAX)
     }
 
     fn made_in(&self) -> u64 {
@@ -669,39 +681,6 @@ impl State {
                 base,
                 snapshot,
             });
-        }
-        self.check_end(volume, record.bytes, record.is_deleted)
-    }
-
-    /// Beyond the end of a volume its newest versions are holes, so that growing again shows
-    /// zeroes.
-    fn check_end(&self, volume: &Volume, bytes: u64, is_deleted: bool) -> Result<(), Damage> {
-        if is_deleted {
-            return Ok(());
-        }
-        let end = self.limits.logical_extents(bytes).unwrap_or(LOGICAL_MAX);
-        let mut next = volume.tree.next(end);
-        while let Some(logical) = next {
-            if !volume.tree.newest(logical).is_hole() {
-                return Err(beyond(volume.number, logical, 1));
-            }
-            next = volume.tree.next(logical + 1);
-        }
-        Ok(())
-    }
-
-    /// The same for one extent that changed.
-    fn check_beyond(&self, (index, logical): Key, tolerance: Tolerance) -> Result<(), Damage> {
-        let Some(volume) = self.volumes.at(index) else {
-            return Ok(());
-        };
-        let end = self
-            .limits
-            .logical_extents(volume.bytes)
-            .unwrap_or(LOGICAL_MAX);
-        let is_beyond = logical >= end && !volume.is_deleted && tolerance == Strict;
-        if is_beyond && volume.tree.newest(logical).physical().is_some() {
-            return Err(beyond(volume.number, logical, 1));
         }
         Ok(())
     }
@@ -776,20 +755,12 @@ fn beyond(volume: u32, first: u32, count: u32) -> Damage {
     }
 }
 
-/// The first logical extent that neither the volume nor a snapshot of it can have.
-fn logical_end(limits: &Limits, volume: &Volume) -> u32 {
-    limits
-        .logical_extents(volume.bytes_max)
-        .unwrap_or(LOGICAL_MAX)
-}
-
 /// Extents that a volume has a right to and has not.
-pub(super) fn promise(limits: &Limits, volume: &Volume) -> u64 {
+pub(super) fn promise(volume: &Volume) -> u64 {
     if !volume.is_thick || volume.is_deleted {
         return 0;
     }
-    let extents = limits.logical_extents(volume.bytes).unwrap_or(LOGICAL_MAX);
-    u64::from(extents.saturating_sub(volume.counts.own))
+    u64::from(volume.end.saturating_sub(volume.counts.own))
 }
 
 /// Bytes of the record of an attribute.

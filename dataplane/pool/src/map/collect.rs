@@ -212,6 +212,12 @@ impl Collector {
         Step::Looked
     }
 
+    /// Whether it is not in the middle of a volume.
+    #[must_use]
+    pub const fn is_between(&self) -> bool {
+        self.at.is_none()
+    }
+
     /// What was told last cannot be done: goes on with what follows.
     pub fn skip(&mut self) {
         if let Some((_, logical)) = &mut self.at {
@@ -259,8 +265,8 @@ impl State {
         let mut passes = false;
         for link in self.chains.iter(volume.tree.newest(logical)) {
             let born = versions.born(link);
-            let is_head = newer.is_none() && !volume.is_deleted;
-            let is_direct = is_head || volume.has_snapshot_between(born, newer_born);
+            let is_head = newer.is_none() && !volume.is_over(logical);
+            let is_direct = is_head || volume.has_reader_between(born, newer_born, logical);
             let is_part = !link.is_hole() && self.chains.is_part(link);
             if link.is_hole() {
                 let is_read = is_direct || passes;

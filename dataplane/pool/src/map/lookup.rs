@@ -149,7 +149,8 @@ impl State {
         let mut step = self.first(reader, logical);
         while let Some((volume, link)) = step {
             if link.is_none() {
-                step = self.base(volume, logical);
+                let base = self.base(volume, logical);
+                step = base.map(|(base, link, _)| (base, link));
             } else if link.is_hole() || !self.chains.is_part(link) {
                 break;
             } else {
@@ -186,12 +187,29 @@ impl State {
         self.is_backed(step.0, step.1, logical)
     }
 
+    /// The first logical extent from `from` on where the head shows what is not a hole.
+    #[must_use]
+    pub fn next_shown(&self, slot: Slot, mut from: u32) -> Option<u32> {
+        loop {
+            let volume = self.volume(slot)?;
+            let bases = std::iter::successors(Some(volume), |volume| {
+                self.volumes.at(self.volumes.index(volume.base?.0)?)
+            });
+            let next = bases.filter_map(|volume| volume.tree.next(from)).min()?;
+            let (volume, newest) = self.first(Reader::Head(slot), next)?;
+            if self.is_backed(volume, newest, next) {
+                return Some(next);
+            }
+            from = next + 1;
+        }
+    }
+
     /// Whether something is read from this version on, or in the bases if there is none.
     pub(super) fn is_backed(&self, volume: &Volume, link: Link, logical: u32) -> bool {
         let mut step = (volume, link);
         while step.1.is_none() {
             match self.base(step.0, logical) {
-                Some(next) => step = next,
+                Some((base, link, _)) => step = (base, link),
                 None => return false,
             }
         }
@@ -204,7 +222,14 @@ impl State {
         let mut step = self.first(reader, logical);
         while let Some((volume, link)) = step {
             if link.is_none() {
-                step = self.base(volume, logical);
+                let Some((base, link, chunks_end)) = self.base(volume, logical) else {
+                    break;
+                };
+                if chunks.start >= chunks_end {
+                    break;
+                }
+                end = end.min(chunks_end);
+                step = Some((base, link));
                 continue;
             }
             let Some(words) = self.chains.chunks(link).filter(|_| !link.is_hole()) else {
@@ -233,12 +258,23 @@ impl State {
         }
     }
 
-    /// The newest version that the base of a clone sees, and its volume.
-    fn base(&self, volume: &Volume, logical: u32) -> Option<(&Volume, Link)> {
+    /// The newest version that the base of a clone sees, its volume, and the end of the chunks that
+    /// the base has of this extent: where the clone is larger than its base, there are zeroes.
+    fn base(&self, volume: &Volume, logical: u32) -> Option<(&Volume, Link, u32)> {
         let (number, snapshot) = volume.base?;
         let index = self.volumes.index(number)?;
         let base = self.volumes.at(index)?;
-        Some((base, self.before(base, index, snapshot, logical)))
+        let bytes = base.snapshot(snapshot)?.bytes;
+        let start = u64::from(logical) * u64::from(self.limits.extent_bytes);
+        let chunks = bytes
+            .checked_sub(start)?
+            .div_ceil(self.limits.chunk_bytes.into());
+        let chunks_end = u32::try_from(chunks).unwrap_or(u32::MAX);
+        if chunks_end == 0 {
+            return None;
+        }
+        let link = self.before(base, index, snapshot, logical);
+        Some((base, link, chunks_end))
     }
 
     /// The newest version born before a snapshot.

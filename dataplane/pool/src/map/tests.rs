@@ -30,6 +30,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (volume(), 0..4usize).prop_map(|(volume, at)| Op::Clone { volume, at }),
         1 => volume().prop_map(Op::DeleteVolume),
         1 => (volume(), 1..3u32).prop_map(|(volume, extents)| Op::Grow { volume, extents }),
+        1 => (volume(), 1..4u32).prop_map(|(volume, extents)| Op::Shrink { volume, extents }),
         2 => (1..8u32).prop_map(Op::Clean),
         1 => (volume(), 0..3u32, 0..9usize).prop_map(
             |(volume, kind, bytes)| Op::Attribute { volume, kind, bytes }

@@ -23,6 +23,8 @@ pub struct Volume {
     pub uuid: Uuid,
     /// Size.
     pub bytes: u64,
+    /// Its logical extents are below this.
+    pub(super) end: u32,
     /// Logical block.
     pub block_bytes: u32,
     /// Number of snapshots ever taken: the `born` of what is written now.
@@ -52,8 +54,8 @@ pub struct Volume {
     pub(super) newest_born: BTreeMap<u32, u32>,
     /// The number of the last snapshot that is there; 0: there is none.
     pub(super) last_snapshot: u32,
-    /// The largest size that it or a snapshot of it has: where its logical extents end.
-    pub(super) bytes_max: u64,
+    /// The largest end that it or a snapshot of it has.
+    pub(super) end_max: u32,
     /// The checkpoint during which it was made.
     pub(super) made_in: u64,
 }
@@ -67,6 +69,8 @@ pub struct Snapshot {
     pub uuid: Uuid,
     /// Size.
     pub bytes: u64,
+    /// Its logical extents are below this.
+    pub(super) end: u32,
     /// Only kept for the clones that need it.
     pub is_deleted: bool,
     /// Seconds since 1970.
@@ -82,7 +86,8 @@ pub(super) struct Attribute {
     pub(super) made_in: u64,
 }
 
-/// What a volume has of the pool.
+/// What a volume has of the pool. What was left beyond its end when it became smaller is in
+/// `physical` only, and in `beyond`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Logical extents whose newest version has a physical extent: what is allocated, as the
@@ -90,6 +95,8 @@ pub struct Counts {
     pub mapped: u32,
     /// Those of them that no snapshot needs: they may be written to in place.
     pub own: u32,
+    /// Logical extents beyond its end whose newest version has a physical extent.
+    pub beyond: u32,
     /// Physical extents, with those that only snapshots see.
     pub physical: u32,
     /// Holes.
@@ -97,11 +104,12 @@ pub struct Counts {
 }
 
 impl Volume {
-    pub(super) fn new(record: &VolumeRecord<'_>, made_in: u64) -> Self {
+    pub(super) fn new(record: &VolumeRecord<'_>, end: u32, made_in: u64) -> Self {
         Self {
             number: record.volume,
             uuid: record.uuid,
             bytes: record.bytes,
+            end,
             block_bytes: record.block_bytes,
             snapshots_taken: record.snapshots_taken,
             base: record.base,
@@ -118,15 +126,14 @@ impl Volume {
             counts: Counts::default(),
             newest_born: BTreeMap::new(),
             last_snapshot: 0,
-            bytes_max: record.bytes,
+            end_max: end,
             made_in,
         }
     }
 
-    /// Takes over what a record says; the volume is the same.
+    /// Takes over what a record says but for the size; the volume is the same.
     pub(super) fn update(&mut self, record: &VolumeRecord<'_>) {
         self.uuid = record.uuid;
-        self.bytes = record.bytes;
         self.block_bytes = record.block_bytes;
         self.snapshots_taken = record.snapshots_taken;
         self.base = record.base;
@@ -139,7 +146,6 @@ impl Volume {
         if *self.name != *record.name {
             self.name = record.name.into();
         }
-        self.measure();
     }
 
     /// Whether no snapshot needs a version born after so many, so that it may be changed.
@@ -147,9 +153,33 @@ impl Volume {
         born >= self.last_snapshot
     }
 
-    /// Its newest version of some extent is another one from now on: when they were born that
+    /// It has another size from now on; `newest` tells when the newest version of a logical
+    /// extent was born, if it has a physical extent.
+    pub(super) fn resize(&mut self, bytes: u64, end: u32, newest: impl Fn(Link) -> Option<u32>) {
+        let (was, is) = (self.end, end);
+        let (first, last) = (was.min(is), was.max(is));
+        let mut next = self.tree.next(first);
+        while let Some(logical) = next.filter(|logical| *logical < last) {
+            let born = newest(self.tree.newest(logical));
+            self.end = was;
+            self.count_newest(logical, born, None);
+            self.end = is;
+            self.count_newest(logical, None, born);
+            next = self.tree.next(logical + 1);
+        }
+        self.bytes = bytes;
+        self.end = is;
+        self.measure();
+    }
+
+    /// The newest version of a logical extent is another one from now on: when they were born that
     /// have physical extents.
-    pub(super) fn count_newest(&mut self, before: Option<u32>, after: Option<u32>) {
+    pub(super) fn count_newest(&mut self, logical: u32, before: Option<u32>, after: Option<u32>) {
+        if logical >= self.end {
+            self.counts.beyond -= u32::from(before.is_some());
+            self.counts.beyond += u32::from(after.is_some());
+            return;
+        }
         if before == after {
             return;
         }
@@ -170,13 +200,18 @@ impl Volume {
         }
     }
 
+    /// Whether an extent is beyond its end, or it is deleted: then only snapshots read it.
+    pub(super) const fn is_over(&self, logical: u32) -> bool {
+        self.is_deleted || logical >= self.end
+    }
+
     /// Its size or its snapshots changed.
     pub(super) fn measure(&mut self) {
         self.last_snapshot = self.snapshots.last().map_or(0, |last| last.number);
         let own = self.newest_born.range(self.last_snapshot..);
         self.counts.own = own.map(|(_, count)| count).sum();
-        let snapshots = self.snapshots.iter().map(|snapshot| snapshot.bytes);
-        self.bytes_max = snapshots.fold(self.bytes, u64::max);
+        let snapshots = self.snapshots.iter().map(|snapshot| snapshot.end);
+        self.end_max = snapshots.fold(self.end, u32::max);
     }
 
     /// The record that says what it is now. Change what is to change, commit and apply it.
@@ -232,15 +267,16 @@ impl Volume {
             .map(|attribute| &*attribute.bytes)
     }
 
-    /// Whether there is a snapshot with `after < number <= to`: one that reads what was born
-    /// after `after` snapshots and replaced after `to`.
-    pub(super) fn has_snapshot_between(&self, after: u32, to: u32) -> bool {
+    /// Whether there is a snapshot with `after < number <= to` that has a logical extent: it reads
+    /// what was born after `after` snapshots and replaced after `to`.
+    pub(super) fn has_reader_between(&self, after: u32, to: u32, logical: u32) -> bool {
         let place = self
             .snapshots
             .partition_point(|snapshot| snapshot.number <= after);
-        self.snapshots
-            .get(place)
-            .is_some_and(|snapshot| snapshot.number <= to)
+        self.snapshots[place..]
+            .iter()
+            .take_while(|snapshot| snapshot.number <= to)
+            .any(|snapshot| logical < snapshot.end)
     }
 
     /// Bytes of memory, with its own.
@@ -263,11 +299,12 @@ impl Volume {
 }
 
 impl Snapshot {
-    pub(super) fn new(record: &SnapshotRecord<'_>, made_in: u64) -> Self {
+    pub(super) fn new(record: &SnapshotRecord<'_>, end: u32, made_in: u64) -> Self {
         Self {
             number: record.number,
             uuid: record.uuid,
             bytes: record.bytes,
+            end,
             is_deleted: record.is_deleted,
             created: record.created,
             name: record.name.into(),

@@ -8,6 +8,8 @@ use bowline_nvme::Nanos;
 use super::drive::{Access, Tag};
 use super::engine::Engine;
 use super::journal::{Change, Waiter};
+use super::view::Key;
+use super::work::Work;
 
 /// Reserved at a time, ahead of need: a first write then waits for nothing.
 const RESERVE_COUNT: u32 = 64;
@@ -157,13 +159,39 @@ impl<D: Device> Engine<D> {
     }
 
     /// Whether there will be an extent without anybody giving one up.
-    pub(super) fn may_get_space(&self) -> bool {
+    pub(super) fn may_get_space(&self, key: Key) -> bool {
         let counts = self.state.extents();
-        !self.journal.has_failed()
-            && (counts.quarantined > 0
-                || counts.clean > 0
-                || self.cleaner.is_reserving
-                || self.cleaner.cleaning > 0)
+        let is_coming = counts.quarantined > 0
+            || counts.clean > 0
+            || self.cleaner.is_reserving
+            || self.cleaner.cleaning > 0;
+        // While the pool is closed, nothing is collected.
+        let is_found = !self.is_collected() && !self.operations.is_closing();
+        !self.journal.has_failed() && (is_coming && self.may_take(key) || is_found)
+    }
+
+    /// Whether the volume may get another extent, if there is one. A thick one has a right to it; others may not take
+    /// what is kept for thick ones.
+    pub(super) fn may_take(&self, key: Key) -> bool {
+        if self.is_thick(key) {
+            return true;
+        }
+        let counts = self.state.extents();
+        let unused = u64::from(counts.available());
+        let kept = u64::from(counts.promised) + self.operations.pledged();
+        kept == 0 || unused > self.works.len() + self.operations.pledged() || self.room() > 0
+    }
+
+    /// Extents that are not used, not promised, and not on their way to volumes without a promise.
+    pub(super) fn room(&self) -> u64 {
+        let is_taken = |work: &&Work| {
+            let target = work.target;
+            target.is_some() && self.own(work.key).physical() != target && !self.is_thick(work.key)
+        };
+        let taken = self.works.iter().filter(is_taken).count();
+        let taken = u64::try_from(taken).unwrap_or(u64::MAX);
+        u64::from(self.state.extents().available())
+            .saturating_sub(taken.saturating_add(self.operations.pledged()))
     }
 
     /// Zeroes what is free, so that first writes need not wait for their data.

@@ -56,11 +56,18 @@ impl Collecting {
 }
 
 impl<D: Device> Engine<D> {
+    /// Whether nothing is left that nobody needs, as far as that can be known.
+    pub(super) fn is_collected(&self) -> bool {
+        let collecting = &self.collecting;
+        collecting.is_idle() && collecting.collector.is_between() && self.state.is_collected()
+    }
+
     /// Does the next step. Returns whether there was one.
     pub(super) fn run_collector(&mut self) -> bool {
         if self.collecting.doing.is_some()
             || self.journal.has_failed()
             || self.operations.is_closing()
+            || self.operations.is_resizing()
         {
             return false;
         }

@@ -20,7 +20,7 @@ use super::request::Request;
 use super::shape::Shape;
 use super::slab::Slab;
 use super::work::{Barrier, Works};
-use super::{PoolEvent, SnapshotInfo, Usage, VolumeInfo};
+use super::{PoolEvent, Provisioning, SnapshotInfo, Usage, VolumeInfo};
 use crate::format::superblock::Superblock;
 use crate::map::{HeadEntry, Reader, Run, Snapshot, State, Volume};
 
@@ -352,6 +352,11 @@ impl<D: Device> Engine<D> {
         }
     }
 
+    /// The pool itself has taken a completion.
+    pub(super) const fn take_held(&mut self) {
+        self.held -= 1;
+    }
+
     pub(super) fn open_port(&mut self, port: Port) -> u32 {
         let at = self.ports.insert(port);
         if self.has_vanished
@@ -416,7 +421,12 @@ impl<D: Device> Engine<D> {
     }
 
     /// What a volume's handles say of it.
-    pub(super) fn volume_geometry(&self, bytes: u64, block_bytes: u32, is_media: bool) -> Geometry {
+    pub(super) fn volume_geometry(
+        &self,
+        bytes: u64,
+        block_bytes: u32,
+        (is_media, is_thin): (bool, bool),
+    ) -> Geometry {
         let drive = self.drive.geometry();
         Geometry {
             block_bytes,
@@ -429,7 +439,7 @@ impl<D: Device> Engine<D> {
             deallocate: Deallocate::ReadsZero,
             deallocate_granularity_blocks: self.shape.extent_bytes() / block_bytes,
             write_zeroes: true,
-            thin: true,
+            thin: is_thin,
         }
     }
 
@@ -445,6 +455,10 @@ impl<D: Device> Engine<D> {
             bytes: bytes(counts.all),
             used_bytes: bytes(counts.used),
             clean_bytes: bytes(counts.clean + counts.reserved),
+            promised_bytes: bytes(counts.promised),
+            available_bytes: bytes(counts.available()),
+            reclaiming_bytes: bytes(self.state.reclaimable()),
+            is_reclaiming: !self.is_collected(),
         }
     }
 
@@ -457,14 +471,27 @@ impl<D: Device> Engine<D> {
             name: volume.name.to_string(),
             bytes: volume.bytes,
             block_bytes: volume.block_bytes,
+            provisioning: provisioning(volume),
             durability: volume.durability,
             base: volume.base,
             created: volume.created,
-            mapped_bytes: bytes(volume.counts().mapped),
+            mapped_bytes: if volume.is_thick {
+                volume.bytes
+            } else {
+                bytes(volume.counts().mapped)
+            },
             physical_bytes: bytes(volume.counts().physical),
             snapshots: volume.snapshots().iter().map(snapshot_info).collect(),
         };
         volumes.map(info).collect()
+    }
+}
+
+const fn provisioning(volume: &Volume) -> Provisioning {
+    if volume.is_thick {
+        Provisioning::Thick
+    } else {
+        Provisioning::Thin
     }
 }
 

@@ -89,6 +89,8 @@ pub(super) struct Journal {
     has_failed: bool,
     /// Holes in the queue and on their way.
     pub(super) holes: u32,
+    /// Groups written since the pool was opened.
+    pub(super) groups: u64,
 }
 
 impl Journal {
@@ -112,6 +114,7 @@ impl Journal {
             buffer: Some(buffer),
             has_failed: false,
             holes: 0,
+            groups: 0,
         }
     }
 
@@ -210,6 +213,7 @@ impl<D: Device> Engine<D> {
             return self.tell_all(false);
         };
         journal.is_writing = true;
+        journal.groups += 1;
         journal.next = sealed.next;
         let access = Access {
             op: Op::Write,

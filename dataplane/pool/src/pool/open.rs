@@ -409,7 +409,8 @@ impl<D: Device> Engine<D> {
         // What is written in place and not stable yet, too.
         drive.flush()?;
         drive.write_superblock(&superblock, 0)?;
-        tracing::info!(pool = %superblock.uuid, "pool closed");
+        let groups = self.journal.groups;
+        tracing::info!(pool = %superblock.uuid, groups, "pool closed");
         Ok(())
     }
 

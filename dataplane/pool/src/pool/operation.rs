@@ -1,7 +1,7 @@
 //! What is asked of the pool besides reading and writing: volumes and snapshots are made, changed and deleted.
 //!
-//! One after another, in the order they were asked for; each is one group of records, so a crash finds it done or not
-//! begun.
+//! One after another, in the order they were asked for; each ends with one group of records, so a crash finds it done or
+//! not done. Volumes that are made one after another share groups.
 
 use std::collections::VecDeque;
 
@@ -9,14 +9,18 @@ use bowline_block::{Device, DeviceEvent};
 use uuid::Uuid;
 
 use super::engine::Engine;
+use super::growth::Growth;
 use super::journal::{Change, Waiter};
 use super::{Operation, Outcome, PoolError, VolumeSpec};
 use crate::format::codec::{RecordWriter, record_bytes};
-use crate::format::record::{Record, SnapshotRecord, VolumeRecord};
-use crate::map::{Reader, Slot, Volume};
+use crate::format::record::Record;
+use crate::map::Reader;
 
 /// Operations that wait at once.
 const OPERATIONS_MAX: usize = 16_384;
+
+/// Volumes that are made at once.
+const CREATES_MAX: usize = 256;
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -28,6 +32,7 @@ pub(super) enum Job {
     Resize {
         volume: u32,
         bytes: u64,
+        is_forced: bool,
     },
     Snapshot {
         volume: u32,
@@ -46,25 +51,35 @@ pub(super) enum Job {
     },
 }
 
-impl Job {
-    /// The volume whose writes must not change the map meanwhile.
-    const fn frozen(&self) -> Option<u32> {
-        match self {
-            // Without a snapshot an older version may be written to in place, where a change has already begun to make a new
-            // one.
-            Self::Delete { volume }
-            | Self::Snapshot { volume, .. }
-            | Self::DeleteSnapshot { volume, .. } => Some(*volume),
-            Self::Create(_) | Self::Resize { .. } | Self::SetAttribute { .. } => None,
-        }
-    }
+/// How far an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Not begun, or waiting until nobody changes the map of its volume, or about to go on.
+    Begun,
+    /// Its records are on their way; perhaps they only prepare what is to be recorded then.
+    Recording { is_last: bool },
+    /// Zeroes are written by way of this port.
+    Zeroing(u32),
+    /// They are written.
+    Zeroed,
 }
 
 struct Running {
     id: u64,
     job: Job,
     outcome: Outcome,
-    is_recording: bool,
+    stage: Stage,
+    /// The volume whose changes wait meanwhile.
+    frozen: Option<u32>,
+    /// Extents that it is going to promise to a thick volume.
+    pledged: u64,
+}
+
+/// Records that an operation needs, and what it is then.
+pub(super) struct Plan {
+    pub(super) change: Change,
+    pub(super) outcome: Outcome,
+    pub(super) pledged: u64,
 }
 
 /// Operations, from being asked for to being told done.
@@ -72,7 +87,8 @@ struct Running {
 pub(super) struct Operations {
     next_id: u64,
     queue: VecDeque<(u64, Job)>,
-    running: Option<Running>,
+    /// More than one only while volumes are made.
+    running: VecDeque<Running>,
     /// Durable, and waiting until all has ended that began before.
     graced: Vec<(u64, Outcome)>,
     done: VecDeque<(Operation, Result<Outcome, PoolError>)>,
@@ -97,7 +113,7 @@ impl Operations {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.running.is_none() && self.graced.is_empty()
+        self.queue.is_empty() && self.running.is_empty() && self.graced.is_empty()
     }
 
     /// Nothing new begins from now on.
@@ -107,6 +123,34 @@ impl Operations {
 
     pub(super) const fn is_closing(&self) -> bool {
         self.is_closing
+    }
+
+    /// Whether a volume is being resized: what is beyond its end is prepared, and to be left alone.
+    pub(super) fn is_resizing(&self) -> bool {
+        let first = self.running.front();
+        first.is_some_and(|running| matches!(running.job, Job::Resize { .. }))
+    }
+
+    /// Extents that are going to be promised to thick volumes.
+    pub(super) fn pledged(&self) -> u64 {
+        self.running.iter().map(|running| running.pledged).sum()
+    }
+
+    /// Volumes whose records are on their way.
+    pub(super) fn creating(&self) -> u32 {
+        let is_create = |running: &&Running| matches!(running.job, Job::Create(_));
+        let count = self.running.iter().filter(is_create).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    /// Whether the next can begin beside those that run.
+    fn can_begin(&self) -> bool {
+        let is_create = |job: &Job| matches!(job, Job::Create(_));
+        let next = self.queue.front();
+        let joins = self.running.len() < CREATES_MAX
+            && next.is_some_and(|(_, job)| is_create(job))
+            && self.running.iter().all(|running| is_create(&running.job));
+        next.is_some() && (self.running.is_empty() || joins)
     }
 
     fn end(&mut self, id: u64, result: Result<Outcome, PoolError>) {
@@ -128,6 +172,10 @@ impl Bytes {
         written.map_err(|_| PoolError::Invalid("the record is too long"))
     }
 
+    pub(super) const fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn into_change(self) -> Change {
         Change::Encoded(self.0.into())
     }
@@ -136,86 +184,124 @@ impl Bytes {
 impl<D: Device> Engine<D> {
     /// Goes on with operations. Returns whether anything was started.
     pub(super) fn run_operations(&mut self) -> bool {
+        self.go_on_operating();
         let mut is_started = false;
-        while self.operations.running.is_none()
+        while self.operations.can_begin()
             && let Some((id, job)) = self.operations.queue.pop_front()
         {
             is_started = true;
-            self.operations.running = Some(Running {
+            let frozen = self.frozen_by(&job);
+            self.operations.running.push_back(Running {
                 id,
                 job,
                 outcome: Outcome::Done,
-                is_recording: false,
+                stage: Stage::Begun,
+                frozen,
+                pledged: 0,
             });
-            self.go_on_operating();
-        }
-        if !is_started {
             self.go_on_operating();
         }
         is_started
     }
 
-    /// Waits until nobody changes the volume's map, then writes the records.
+    /// The volume whose writes must not change the map while the job runs.
+    fn frozen_by(&self, job: &Job) -> Option<u32> {
+        let volume = match *job {
+            // Without a snapshot an older version may be written to in place, where a change has already begun to make a
+            // new one.
+            Job::Delete { volume }
+            | Job::Snapshot { volume, .. }
+            | Job::DeleteSnapshot { volume, .. } => volume,
+            // Nothing may be mapped beyond the new end.
+            Job::Resize { volume, bytes, .. } => {
+                let (_, found) = self.any_volume(volume).ok()?;
+                (bytes < found.bytes).then_some(volume)?
+            }
+            Job::Create(_) | Job::SetAttribute { .. } => return None,
+        };
+        self.state.slot(volume).map(|_| volume)
+    }
+
+    /// Waits until nobody changes the volume's map, does what comes first, and then writes the records.
     fn go_on_operating(&mut self) {
-        let Some(running) = self.operations.running.take_if(|it| !it.is_recording) else {
+        let is_waiting = |running: &Running| !matches!(running.stage, Stage::Recording { .. });
+        let Some(mut running) = self.operations.running.pop_back_if(|it| is_waiting(it)) else {
             return;
         };
-        if let Some(volume) = running.job.frozen()
-            && self.state.slot(volume).is_some()
+        if let Some(volume) = running.frozen
             && !self.freeze(volume)
         {
-            self.operations.running = Some(running);
+            self.operations.running.push_back(running);
             return;
         }
-        let Running { id, job, .. } = running;
-        match self.records_of(&job) {
-            Ok((change, outcome)) => {
-                self.journal.want(change, Waiter::Operation);
-                self.operations.running = Some(Running {
-                    id,
-                    job,
-                    outcome,
-                    is_recording: true,
-                });
+        match self.next_stage(&mut running) {
+            Ok(stage) => {
+                running.stage = stage;
+                self.operations.running.push_back(running);
             }
             Err(error) => {
-                self.thaw_after(&job);
-                self.operations.end(id, Err(error));
+                self.thaw_after(&running);
+                self.operations.end(running.id, Err(error));
             }
         }
     }
 
-    fn thaw_after(&mut self, job: &Job) {
-        if let Some(volume) = job.frozen() {
+    fn next_stage(&mut self, running: &mut Running) -> Result<Stage, PoolError> {
+        if let Job::Resize { volume, bytes, .. } = running.job {
+            let zeroing = match running.stage {
+                Stage::Zeroing(port) => Some(port),
+                _ => None,
+            };
+            let is_zeroed = running.stage == Stage::Zeroed;
+            match self.prepare_growth(volume, bytes, zeroing, is_zeroed)? {
+                Growth::Waiting => return Ok(running.stage),
+                Growth::Zeroing(port) => return Ok(Stage::Zeroing(port)),
+                Growth::Zeroed => return Ok(Stage::Zeroed),
+                Growth::Recording => return Ok(Stage::Recording { is_last: false }),
+                Growth::Ready => {}
+            }
+        }
+        let plan = self.plan(&running.job)?;
+        self.journal.want(plan.change, Waiter::Operation);
+        running.outcome = plan.outcome;
+        running.pledged = plan.pledged;
+        Ok(Stage::Recording { is_last: true })
+    }
+
+    fn thaw_after(&mut self, running: &Running) {
+        if let Some(volume) = running.frozen {
             self.thaw(volume);
         }
     }
 
     /// The records of the operation that runs are durable and applied, or refused.
     pub(super) fn operation_recorded(&mut self, is_durable: bool) {
-        let Some(Running {
-            id, job, outcome, ..
-        }) = self.operations.running.take()
-        else {
+        let Some(mut running) = self.operations.running.pop_front() else {
             return;
         };
         if !is_durable {
-            self.thaw_after(&job);
-            self.operations.end(id, Err(PoolError::Journal));
+            self.thaw_after(&running);
+            self.operations.end(running.id, Err(PoolError::Journal));
             return;
         }
-        match &job {
+        if running.stage == (Stage::Recording { is_last: false }) {
+            running.stage = Stage::Begun;
+            self.operations.running.push_front(running);
+            return;
+        }
+        match &running.job {
             Job::Delete { volume } => self.vanish_handles(*volume, None),
             Job::DeleteSnapshot { volume, number } => self.vanish_handles(*volume, Some(*number)),
-            Job::Resize { volume, bytes } => self.resize_handles(*volume, *bytes),
+            Job::Resize { volume, bytes, .. } => self.resize_handles(*volume, *bytes),
             Job::Create(_) | Job::Snapshot { .. } | Job::SetAttribute { .. } => {}
         }
-        self.thaw_after(&job);
-        if let Job::Delete { volume } = &job {
+        self.thaw_after(&running);
+        if let Job::Delete { volume } = &running.job {
             // Whoever waited finds no volume, and nobody is going to wait again.
             self.barriers.remove(volume);
         }
-        if job.frozen().is_some() {
+        let (id, outcome) = (running.id, running.outcome);
+        if running.frozen.is_some() {
             // Writes that began before go on in place; only after them does a snapshot stay as it is.
             self.operations.graced.push((id, outcome));
             self.cleaner.wait_for_grace(id);
@@ -258,198 +344,5 @@ impl<D: Device> Engine<D> {
                 port.tell(DeviceEvent::GeometryChanged);
             }
         }
-    }
-
-    /// What an operation writes, if it is possible now.
-    fn records_of(&self, job: &Job) -> Result<(Change, Outcome), PoolError> {
-        if self.journal.has_failed() {
-            return Err(PoolError::Journal);
-        }
-        let mut bytes = Bytes::default();
-        let outcome = match job {
-            Job::Create(spec) => self.create(spec, &mut bytes)?,
-            Job::Delete { volume } => self.delete(*volume, &mut bytes)?,
-            Job::Resize {
-                volume,
-                bytes: size,
-            } => {
-                let record = self.live_volume(*volume)?.record();
-                if *size < record.bytes {
-                    return Err(PoolError::Invalid("a volume does not get smaller"));
-                }
-                self.check_size(*size, record.block_bytes)?;
-                bytes.push(&Record::Volume(VolumeRecord {
-                    bytes: *size,
-                    ..record
-                }))?;
-                Outcome::Done
-            }
-            Job::Snapshot {
-                volume,
-                uuid,
-                name,
-                created,
-            } => self.snapshot((*volume, *uuid, *created), name, &mut bytes)?,
-            Job::DeleteSnapshot { volume, number } => {
-                self.delete_snapshot(*volume, *number, &mut bytes)?
-            }
-            Job::SetAttribute {
-                volume,
-                kind,
-                bytes: value,
-            } => {
-                let number = self.live_volume(*volume)?.number;
-                let has_none = value.is_empty();
-                let room = self.state.attribute_bytes_left();
-                if !has_none
-                    && u64::try_from(value.len())
-                        .unwrap_or(u64::MAX)
-                        .saturating_add(32)
-                        > room
-                {
-                    return Err(PoolError::Full);
-                }
-                let record = Record::Attribute {
-                    volume: number,
-                    kind: *kind,
-                    bytes: value,
-                };
-                bytes.push(&record)?;
-                Outcome::Done
-            }
-        };
-        if bytes.0.len() > self.journal.bytes_max() {
-            return Err(PoolError::Invalid("too long for the journal of this pool"));
-        }
-        Ok((bytes.into_change(), outcome))
-    }
-
-    fn check_size(&self, bytes: u64, block_bytes: u32) -> Result<(), PoolError> {
-        let unit = u64::from(block_bytes.max(super::shape::CHUNK_BYTES));
-        if bytes == 0 || !bytes.is_multiple_of(unit) {
-            return Err(PoolError::Invalid(
-                "a size is a multiple of 4,096 bytes, and not 0",
-            ));
-        }
-        if bytes.div_ceil(u64::from(self.shape.extent_bytes())) > u64::from(crate::map::LOGICAL_MAX)
-        {
-            return Err(PoolError::Invalid(
-                "the size is more than a volume of this pool can have",
-            ));
-        }
-        Ok(())
-    }
-
-    fn create(&self, spec: &VolumeSpec, bytes: &mut Bytes) -> Result<Outcome, PoolError> {
-        let drive = self.drive.geometry();
-        let block_bytes = spec.block_bytes.unwrap_or(drive.block_bytes);
-        let is_block = matches!(block_bytes, 512 | 4096);
-        if !is_block || block_bytes > drive.block_bytes * drive.atomic_write_blocks.max(1) {
-            return Err(PoolError::Invalid(
-                "a block is 512 or 4,096 bytes, and what the drive writes as one",
-            ));
-        }
-        if block_bytes < drive.block_bytes {
-            return Err(PoolError::Invalid(
-                "a block is not smaller than the drive's",
-            ));
-        }
-        let mut size = spec.bytes;
-        if let Some((base, number)) = spec.base {
-            let (_, base) = self.any_volume(base)?;
-            let snapshot = base.snapshot(number).filter(|it| !it.is_deleted);
-            let snapshot = snapshot.ok_or(PoolError::NoSuchSnapshot)?;
-            size = size.max(snapshot.bytes);
-        }
-        self.check_size(size, block_bytes)?;
-        if self.state.objects_left() == 0 {
-            return Err(PoolError::Full);
-        }
-        let volume = self.state.next_volume();
-        let record = VolumeRecord {
-            volume,
-            uuid: spec.uuid,
-            bytes: size,
-            block_bytes,
-            snapshots_taken: 0,
-            base: spec.base,
-            is_thick: false,
-            is_deleted: false,
-            is_being_made: false,
-            durability: spec.durability,
-            checksums: crate::format::record::Checksums::Off,
-            created: spec.created,
-            name: &spec.name,
-        };
-        bytes.push(&Record::Volume(record))?;
-        Ok(Outcome::Volume(volume))
-    }
-
-    fn delete(&self, volume: u32, bytes: &mut Bytes) -> Result<Outcome, PoolError> {
-        let volume = self.live_volume(volume)?;
-        let number = volume.number;
-        let is_cloned = |number| self.state.clones(volume.number, number) > 0;
-        if volume.snapshots().iter().any(|it| is_cloned(it.number)) {
-            return Err(PoolError::InUse);
-        }
-        bytes.push(&Record::VolumeGone { volume: number })?;
-        Ok(Outcome::Done)
-    }
-
-    fn snapshot(
-        &self,
-        (volume, uuid, created): (u32, Uuid, u64),
-        name: &str,
-        bytes: &mut Bytes,
-    ) -> Result<Outcome, PoolError> {
-        let record = self.live_volume(volume)?.record();
-        if self.state.objects_left() == 0 {
-            return Err(PoolError::Full);
-        }
-        let number = record.snapshots_taken + 1;
-        bytes.push(&Record::Volume(VolumeRecord {
-            snapshots_taken: number,
-            ..record
-        }))?;
-        bytes.push(&Record::Snapshot(SnapshotRecord {
-            volume,
-            number,
-            uuid,
-            bytes: record.bytes,
-            is_deleted: false,
-            created,
-            name,
-        }))?;
-        Ok(Outcome::Snapshot(number))
-    }
-
-    fn delete_snapshot(
-        &self,
-        volume: u32,
-        number: u32,
-        bytes: &mut Bytes,
-    ) -> Result<Outcome, PoolError> {
-        let found = self.live_volume(volume)?;
-        found.snapshot(number).ok_or(PoolError::NoSuchSnapshot)?;
-        if self.state.clones(volume, number) > 0 {
-            return Err(PoolError::InUse);
-        }
-        bytes.push(&Record::SnapshotGone { volume, number })?;
-        Ok(Outcome::Done)
-    }
-
-    /// A volume, even if only its snapshots are still there.
-    pub(super) fn any_volume(&self, number: u32) -> Result<(Slot, &Volume), PoolError> {
-        let slot = self.state.slot(number).ok_or(PoolError::NoSuchVolume)?;
-        let volume = self.state.volume(slot).ok_or(PoolError::NoSuchVolume)?;
-        Ok((slot, volume))
-    }
-
-    fn live_volume(&self, number: u32) -> Result<&Volume, PoolError> {
-        let (_, volume) = self.any_volume(number)?;
-        if volume.is_deleted {
-            return Err(PoolError::NoSuchVolume);
-        }
-        Ok(volume)
     }
 }

@@ -120,6 +120,10 @@ impl<D: Device> Engine<D> {
             // It was deleted meanwhile.
             return self.end_piece(index, Err(IoError::Vanished));
         }
+        if self.is_beyond(index, &task) {
+            // It became smaller meanwhile.
+            return self.end_piece(index, Err(IoError::OutOfRange));
+        }
         match task.kind {
             Kind::Write => self.start_write(index, &task),
             Kind::Zero => self.start_zero(index, &task),
@@ -165,16 +169,24 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    fn is_thick(&self, key: Key) -> bool {
+    /// Whether the piece is not within what its handle has.
+    fn is_beyond(&self, index: u32, task: &Task) -> bool {
+        let piece = self.pieces.get(index);
+        let request = piece.and_then(|piece| self.requests.get(piece.request));
+        let port = request.and_then(|request| self.ports.get(request.port));
+        port.is_some_and(|port| {
+            self.shape.end(task.key.1, task.start, task.len) > port.geometry.bytes()
+        })
+    }
+
+    pub(super) fn is_thick(&self, key: Key) -> bool {
         let volume = self.state.volume(key.0);
         volume.is_some_and(|volume| volume.is_thick)
     }
 
     /// Whether the piece is all of its extent that the volume has.
     fn is_whole(&self, task: &Task) -> bool {
-        let end = u64::from(task.key.1) * u64::from(self.shape.extent_bytes())
-            + u64::from(task.start)
-            + u64::from(task.len);
+        let end = self.shape.end(task.key.1, task.start, task.len);
         let volume = self.state.volume(task.key.0);
         task.start == 0
             && (task.len == self.shape.extent_bytes()
@@ -214,6 +226,9 @@ impl<D: Device> Engine<D> {
         if let Some(physical) = self.own(task.key).physical().or(target) {
             return self.write_part(index, task, physical);
         }
+        if !self.may_take(task.key) {
+            return self.wait_or_fail(index, task.key);
+        }
         let all = 0..self.shape.chunk_count();
         let is_zero = self.is_zero(task.key, all);
         if is_zero && self.wants_reserve() {
@@ -239,8 +254,15 @@ impl<D: Device> Engine<D> {
                 self.set_target(work, physical, Fresh::No);
                 self.write_part(index, task, physical);
             }
-            None if self.may_get_space() => self.wait_for_space(index),
-            None => self.end_piece(index, Err(IoError::NoSpace)),
+            None => self.wait_or_fail(index, task.key),
+        }
+    }
+
+    fn wait_or_fail(&mut self, index: u32, key: Key) {
+        if self.may_get_space(key) {
+            self.wait_for_space(index);
+        } else {
+            self.end_piece(index, Err(IoError::NoSpace));
         }
     }
 
@@ -422,23 +444,21 @@ impl<D: Device> Engine<D> {
         self.piece_ended(piece.request, result);
     }
 
-    /// The piece is tried again when there is more room.
+    /// The piece is tried again when there is more room. Meanwhile it holds nothing that whoever makes room may need.
     fn wait_for_space(&mut self, index: u32) {
         self.set_stage(index, Stage::Waiting);
+        if let Some(piece) = self.pieces.get_mut(index)
+            && let Some(work) = piece.work.take()
+        {
+            let volume = piece.key.0.number();
+            self.leave(work, index, volume);
+        }
         self.homeless.push_back(index);
     }
 
-    /// Tries again what waited for room. Such pieces hold their chunks, so they go on where they were.
+    /// Tries again what waited for room.
     pub(super) fn retry_homeless(&mut self) {
-        for _ in 0..self.homeless.len() {
-            let Some(index) = self.homeless.pop_front() else {
-                return;
-            };
-            let work = self.pieces.get(index).and_then(|piece| piece.work);
-            if let (Some(task), Some(work)) = (self.task(index), work) {
-                self.write_elsewhere(index, &task, work);
-            }
-        }
+        self.todo.extend(self.homeless.drain(..).map(Todo::Piece));
     }
 
     fn buffer_came_back(&mut self) {

@@ -62,6 +62,13 @@ impl Port {
         self.done.push_back(completion);
     }
 
+    /// A completion, for the pool itself.
+    pub(super) fn take_done(&mut self) -> Option<Completion> {
+        let completion = self.done.pop_front()?;
+        self.held -= 1;
+        Some(completion)
+    }
+
     pub(super) fn has_done(&self) -> bool {
         !self.done.is_empty()
     }

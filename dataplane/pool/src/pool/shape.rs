@@ -52,6 +52,11 @@ impl Shape {
         u32::try_from(len).map_or(rest, |len| len.min(rest))
     }
 
+    /// Where a range of a logical extent ends in its volume.
+    pub(super) const fn end(&self, logical: u32, start: u32, len: u32) -> u64 {
+        ((logical as u64) << self.extent_shift) + start as u64 + len as u64
+    }
+
     /// The chunks that a range of an extent touches.
     pub(super) const fn chunks(&self, start: u32, len: u32) -> Range<u32> {
         start / CHUNK_BYTES..(start + len).div_ceil(CHUNK_BYTES)

@@ -1,3 +1,4 @@
 mod crash;
+mod sizes;
 mod volumes;
 mod world;

@@ -85,6 +85,14 @@ impl Works {
         Some(work)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Work> {
+        self.places.values().filter_map(|index| self.get(*index))
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        u64::try_from(self.places.len()).unwrap_or(u64::MAX)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.places.is_empty()
     }

@@ -52,6 +52,10 @@ pub(super) enum Op {
         volume: usize,
         extents: u32,
     },
+    Shrink {
+        volume: usize,
+        extents: u32,
+    },
     Clean(u32),
     Attribute {
         volume: usize,
@@ -162,6 +166,7 @@ impl Rig {
             }
             Op::DeleteVolume(volume) => self.delete_volume(volume),
             Op::Grow { volume, extents } => self.grow(volume, extents),
+            Op::Shrink { volume, extents } => self.shrink(volume, extents),
             Op::Clean(count) => self.clean(count),
             Op::Attribute {
                 volume,
@@ -203,11 +208,13 @@ impl Rig {
         assert_eq!(self.state.check(), Vec::<String>::new());
         for (number, model) in &self.models {
             let slot = self.state.slot(*number).unwrap();
-            if !self.state.volume(slot).unwrap().is_deleted {
-                self.verify_reader(Reader::Head(slot), &model.contents);
+            let volume = self.state.volume(slot).unwrap();
+            if !volume.is_deleted {
+                self.verify_reader(Reader::Head(slot), volume.end, &model.contents);
             }
             for (number, contents) in &model.snapshots {
-                self.verify_reader(Reader::Snapshot(slot, *number), contents);
+                let end = volume.snapshot(*number).unwrap().end;
+                self.verify_reader(Reader::Snapshot(slot, *number), end, contents);
             }
         }
         for physical in 0..self.state.limits().extents {
@@ -234,12 +241,13 @@ impl Rig {
         for (&number, model) in &self.models {
             let slot = self.state.slot(number).unwrap();
             let volume = self.state.volume(slot).unwrap();
-            let snapshots = volume.snapshots().iter().map(|snapshot| snapshot.number);
+            let snapshots = volume.snapshots().iter();
             let readers: Vec<_> = snapshots
-                .chain((!volume.is_deleted).then_some(NONE))
+                .map(|snapshot| (snapshot.number, snapshot.end))
+                .chain((!volume.is_deleted).then_some((NONE, volume.end)))
                 .collect();
             for logical in 0..20 {
-                for reader in &readers {
+                for (reader, _) in readers.iter().filter(|(_, end)| logical < *end) {
                     let seen = model.changes.range((logical, 0)..(logical, *reader));
                     if let Some((&(_, born), true)) = seen.last() {
                         wanted.insert((number, logical, born));
@@ -277,9 +285,9 @@ impl Rig {
         true
     }
 
-    fn verify_reader(&self, reader: Reader, contents: &Contents) {
+    fn verify_reader(&self, reader: Reader, end: u32, contents: &Contents) {
         let mut runs = Vec::new();
-        for logical in 0..20 {
+        for logical in 0..end {
             self.state.resolve(reader, logical, 0..CHUNKS, &mut runs);
             let mut at = 0;
             for run in &runs {
@@ -567,11 +575,51 @@ impl Rig {
         self.change(slot, |record| record.is_deleted = true);
     }
 
+    /// What was there before the volume became smaller is hidden first.
     fn grow(&mut self, volume: usize, extents: u32) {
         let Some(slot) = self.pick(volume) else {
             return;
         };
+        let end = self.state.volume(slot).unwrap().end;
+        while let Some(logical) = self.state.next_shown(slot, end) {
+            let (volume, born) = (slot.number(), self.state.born(slot, logical));
+            if !self.state.shows_older(slot, logical) {
+                self.commit(&[Record::Unmap {
+                    volume,
+                    born,
+                    logical,
+                    count: 1,
+                }]);
+            } else if self.state.holes_left() > 0 {
+                let physical = Numbers::Native(&[NONE]);
+                self.commit(&[Record::Map {
+                    volume,
+                    born,
+                    logical,
+                    physical,
+                }]);
+            } else {
+                return;
+            }
+        }
         self.change(slot, |record| record.bytes += u64::from(extents * EXTENT));
+    }
+
+    fn shrink(&mut self, volume: usize, extents: u32) {
+        let Some(slot) = self.pick(volume) else {
+            return;
+        };
+        let volume = self.state.volume(slot).unwrap();
+        let (taken, end) = (volume.snapshots_taken, volume.end.saturating_sub(extents));
+        if end == 0 {
+            return;
+        }
+        self.change(slot, |record| record.bytes = u64::from(end * EXTENT));
+        let model = self.models.get_mut(&slot.number()).unwrap();
+        model.contents.retain(|(logical, _), _| *logical < end);
+        for logical in end..20 {
+            model.changes.insert((logical, taken), false);
+        }
     }
 
     fn change(&mut self, slot: Slot, with: impl FnOnce(&mut VolumeRecord<'_>)) {

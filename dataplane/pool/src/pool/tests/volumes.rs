@@ -160,13 +160,13 @@ fn grown_volume_is_told_and_has_zeroes_at_its_end() {
     let mut volume = world.pool.open_volume(number).unwrap();
     world.write(&mut volume, 39, &[1]).unwrap();
     assert_eq!(world.write(&mut volume, 40, &[1]), Err(IoError::OutOfRange));
-    let operation = world.pool.grow_volume(number, 1 << 20);
+    let operation = world.pool.resize_volume(number, 1 << 20, false);
     world.wait(operation).unwrap();
     assert_eq!(volume.poll_event(), Some(DeviceEvent::GeometryChanged));
     assert_eq!(volume.geometry().blocks, 2048);
     assert_eq!(world.read(&mut volume, 39, 3), [1, 0, 0]);
-    let operation = world.pool.grow_volume(number, 4096);
-    assert!(matches!(world.wait(operation), Err(PoolError::Invalid(_))));
+    let operation = world.pool.resize_volume(number, 4096, false);
+    assert_eq!(world.wait(operation), Err(PoolError::WouldLose));
 }
 
 #[test]

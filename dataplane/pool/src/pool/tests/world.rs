@@ -15,7 +15,7 @@ use crate::format::layout::LayoutOptions;
 use crate::format::record::Durability;
 use crate::offline::{Depth, Severity, Source, inspect};
 use crate::pool::open::Waiting;
-use crate::{FormatOptions, Operation, Outcome, Pool, PoolError, Volume, VolumeSpec};
+use crate::{FormatOptions, Operation, Outcome, Pool, PoolError, Provisioning, Volume, VolumeSpec};
 
 pub(super) const BLOCK: usize = 512;
 pub(super) const EXTENT: u64 = 16 << 10;
@@ -113,6 +113,7 @@ pub(super) fn spec(bytes: u64) -> VolumeSpec {
         name: "a".into(),
         bytes,
         block_bytes: None,
+        provisioning: Provisioning::Thin,
         durability: Durability::Media,
         base: None,
         created: 1,

@@ -1,0 +1,250 @@
+//! What an operation writes: whether it is possible now, and its records.
+
+use bowline_block::Device;
+use uuid::Uuid;
+
+use super::engine::Engine;
+use super::operation::{Bytes, Job, Plan};
+use super::shape::CHUNK_BYTES;
+use super::{Outcome, PoolError, Provisioning, VolumeSpec};
+use crate::format::record::{Checksums, Record, SnapshotRecord, VolumeRecord};
+use crate::map::{LOGICAL_MAX, Slot, Volume};
+
+impl<D: Device> Engine<D> {
+    /// What an operation writes, if it is possible now.
+    pub(super) fn plan(&self, job: &Job) -> Result<Plan, PoolError> {
+        if self.journal.has_failed() {
+            return Err(PoolError::Journal);
+        }
+        let mut bytes = Bytes::default();
+        let mut pledged = 0;
+        let outcome = match job {
+            Job::Create(spec) => self.create(spec, &mut bytes, &mut pledged)?,
+            Job::Delete { volume } => self.delete(*volume, &mut bytes)?,
+            Job::Resize {
+                volume,
+                bytes: size,
+                is_forced,
+            } => self.resize((*volume, *size, *is_forced), &mut bytes, &mut pledged)?,
+            Job::Snapshot {
+                volume,
+                uuid,
+                name,
+                created,
+            } => self.snapshot((*volume, *uuid, *created), name, &mut bytes, &mut pledged)?,
+            Job::DeleteSnapshot { volume, number } => {
+                self.delete_snapshot(*volume, *number, &mut bytes)?
+            }
+            Job::SetAttribute {
+                volume,
+                kind,
+                bytes: value,
+            } => self.attribute(*volume, *kind, value, &mut bytes)?,
+        };
+        if bytes.len() > self.journal.bytes_max() {
+            return Err(PoolError::Invalid("too long for the journal of this pool"));
+        }
+        if pledged > 0 && pledged > self.room() {
+            return Err(PoolError::NoSpace);
+        }
+        let change = bytes.into_change();
+        Ok(Plan {
+            change,
+            outcome,
+            pledged,
+        })
+    }
+
+    /// Extents of so many bytes of a volume.
+    pub(super) fn extents_of(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(u64::from(self.shape.extent_bytes()))
+    }
+
+    fn check_size(&self, bytes: u64, block_bytes: u32) -> Result<(), PoolError> {
+        let unit = u64::from(block_bytes.max(CHUNK_BYTES));
+        if bytes == 0 || !bytes.is_multiple_of(unit) {
+            return Err(PoolError::Invalid(
+                "a size is a multiple of 4,096 bytes, and not 0",
+            ));
+        }
+        if self.extents_of(bytes) > u64::from(LOGICAL_MAX) {
+            return Err(PoolError::Invalid(
+                "the size is more than a volume of this pool can have",
+            ));
+        }
+        Ok(())
+    }
+
+    fn resize(
+        &self,
+        (volume, size, is_forced): (u32, u64, bool),
+        bytes: &mut Bytes,
+        pledged: &mut u64,
+    ) -> Result<Outcome, PoolError> {
+        let found = self.live_volume(volume)?;
+        let record = found.record();
+        if size < record.bytes && !is_forced {
+            return Err(PoolError::WouldLose);
+        }
+        self.check_size(size, record.block_bytes)?;
+        if found.is_thick {
+            let (is, was) = (self.extents_of(size), self.extents_of(record.bytes));
+            *pledged = is.saturating_sub(was);
+        }
+        bytes.push(&Record::Volume(VolumeRecord {
+            bytes: size,
+            ..record
+        }))?;
+        Ok(Outcome::Done)
+    }
+
+    fn attribute(
+        &self,
+        volume: u32,
+        kind: u32,
+        value: &[u8],
+        bytes: &mut Bytes,
+    ) -> Result<Outcome, PoolError> {
+        let volume = self.live_volume(volume)?.number;
+        let len = u64::try_from(value.len()).unwrap_or(u64::MAX);
+        if !value.is_empty() && len.saturating_add(32) > self.state.attribute_bytes_left() {
+            return Err(PoolError::Full);
+        }
+        bytes.push(&Record::Attribute {
+            volume,
+            kind,
+            bytes: value,
+        })?;
+        Ok(Outcome::Done)
+    }
+
+    fn create(
+        &self,
+        spec: &VolumeSpec,
+        bytes: &mut Bytes,
+        pledged: &mut u64,
+    ) -> Result<Outcome, PoolError> {
+        let drive = self.drive.geometry();
+        let block_bytes = spec.block_bytes.unwrap_or(drive.block_bytes);
+        let is_block = matches!(block_bytes, 512 | 4096);
+        if !is_block || block_bytes > drive.block_bytes * drive.atomic_write_blocks.max(1) {
+            return Err(PoolError::Invalid(
+                "a block is 512 or 4,096 bytes, and what the drive writes as one",
+            ));
+        }
+        if block_bytes < drive.block_bytes {
+            return Err(PoolError::Invalid(
+                "a block is not smaller than the drive's",
+            ));
+        }
+        let mut size = spec.bytes;
+        if let Some((base, number)) = spec.base {
+            let (_, base) = self.any_volume(base)?;
+            let snapshot = base.snapshot(number).filter(|it| !it.is_deleted);
+            let snapshot = snapshot.ok_or(PoolError::NoSuchSnapshot)?;
+            size = size.max(snapshot.bytes);
+        }
+        self.check_size(size, block_bytes)?;
+        // Those before it in the same group have their numbers already.
+        let creating = self.operations.creating();
+        if self.state.objects_left() <= creating {
+            return Err(PoolError::Full);
+        }
+        let volume = self.state.next_volume().saturating_add(creating);
+        let is_thick = spec.provisioning == Provisioning::Thick;
+        if is_thick {
+            *pledged = self.extents_of(size);
+        }
+        let record = VolumeRecord {
+            volume,
+            uuid: spec.uuid,
+            bytes: size,
+            block_bytes,
+            snapshots_taken: 0,
+            base: spec.base,
+            is_thick,
+            is_deleted: false,
+            is_being_made: false,
+            durability: spec.durability,
+            checksums: Checksums::Off,
+            created: spec.created,
+            name: &spec.name,
+        };
+        bytes.push(&Record::Volume(record))?;
+        Ok(Outcome::Volume(volume))
+    }
+
+    fn delete(&self, volume: u32, bytes: &mut Bytes) -> Result<Outcome, PoolError> {
+        let volume = self.live_volume(volume)?;
+        let number = volume.number;
+        let is_cloned = |number| self.state.clones(volume.number, number) > 0;
+        if volume.snapshots().iter().any(|it| is_cloned(it.number)) {
+            return Err(PoolError::InUse);
+        }
+        bytes.push(&Record::VolumeGone { volume: number })?;
+        Ok(Outcome::Done)
+    }
+
+    fn snapshot(
+        &self,
+        (volume, uuid, created): (u32, Uuid, u64),
+        name: &str,
+        bytes: &mut Bytes,
+        pledged: &mut u64,
+    ) -> Result<Outcome, PoolError> {
+        let found = self.live_volume(volume)?;
+        let record = found.record();
+        if found.is_thick {
+            // All of it may be written again, and then needs extents of its own.
+            *pledged = found.counts().own.into();
+        }
+        if self.state.objects_left() == 0 {
+            return Err(PoolError::Full);
+        }
+        let number = record.snapshots_taken + 1;
+        bytes.push(&Record::Volume(VolumeRecord {
+            snapshots_taken: number,
+            ..record
+        }))?;
+        bytes.push(&Record::Snapshot(SnapshotRecord {
+            volume,
+            number,
+            uuid,
+            bytes: record.bytes,
+            is_deleted: false,
+            created,
+            name,
+        }))?;
+        Ok(Outcome::Snapshot(number))
+    }
+
+    fn delete_snapshot(
+        &self,
+        volume: u32,
+        number: u32,
+        bytes: &mut Bytes,
+    ) -> Result<Outcome, PoolError> {
+        let found = self.live_volume(volume)?;
+        found.snapshot(number).ok_or(PoolError::NoSuchSnapshot)?;
+        if self.state.clones(volume, number) > 0 {
+            return Err(PoolError::InUse);
+        }
+        bytes.push(&Record::SnapshotGone { volume, number })?;
+        Ok(Outcome::Done)
+    }
+
+    /// A volume, even if only its snapshots are still there.
+    pub(super) fn any_volume(&self, number: u32) -> Result<(Slot, &Volume), PoolError> {
+        let slot = self.state.slot(number).ok_or(PoolError::NoSuchVolume)?;
+        let volume = self.state.volume(slot).ok_or(PoolError::NoSuchVolume)?;
+        Ok((slot, volume))
+    }
+
+    pub(super) fn live_volume(&self, number: u32) -> Result<&Volume, PoolError> {
+        let (_, volume) = self.any_volume(number)?;
+        if volume.is_deleted {
+            return Err(PoolError::NoSuchVolume);
+        }
+        Ok(volume)
+    }
+}

@@ -10,6 +10,6 @@ pub mod offline;
 mod pool;
 
 pub use pool::{
-    FormatOptions, OpenError, Operation, Outcome, Pool, PoolError, PoolEvent, Provisioning,
-    SnapshotInfo, Usage, Volume, VolumeInfo, VolumeSpec,
+    ChecksumCounts, FormatOptions, Mismatch, OpenError, OpenOptions, Operation, Outcome, Pool,
+    PoolError, PoolEvent, Provisioning, SnapshotInfo, Usage, Volume, VolumeInfo, VolumeSpec,
 };

@@ -14,6 +14,7 @@ use crate::format::record::{Checksums, Durability};
 use crate::map::Reader;
 
 mod checkpoint;
+mod checksums;
 mod clean;
 mod collect;
 mod drive;
@@ -38,7 +39,8 @@ use engine::Engine;
 use operation::Job;
 use port::Port;
 
-pub use open::{FormatOptions, OpenError};
+pub use checksums::{ChecksumCounts, Mismatch};
+pub use open::{FormatOptions, OpenError, OpenOptions};
 pub use volume::Volume;
 
 /// A pool that is open for writing. Handles of its volumes keep the drive as long as they are there.
@@ -87,6 +89,8 @@ pub struct VolumeSpec {
     pub provisioning: Provisioning,
     /// How long a completed write may be lost.
     pub durability: Durability,
+    /// What is done with checksums, for good.
+    pub checksums: Checksums,
     /// Volume and number of the snapshot that it begins as.
     pub base: Option<(u32, u32)>,
     /// Seconds since 1970.
@@ -110,6 +114,8 @@ pub struct VolumeInfo {
     pub provisioning: Provisioning,
     /// How long a completed write may be lost.
     pub durability: Durability,
+    /// What is done with checksums.
+    pub checksums: Checksums,
     /// Volume and number of the snapshot that it began as.
     pub base: Option<(u32, u32)>,
     /// Seconds since 1970.
@@ -167,6 +173,11 @@ pub enum PoolEvent {
     JournalFailed(IoError),
     /// So many percent of the room for data are used now, and were not before: 80, 90 or 95.
     Used(u8),
+    /// A volume's data is not what was written. Told a few times in ten seconds; [`Pool::checksum_counts`] has all.
+    Mismatch(Mismatch),
+    /// Checksums that were known are not known any more: their page is damaged, or could not be read or written. The
+    /// chunks are read without being compared until they are written again.
+    ChecksumsLost,
 }
 
 /// Why an operation did not happen.
@@ -248,11 +259,7 @@ impl<D: Device> Pool<D> {
     fn open_reader(&self, volume: u32, number: Option<u32>) -> Result<Volume<D>, PoolError> {
         let mut engine = self.engine.borrow_mut();
         let (slot, found) = engine.any_volume(volume)?;
-        if found.checksums != Checksums::Off {
-            return Err(PoolError::Invalid(
-                "the volume has checksums, which this version does not keep",
-            ));
-        }
+        let checksums = found.checksums;
         let is_media = found.durability == Durability::Media;
         let is_thin = !found.is_thick;
         let (block_bytes, mut bytes) = (found.block_bytes, found.bytes);
@@ -266,7 +273,7 @@ impl<D: Device> Pool<D> {
         }
         let mut geometry = engine.volume_geometry(bytes, block_bytes, (is_media, is_thin));
         geometry.read_only |= number.is_some();
-        let port = engine.open_port(Port::new(reader, geometry, is_media));
+        let port = engine.open_port(Port::new(reader, geometry, is_media, checksums));
         drop(engine);
         Ok(Volume::new(Rc::clone(&self.engine), port))
     }
@@ -370,6 +377,12 @@ impl<D: Device> Pool<D> {
     #[must_use]
     pub fn usage(&self) -> Usage {
         self.engine.borrow().usage()
+    }
+
+    /// What has become of checksums since it was opened.
+    #[must_use]
+    pub fn checksum_counts(&self) -> ChecksumCounts {
+        self.engine.borrow().sums.counts
     }
 
     /// The pool's name among all.

@@ -6,7 +6,7 @@ use std::alloc::System;
 use bowline_block::{BufPool, Completions, Device, Io, MemDevice, Op, PoolConfig};
 use bowline_nvme::Nanos;
 use bowline_pool::format::layout::LayoutOptions;
-use bowline_pool::format::record::Durability;
+use bowline_pool::format::record::{Checksums, Durability};
 use bowline_pool::{FormatOptions, Pool, Provisioning, Volume, VolumeSpec};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use uuid::Uuid;
@@ -35,6 +35,7 @@ fn volume() -> (Pool<MemDevice>, Volume<MemDevice>) {
         block_bytes: None,
         provisioning: Provisioning::Thin,
         durability: Durability::Media,
+        checksums: Checksums::Off,
         base: None,
         created: 0,
     };

@@ -1,5 +1,7 @@
 //! Pages of checksums.
 
+use std::ops::Range;
+
 use uuid::Uuid;
 
 use super::layout::CHUNK_BYTES;
@@ -81,6 +83,63 @@ impl SlotMap {
         })
     }
 
+    /// The group of an extent. A group is the fewest extents that share no page with others: those of one page, or one
+    /// extent with several. It is active as a whole.
+    #[must_use]
+    pub const fn group_of(&self, physical: u32) -> u32 {
+        match self.extents_per_page {
+            0 => physical,
+            per_page => physical / per_page,
+        }
+    }
+
+    /// The extents of a group.
+    #[must_use]
+    pub fn group_extents(&self, group: u32) -> Range<u32> {
+        let count = self.extents_per_page.max(1);
+        let first = group.saturating_mul(count).min(self.extents);
+        first..first.saturating_add(count).min(self.extents)
+    }
+
+    /// The index of a group's first page, and how many there are.
+    #[must_use]
+    pub fn group_pages(&self, group: u32) -> (u64, u32) {
+        match self.extents_per_page {
+            0 => {
+                let count = self.pages_per_extent();
+                (u64::from(group) * u64::from(count), count)
+            }
+            _ => (u64::from(group), 1),
+        }
+    }
+
+    /// Slots of a group.
+    #[must_use]
+    pub const fn group_slots(&self) -> u32 {
+        match self.extents_per_page {
+            0 => self.chunks_per_extent,
+            per_page => per_page * self.chunks_per_extent,
+        }
+    }
+
+    /// Slots of a group that are on each of its pages.
+    #[must_use]
+    pub const fn page_slots(&self) -> u32 {
+        match self.extents_per_page {
+            0 => SLOTS_OF_LARGE,
+            per_page => per_page * self.chunks_per_extent,
+        }
+    }
+
+    /// Which of its group's slots is that of a chunk.
+    #[must_use]
+    pub const fn slot_in_group(&self, physical: u32, chunk: u32) -> u32 {
+        match self.extents_per_page {
+            0 => chunk,
+            per_page => physical % per_page * self.chunks_per_extent + chunk,
+        }
+    }
+
     const fn pages_per_extent(&self) -> u32 {
         self.chunks_per_extent / SLOTS_OF_LARGE
     }
@@ -152,7 +211,7 @@ pub fn set_slot(page: &mut [u8; PAGE_BYTES], slot: u32, value: u32) {
     }
 }
 
-fn slot_range(slot: u32) -> Option<std::ops::Range<usize>> {
+fn slot_range(slot: u32) -> Option<Range<usize>> {
     let at = HEAD_BYTES + usize::try_from(slot).ok()?.checked_mul(4)?;
     (slot < PAGE_SLOTS).then_some(at..at + 4)
 }

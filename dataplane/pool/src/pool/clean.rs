@@ -144,11 +144,20 @@ impl<D: Device> Engine<D> {
         self.retry_homeless();
     }
 
-    /// An extent for data that is written before its record.
-    pub(super) fn take_any(&mut self) -> Option<u32> {
+    /// An extent for data that is written before its record, and whether it is all zero.
+    pub(super) fn take_any(&mut self) -> Option<(u32, bool)> {
         let near = self.cleaner.near;
         let unclean = self.state.take_unclean(near, 1).map(|run| run.start);
-        unclean.or_else(|| self.take_zero())
+        let unclean = unclean.map(|physical| (physical, false));
+        unclean.or_else(|| self.take_zero().map(|physical| (physical, true)))
+    }
+
+    /// It is not used after all, for now.
+    pub(super) fn give_home_back(&mut self, physical: u32, is_zero: bool) {
+        self.state.give_back(physical..physical + 1, is_zero);
+        if is_zero {
+            self.cleaner.near = physical;
+        }
     }
 
     /// An extent that is zero: next to the one before, so that what is written together stays together.

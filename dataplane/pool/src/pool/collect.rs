@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use bowline_block::{Completion, Device, Op, Segments};
 
+use super::checksums::Copied;
 use super::drive::Tag;
 use super::engine::{BOUNCE_BYTES_MAX, Engine};
 use super::journal::{Change, Waiter};
@@ -35,6 +36,9 @@ struct Copying {
     runs: Vec<(Range<u32>, Option<u32>)>,
     /// Those that are copied now.
     current: Range<u32>,
+    /// Their slots, once they are known, and the claim on where they go.
+    slots: Option<Vec<u32>>,
+    claim: Option<u32>,
     /// What is recorded in the end.
     records: Option<Change>,
     is_merge: bool,
@@ -186,6 +190,8 @@ impl<D: Device> Engine<D> {
             into,
             runs,
             current: 0..0,
+            slots: None,
+            claim: None,
             records: Some(records),
             is_merge,
         }));
@@ -200,9 +206,13 @@ impl<D: Device> Engine<D> {
 
     /// Copies the next run of chunks, or records that all are copied.
     fn copy_next(&mut self) {
+        let has_failed = self.journal.has_failed();
         let Some(Doing::Copy(copying)) = &mut self.collecting.doing else {
             return;
         };
+        if has_failed {
+            return self.end_copy(false);
+        }
         let Some((mut chunks, from)) = copying.runs.pop() else {
             if let Some(records) = copying.records.take() {
                 self.journal.want(records, Waiter::Collector);
@@ -216,6 +226,9 @@ impl<D: Device> Engine<D> {
         }
         copying.current = chunks.clone();
         let into = copying.into;
+        if !self.prepare_slots(from, &chunks) {
+            return;
+        }
         let (start, len) = place(&chunks);
         let Some(from) = from else {
             return self.copy_to(
@@ -234,6 +247,51 @@ impl<D: Device> Engine<D> {
         self.drive.submit(access, Tag::Copy { is_read: true });
     }
 
+    /// Learns the slots of the chunks that are next and claims their new places. False if the copy goes on later, or not.
+    fn prepare_slots(&mut self, from: Option<u32>, chunks: &Range<u32>) -> bool {
+        let Some(Doing::Copy(copying)) = &mut self.collecting.doing else {
+            return false;
+        };
+        let (key, into) = (copying.key, copying.into);
+        let slots = match copying.slots.take() {
+            Some(slots) => Some(slots),
+            None => self.slots_to_copy(key, from, chunks),
+        };
+        let claimed = match slots {
+            Some(_) => self.claim_copy(key, into, chunks),
+            None => Copied::Later,
+        };
+        let Some(Doing::Copy(copying)) = &mut self.collecting.doing else {
+            return false;
+        };
+        copying.slots = slots;
+        match claimed {
+            Copied::Claimed(claim) => {
+                copying.claim = claim;
+                true
+            }
+            Copied::Later => {
+                copying.runs.push((chunks.clone(), from));
+                false
+            }
+            Copied::Refused => {
+                self.end_copy(false);
+                false
+            }
+        }
+    }
+
+    /// The current chunks were copied, or not.
+    fn settle_slots(&mut self, is_copied: bool) {
+        let Some(Doing::Copy(copying)) = &mut self.collecting.doing else {
+            return;
+        };
+        let slots = copying.slots.take();
+        if let Some(claim) = copying.claim.take() {
+            self.settle_copy(claim, slots.as_deref().filter(|_| is_copied));
+        }
+    }
+
     /// Nobody reads these chunks there. They are stable before a record says that they are there.
     fn copy_to(&mut self, op: Op, into: u32, chunks: &Range<u32>, data: Segments) {
         let fua = self.drive.is_volatile();
@@ -250,7 +308,10 @@ impl<D: Device> Engine<D> {
         let (into, chunks) = (copying.into, copying.current.clone());
         match (result, is_read) {
             (Ok(()), true) => self.copy_to(Op::Write, into, &chunks, data),
-            (Ok(()), false) => self.copy_next(),
+            (Ok(()), false) => {
+                self.settle_slots(true);
+                self.copy_next();
+            }
             // It cannot be read, or not be written: the versions stay as they are.
             (Err(_), _) => self.end_copy(false),
         }
@@ -265,6 +326,7 @@ impl<D: Device> Engine<D> {
     }
 
     fn end_copy(&mut self, is_done: bool) {
+        self.settle_slots(false);
         self.locked = u32::MAX;
         let Some(Doing::Copy(copying)) = self.collecting.doing.take() else {
             return;

@@ -15,6 +15,17 @@ pub(super) enum Tag {
     Direct { port: u32, token: u64, epoch: Epoch },
     /// A part of a volume's request, or a piece of the pool's own work on an extent.
     Piece { piece: u32, epoch: Epoch },
+    /// A volume's write as a whole, whose chunks were claimed for their checksums.
+    Claimed {
+        claim: u32,
+        port: u32,
+        token: u64,
+        epoch: Epoch,
+    },
+    /// A read that is compared with its checksums.
+    Check { check: u32, epoch: Epoch },
+    /// Pages of checksums.
+    Page(super::checksums::Step),
     /// A group of the journal.
     Group,
     /// A step of writing a checkpoint.
@@ -121,6 +132,24 @@ impl<D: Device> Drive<D> {
         self.submit(access, Tag::Piece { piece, epoch });
     }
 
+    /// Submits a write that uses what the map says now.
+    pub(super) fn submit_claimed(&mut self, access: Access, claim: u32, port: u32, token: u64) {
+        let epoch = self.grace.begin();
+        let tag = Tag::Claimed {
+            claim,
+            port,
+            token,
+            epoch,
+        };
+        self.submit(access, tag);
+    }
+
+    /// Submits a read that uses what the map says now.
+    pub(super) fn submit_check(&mut self, access: Access, check: u32) {
+        let epoch = self.grace.begin();
+        self.submit(access, Tag::Check { check, epoch });
+    }
+
     /// Takes what the drive has finished. Call [`next`](Self::next) until there is nothing more.
     pub(super) fn poll(&mut self, now: Nanos) {
         while let Some(io) = self.queue.pop_front() {
@@ -141,7 +170,11 @@ impl<D: Device> Drive<D> {
                 debug_assert!(false, "the drive completed what was never submitted");
                 continue;
             };
-            if let Tag::Direct { epoch, .. } | Tag::Piece { epoch, .. } = tag {
+            if let Tag::Direct { epoch, .. }
+            | Tag::Piece { epoch, .. }
+            | Tag::Claimed { epoch, .. }
+            | Tag::Check { epoch, .. } = tag
+            {
                 self.grace.end(epoch);
             }
             return Some((tag, completion));

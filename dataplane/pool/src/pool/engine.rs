@@ -9,6 +9,7 @@ use bowline_block::{
 use bowline_nvme::Nanos;
 
 use super::checkpoint::Checkpointer;
+use super::checksums::Sums;
 use super::clean::Cleaner;
 use super::collect::Collecting;
 use super::drive::{Access, Drive, Tag};
@@ -21,6 +22,7 @@ use super::shape::Shape;
 use super::slab::Slab;
 use super::work::{Barrier, Works};
 use super::{PoolEvent, Provisioning, SnapshotInfo, Usage, VolumeInfo};
+use crate::format::record::Checksums;
 use crate::format::superblock::Superblock;
 use crate::map::{HeadEntry, Reader, Run, Snapshot, State, Volume};
 
@@ -54,6 +56,7 @@ pub(super) struct Engine<D> {
     pub(super) cleaner: Cleaner,
     pub(super) operations: Operations,
     pub(super) collecting: Collecting,
+    pub(super) sums: Sums,
     /// A physical extent that must not be written to in place now; no extent has the largest number.
     pub(super) locked: u32,
     pub(super) ports: Slab<Port>,
@@ -100,6 +103,7 @@ impl<D: Device> Engine<D> {
         state: State,
         journal: Journal,
         checkpointer: Checkpointer,
+        sums: Sums,
     ) -> Self {
         let layout = &superblock.layout;
         let bitmap_bytes = layout.bitmap_bytes();
@@ -114,6 +118,7 @@ impl<D: Device> Engine<D> {
             cleaner: Cleaner::default(),
             operations: Operations::default(),
             collecting: Collecting::default(),
+            sums,
             locked: u32::MAX,
             ports: Slab::new(),
             requests: Slab::new(),
@@ -169,7 +174,19 @@ impl<D: Device> Engine<D> {
                     fua,
                     data: io.data,
                 };
-                self.drive.submit_direct(access, at, io.token);
+                if port.is_plain(io.op) {
+                    self.drive.submit_direct(access, at, io.token);
+                    return Ok(());
+                }
+                let (place, token) = ((physical, start), io.token);
+                let submitted = match io.op {
+                    Op::Read => self.submit_checked(access, place, (at, token, io.lba)),
+                    _ => self.submit_claimed(access, place, (at, token)),
+                };
+                let Some(Access { data, .. }) = submitted else {
+                    return Ok(());
+                };
+                self.submit_slow(at, Io { data, ..io }, range);
                 return Ok(());
             }
         }
@@ -210,7 +227,10 @@ impl<D: Device> Engine<D> {
     fn compare(&mut self, at: u32, io: Io, range: bowline_block::ByteRange) {
         let (logical, start) = self.shape.split(range.offset);
         let len = self.shape.within(start, range.len);
-        let slot = self.ports.get(at).map(Port::slot);
+        let port = self.ports.get(at);
+        let slot = port
+            .filter(|port| port.checksums == Checksums::Off)
+            .map(Port::slot);
         let place = slot
             .filter(|_| u64::from(len) == range.len)
             .and_then(|slot| self.place_of((slot, logical), self.shape.chunks(start, len)));
@@ -259,6 +279,11 @@ impl<D: Device> Engine<D> {
                 },
             ),
             Tag::Piece { piece, .. } => self.piece_answered(piece, completion),
+            Tag::Claimed {
+                claim, port, token, ..
+            } => self.claimed_answered(claim, (port, token), completion),
+            Tag::Check { check, .. } => self.check_answered(check, completion),
+            Tag::Page(step) => self.page_answered(step, completion),
             Tag::Group => self.group_answered(completion),
             Tag::Checkpoint => self.checkpoint_answered(completion),
             Tag::Copy { is_read } => self.copy_answered(is_read, completion),
@@ -286,9 +311,10 @@ impl<D: Device> Engine<D> {
         self.want_reserve();
         let has_collected = self.run_collector();
         let has_cleaned = self.run_cleaner();
+        let has_saved = self.run_activity();
         let has_sealed = self.seal();
         let has_checkpointed = self.run_checkpoint();
-        has_operated || has_collected || has_cleaned || has_sealed || has_checkpointed
+        has_operated || has_collected || has_cleaned || has_saved || has_sealed || has_checkpointed
     }
 
     /// Tells when a mark of use is reached, each once until the use is below it again.
@@ -418,6 +444,7 @@ impl<D: Device> Engine<D> {
             && self.operations.is_idle()
             && self.cleaner.is_idle()
             && self.collecting.is_idle()
+            && self.sums.is_idle(self.operations.is_closing())
     }
 
     /// What a volume's handles say of it.
@@ -473,6 +500,7 @@ impl<D: Device> Engine<D> {
             block_bytes: volume.block_bytes,
             provisioning: provisioning(volume),
             durability: volume.durability,
+            checksums: volume.checksums,
             base: volume.base,
             created: volume.created,
             mapped_bytes: if volume.is_thick {

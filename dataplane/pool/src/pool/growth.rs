@@ -117,7 +117,8 @@ impl<D: Device> Engine<D> {
             return Ok(None);
         }
         let geometry = self.volume_geometry(was + u64::from(len), CHUNK_BYTES, (true, true));
-        let port = self.open_port(Port::new(Reader::Head(slot), geometry, true));
+        let checksums = self.checksums_of(slot);
+        let port = self.open_port(Port::new(Reader::Head(slot), geometry, true, checksums));
         let io = Io {
             op: Op::WriteZeroes { deallocate: false },
             lba: was / u64::from(CHUNK_BYTES),

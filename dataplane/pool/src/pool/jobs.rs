@@ -7,7 +7,7 @@ use super::engine::Engine;
 use super::operation::{Bytes, Job, Plan};
 use super::shape::CHUNK_BYTES;
 use super::{Outcome, PoolError, Provisioning, VolumeSpec};
-use crate::format::record::{Checksums, Record, SnapshotRecord, VolumeRecord};
+use crate::format::record::{Record, SnapshotRecord, VolumeRecord};
 use crate::map::{LOGICAL_MAX, Slot, Volume};
 
 impl<D: Device> Engine<D> {
@@ -166,7 +166,7 @@ impl<D: Device> Engine<D> {
             is_deleted: false,
             is_being_made: false,
             durability: spec.durability,
-            checksums: Checksums::Off,
+            checksums: spec.checksums,
             created: spec.created,
             name: &spec.name,
         };

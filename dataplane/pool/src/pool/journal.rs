@@ -50,6 +50,14 @@ pub(super) enum Change {
         physical: u32,
         count: u32,
     },
+    /// The checksums of a group of extents on the drive may be out of date.
+    Activate {
+        group: u32,
+    },
+    /// They are right.
+    Retire {
+        group: u32,
+    },
     /// Records that belong together, as bytes.
     Encoded(Box<[u8]>),
 }
@@ -66,6 +74,9 @@ pub(super) enum Waiter {
     Clean,
     Operation,
     Collector,
+    /// Those who want to change a group's checksums.
+    Activated(u32),
+    Retired(u32),
     /// Nobody: the pool is being closed.
     Closing,
 }
@@ -303,6 +314,8 @@ impl<D: Device> Engine<D> {
             Waiter::Clean => self.clean_recorded(),
             Waiter::Operation => self.operation_recorded(is_durable),
             Waiter::Collector => self.collected(is_durable),
+            Waiter::Activated(group) => self.activated(group, is_durable),
+            Waiter::Retired(group) => self.retired(group),
             Waiter::Closing => {}
         }
     }
@@ -399,6 +412,16 @@ impl<D: Device> Engine<D> {
             }
             Change::Clean { physical, count } => writer.push(&Record::Clean { physical, count }),
             Change::Bits { work } => self.record_bits(work),
+            Change::Activate { group } => {
+                let extents: Vec<u32> = self.sums.extents(group).collect();
+                let physical = Numbers::Native(&extents);
+                writer.push(&Record::Activate { physical })
+            }
+            Change::Retire { group } => {
+                let extents: Vec<u32> = self.sums.extents(group).collect();
+                let physical = Numbers::Native(&extents);
+                writer.push(&Record::Retire { physical })
+            }
             Change::Encoded(ref bytes) => {
                 let room = self.journal.bytes_max() - self.journal.writer.records().len();
                 if bytes.len() > room {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::Pool;
 use super::checkpoint::{self, Checkpointer};
+use super::checksums::Sums;
 use super::drive::Drive;
 use super::engine::{self, BOUNCE_BYTES_MAX, Engine};
 use super::journal::{Change, Journal, Waiter};
@@ -39,6 +40,22 @@ pub struct FormatOptions {
     pub layout: LayoutOptions,
     /// Whatever the drive holds may be destroyed.
     pub is_forced: bool,
+}
+
+/// How a pool is used while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Memory for checksums, at most: it is taken as they are needed. What 32 MiB have room for covers about 20 GiB of
+    /// data that is in use, in extents of 1 MiB.
+    pub checksum_cache_bytes: usize,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            checksum_cache_bytes: 32 << 20,
+        }
+    }
 }
 
 /// Why a pool was not made, opened or closed.
@@ -281,7 +298,19 @@ impl<D: Device> Pool<D> {
     ///
     /// # Errors
     /// When the drive is not a pool, is damaged, or fails.
-    pub fn open(mut device: D, wait: &mut dyn FnMut() -> Nanos) -> Result<Self, OpenError> {
+    pub fn open(device: D, wait: &mut dyn FnMut() -> Nanos) -> Result<Self, OpenError> {
+        Self::open_with(device, &OpenOptions::default(), wait)
+    }
+
+    /// Opens the pool on a drive, as [`open`](Self::open).
+    ///
+    /// # Errors
+    /// When the drive is not a pool, is damaged, or fails.
+    pub fn open_with(
+        mut device: D,
+        options: &OpenOptions,
+        wait: &mut dyn FnMut() -> Nanos,
+    ) -> Result<Self, OpenError> {
         let geometry = device.geometry();
         if geometry.read_only {
             return Err(OpenError::ReadOnly);
@@ -314,7 +343,16 @@ impl<D: Device> Pool<D> {
             volumes = state.volumes().count(), "pool opened");
         let checkpointer = Checkpointer::new(frame);
         let drive = Drive::new(device);
-        let mut engine = Engine::new(drive, buffers, superblock, state, journal, checkpointer);
+        let sums = Sums::new(&superblock.layout, options.checksum_cache_bytes);
+        let mut engine = Engine::new(
+            drive,
+            buffers,
+            superblock,
+            state,
+            journal,
+            checkpointer,
+            sums,
+        );
         engine.remove_unmade();
         Ok(Self {
             engine: Rc::new(RefCell::new(engine)),

@@ -7,11 +7,14 @@
 
 use bowline_block::{Completion, Device, IoBuf, IoError, Op, Segments};
 
+use super::checksums::Home;
+use super::drive::Access;
 use super::engine::{Engine, Todo};
 use super::journal::{Change, Waiter};
 use super::shape::CHUNK_BYTES;
 use super::view::{Key, Own};
 use super::work::Fresh;
+use crate::format::record::Checksums;
 use crate::map::Reader;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub(super) enum Stage {
     Waiting,
     /// Reading for a request.
     Read,
+    /// Reading some of what a request wants, in whole chunks.
+    Part,
     /// Writing where it is.
     InPlace,
     /// Reading the rest of its chunk.
@@ -58,6 +63,16 @@ pub(super) struct Piece {
     pub(super) payload: usize,
     pub(super) stage: Stage,
     pub(super) work: Option<u32>,
+    /// Of the write under way, for its checksums.
+    pub(super) claim: Option<u32>,
+    /// How often what it has read was not what was written, or was written meanwhile.
+    pub(super) doubts: u8,
+    /// Bytes that the read under way is to give it.
+    pub(super) part: u32,
+    /// A chunk that is composed has bytes that were not compared with their checksum.
+    pub(super) is_unknown: bool,
+    /// A chunk that is composed and waits for its checksums.
+    composed: Option<IoBuf>,
 }
 
 impl Piece {
@@ -78,6 +93,11 @@ impl Piece {
             payload,
             stage: Stage::Waiting,
             work: None,
+            claim: None,
+            doubts: 0,
+            part: 0,
+            is_unknown: false,
+            composed: None,
         }
     }
 
@@ -127,8 +147,7 @@ impl<D: Device> Engine<D> {
         match task.kind {
             Kind::Write => self.start_write(index, &task),
             Kind::Zero => self.start_zero(index, &task),
-            // Reads begin when they are made, and wait for nobody.
-            Kind::Read => {}
+            Kind::Read => self.read_piece(index),
         }
     }
 
@@ -235,7 +254,11 @@ impl<D: Device> Engine<D> {
             // Clean extents there are, but a crash must not find them believed clean once they are written to.
             return self.wait_for_space(index);
         }
-        if is_zero && let Some(physical) = self.take_zero() {
+        let mut home = Home::Nowhere;
+        if is_zero {
+            home = self.take_home(index, task.key, true);
+        }
+        if let Home::Here(physical) = home {
             self.set_target(work, physical, Fresh::Pending);
             let (volume, logical) = (task.key.0.number(), task.key.1);
             let born = self.state.born(task.key.0, logical);
@@ -249,12 +272,16 @@ impl<D: Device> Engine<D> {
             // In parallel: after a crash between the two the extent is mapped and zero, or not mapped.
             return self.write_at(index, physical, Stage::Fresh);
         }
-        match self.take_any() {
-            Some(physical) => {
+        if matches!(home, Home::Nowhere) {
+            home = self.take_home(index, task.key, false);
+        }
+        match home {
+            Home::Here(physical) => {
                 self.set_target(work, physical, Fresh::No);
                 self.write_part(index, task, physical);
             }
-            None => self.wait_or_fail(index, task.key),
+            Home::Later => self.set_stage(index, Stage::Waiting),
+            Home::Nowhere => self.wait_or_fail(index, task.key),
         }
     }
 
@@ -271,6 +298,10 @@ impl<D: Device> Engine<D> {
     fn write_part(&mut self, index: u32, task: &Task, physical: u32) {
         if !task.is_within_chunk {
             return self.write_at(index, physical, Stage::Data);
+        }
+        let composed = self.pieces.get_mut(index).and_then(|it| it.composed.take());
+        if let Some(chunk) = composed {
+            return self.write_chunk(index, chunk, task.chunks.start * CHUNK_BYTES, physical);
         }
         let Some((mut buf, _)) = self.bounce(CHUNK_BYTES) else {
             return self.wait_for_space(index);
@@ -291,9 +322,33 @@ impl<D: Device> Engine<D> {
                 let access =
                     self.shape
                         .access(Op::Read, older, chunk_start, CHUNK_BYTES, false, buf.into());
-                self.submit_for(index, Stage::Old, access);
+                self.read_old(index, task, older, access);
             }
         }
+    }
+
+    /// Reads the rest of a chunk. Where the new chunk gets a checksum, the old one is compared with its own first.
+    fn read_old(&mut self, index: u32, task: &Task, older: u32, access: Access) {
+        if !self.has_sums(task.key.0) {
+            return self.submit_for(index, Stage::Old, access);
+        }
+        if !self.verifies(Checksums::Verify, older) || self.is_unknown(older) {
+            if let Some(piece) = self.pieces.get_mut(index) {
+                piece.is_unknown = true;
+            }
+            return self.submit_for(index, Stage::Old, access);
+        }
+        let has_doubts = self.pieces.get(index).is_some_and(|it| it.doubts > 0);
+        if has_doubts && !self.has_slots(older, index) {
+            return self.set_stage(index, Stage::Waiting);
+        }
+        self.check_piece(
+            index,
+            Stage::Old,
+            older,
+            access,
+            task.chunks.start * CHUNK_BYTES,
+        );
     }
 
     /// Writes a chunk: `buf` with the piece's bytes over it.
@@ -318,16 +373,23 @@ impl<D: Device> Engine<D> {
             }
         }
         drop(data);
+        self.write_chunk(index, buf, chunk_start, physical);
+    }
+
+    /// Writes a chunk that was composed; while that has to wait, the piece keeps it.
+    fn write_chunk(&mut self, index: u32, chunk: IoBuf, start: u32, physical: u32) {
         let fua = self.drive.is_volatile();
-        let access = self.shape.access(
-            Op::Write,
-            physical,
-            chunk_start,
-            CHUNK_BYTES,
-            fua,
-            buf.into(),
-        );
-        self.submit_for(index, Stage::Data, access);
+        let len = chunk.len();
+        let data = chunk.slice(0..len).into();
+        let access = self
+            .shape
+            .access(Op::Write, physical, start, CHUNK_BYTES, fua, data);
+        self.submit_write(index, Stage::Data, physical, (start, CHUNK_BYTES), access);
+        if let Some(piece) = self.pieces.get_mut(index)
+            && piece.stage == Stage::Waiting
+        {
+            piece.composed = Some(chunk);
+        }
     }
 
     /// Writes the piece's bytes to their place in `physical`.
@@ -345,7 +407,8 @@ impl<D: Device> Engine<D> {
         let access = self
             .shape
             .access(op, physical, piece.start, piece.len, fua, data);
-        self.submit_for(index, stage, access);
+        let range = (piece.start, piece.len);
+        self.submit_write(index, stage, physical, range, access);
     }
 
     /// Whether the request must be stable when it completes.
@@ -357,7 +420,7 @@ impl<D: Device> Engine<D> {
         })
     }
 
-    pub(super) fn submit_for(&mut self, index: u32, stage: Stage, access: super::drive::Access) {
+    pub(super) fn submit_for(&mut self, index: u32, stage: Stage, access: Access) {
         self.set_stage(index, stage);
         self.drive.submit_piece(access, index);
     }
@@ -370,11 +433,14 @@ impl<D: Device> Engine<D> {
 
     /// The drive has ended a piece's access.
     pub(super) fn piece_answered(&mut self, index: u32, completion: Completion) {
-        let Some(piece) = self.pieces.get(index) else {
+        let Some(piece) = self.pieces.get_mut(index) else {
             return;
         };
         let (stage, request, payload) = (piece.stage, piece.request, piece.payload);
         let Completion { result, data, .. } = completion;
+        if let Some(claim) = piece.claim.take() {
+            self.settle(claim, result, &data);
+        }
         match (stage, result) {
             (Stage::Read, Ok(())) => {
                 let is_delivered = self.deliver(request, payload, &data);
@@ -385,6 +451,7 @@ impl<D: Device> Engine<D> {
                 };
                 self.end_piece(index, result);
             }
+            (Stage::Part, Ok(())) => self.part_read(index, &data),
             (Stage::Old, Ok(())) => self.old_read(index, data),
             (Stage::Data, Ok(())) => self.become_ready(index, false),
             (Stage::Fresh, result) => self.fresh_written(index, result),
@@ -394,7 +461,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// The rest of a chunk is known.
-    fn old_read(&mut self, index: u32, mut data: Segments) {
+    pub(super) fn old_read(&mut self, index: u32, mut data: Segments) {
         let target = self.task(index).and_then(|task| {
             let work = self.pieces.get(index)?.work?;
             let own = self.own(task.key).physical();
@@ -461,7 +528,7 @@ impl<D: Device> Engine<D> {
         self.todo.extend(self.homeless.drain(..).map(Todo::Piece));
     }
 
-    fn buffer_came_back(&mut self) {
+    pub(super) fn buffer_came_back(&mut self) {
         while let Some(request) = self.starved.pop_front() {
             self.todo.push_back(Todo::Request(request));
         }

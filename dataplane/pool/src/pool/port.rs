@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bowline_block::{ByteRange, Completion, Completions, DeviceEvent, Geometry, Io, IoError, Op};
 
+use crate::format::record::Checksums;
 use crate::map::{Reader, Slot};
 
 /// One open handle of a volume or snapshot.
@@ -12,6 +13,8 @@ pub(super) struct Port {
     pub(super) geometry: Geometry,
     /// Writes are stable when they complete.
     pub(super) is_media: bool,
+    /// What is done with checksums.
+    pub(super) checksums: Checksums,
     /// Requests accepted whose completions were not handed out yet.
     pub(super) held: usize,
     done: VecDeque<Completion>,
@@ -23,16 +26,31 @@ pub(super) struct Port {
 }
 
 impl Port {
-    pub(super) const fn new(reader: Reader, geometry: Geometry, is_media: bool) -> Self {
+    pub(super) const fn new(
+        reader: Reader,
+        geometry: Geometry,
+        is_media: bool,
+        checksums: Checksums,
+    ) -> Self {
         Self {
             reader,
             geometry,
             is_media,
+            checksums,
             held: 0,
             done: VecDeque::new(),
             events: VecDeque::new(),
             is_gone: false,
             is_closed: false,
+        }
+    }
+
+    /// Whether checksums have nothing to do with a read or write.
+    pub(super) fn is_plain(&self, op: Op) -> bool {
+        match self.checksums {
+            Checksums::Off => true,
+            Checksums::Scrub => op == Op::Read,
+            Checksums::Verify => false,
         }
     }
 

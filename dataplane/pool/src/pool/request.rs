@@ -22,11 +22,22 @@ pub(super) struct Request {
     end: u64,
     outstanding: u32,
     result: Result<(), IoError>,
+    /// What was read of it before was not what was written, or somebody wrote it meanwhile.
+    is_doubted: bool,
 }
 
 impl<D: Device> Engine<D> {
     /// Takes a request apart.
     pub(super) fn begin(&mut self, port: u32, io: Io, range: ByteRange) {
+        self.begin_as(port, io, range, false);
+    }
+
+    /// Reads again what was not what was written.
+    pub(super) fn begin_doubted(&mut self, port: u32, io: Io, range: ByteRange) {
+        self.begin_as(port, io, range, true);
+    }
+
+    fn begin_as(&mut self, port: u32, io: Io, range: ByteRange, is_doubted: bool) {
         let request = self.requests.insert(Request {
             port,
             io,
@@ -35,6 +46,7 @@ impl<D: Device> Engine<D> {
             end: range.end(),
             outstanding: 0,
             result: Ok(()),
+            is_doubted,
         });
         self.advance(request);
     }
@@ -73,7 +85,7 @@ impl<D: Device> Engine<D> {
         let Some(port) = self.ports.get(request.port) else {
             return true;
         };
-        let reader = port.reader;
+        let (reader, checksums, is_doubted) = (port.reader, port.checksums, request.is_doubted);
         let (logical, start) = self.shape.split(request.cursor);
         let wanted = self.shape.within(start, request.end - request.cursor);
         let at = usize::try_from(request.cursor - request.offset).unwrap_or(usize::MAX);
@@ -83,6 +95,14 @@ impl<D: Device> Engine<D> {
             self.zero_payload(index, at, len);
             return true;
         };
+        if self.verifies(checksums, physical) {
+            let piece = self.new_piece(index, Kind::Read, (slot, logical), start, len);
+            if let Some(piece) = self.pieces.get_mut(piece) {
+                piece.doubts = u8::from(is_doubted);
+            }
+            self.read_piece(piece);
+            return true;
+        }
         // A segment that is filled is filled as a whole: what is found in several places goes through a buffer.
         let Some((buf, len)) = self.bounce(len) else {
             return false;
@@ -104,6 +124,13 @@ impl<D: Device> Engine<D> {
 
     /// What is read from nowhere is zero.
     fn zero_payload(&mut self, index: u32, at: usize, len: u32) {
+        self.zero_part(index, at, len);
+        if let Some(request) = self.requests.get_mut(index) {
+            request.cursor += u64::from(len);
+        }
+    }
+
+    pub(super) fn zero_part(&mut self, index: u32, at: usize, len: u32) {
         let Some(request) = self.requests.get_mut(index) else {
             return;
         };
@@ -114,7 +141,6 @@ impl<D: Device> Engine<D> {
         if !is_filled {
             request.result = Err(IoError::Internal);
         }
-        request.cursor += u64::from(len);
     }
 
     /// Starts the next piece of a write or of zeroes.

@@ -1,3 +1,4 @@
+mod checksums;
 mod crash;
 mod sizes;
 mod volumes;

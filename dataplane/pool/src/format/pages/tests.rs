@@ -56,6 +56,14 @@ fn every_chunk_has_a_slot_of_its_own_in_as_few_pages_as_that_takes() {
         for physical in 0..extents {
             for chunk in 0..extent / CHUNK_BYTES {
                 let place = map.place(physical, chunk).unwrap();
+                let group = map.group_of(physical);
+                assert!(map.group_extents(group).contains(&physical));
+                let (first, count) = map.group_pages(group);
+                assert!((first..first + u64::from(count)).contains(&place.page));
+                let within = map.slot_in_group(physical, chunk);
+                assert!(within < map.group_slots());
+                assert_eq!(place.page, first + u64::from(within / map.page_slots()));
+                assert_eq!(place.slot, within % map.page_slots());
                 assert!(place.page < pages && place.slot < PAGE_SLOTS);
                 assert!(seen.insert((place.page, place.slot)));
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bowline_block::{Completions, Device, Op, Segments};
 
 use super::world::{Shared, World, io, plan, spec};
-use crate::format::record::Durability;
+use crate::format::record::{Checksums, Durability};
 use crate::{Volume, VolumeSpec};
 
 const BLOCKS: u64 = 1024;
@@ -47,6 +47,11 @@ struct Flying {
 impl Run {
     fn new(seed: u64) -> Self {
         let mut world = World::new(6 << 20, plan(seed));
+        let checksums = match seed % 3 {
+            0 => Checksums::Off,
+            1 => Checksums::Scrub,
+            _ => Checksums::Verify,
+        };
         let is_media = seed.is_multiple_of(2);
         let durability = if is_media {
             Durability::Media
@@ -55,6 +60,7 @@ impl Run {
         };
         let volume = world.create(VolumeSpec {
             durability,
+            checksums,
             ..spec(BLOCKS * 512)
         });
         Self {

@@ -12,10 +12,13 @@ use bowline_nvme::Nanos;
 use uuid::Uuid;
 
 use crate::format::layout::LayoutOptions;
-use crate::format::record::Durability;
+use crate::format::record::{Checksums, Durability};
 use crate::offline::{Depth, Severity, Source, inspect};
 use crate::pool::open::Waiting;
-use crate::{FormatOptions, Operation, Outcome, Pool, PoolError, Provisioning, Volume, VolumeSpec};
+use crate::{
+    FormatOptions, OpenOptions, Operation, Outcome, Pool, PoolError, Provisioning, Volume,
+    VolumeSpec,
+};
 
 pub(super) const BLOCK: usize = 512;
 pub(super) const EXTENT: u64 = 16 << 10;
@@ -90,6 +93,8 @@ pub(super) struct World {
     pub(super) pool: Pool<Shared>,
     pub(super) buffers: BufPool,
     pub(super) now: Rc<RefCell<Nanos>>,
+    /// With which it is opened again.
+    pub(super) options: OpenOptions,
 }
 
 pub(super) fn options() -> FormatOptions {
@@ -115,6 +120,7 @@ pub(super) fn spec(bytes: u64) -> VolumeSpec {
         block_bytes: None,
         provisioning: Provisioning::Thin,
         durability: Durability::Media,
+        checksums: Checksums::Off,
         base: None,
         created: 1,
     }
@@ -170,35 +176,48 @@ impl World {
     }
 
     pub(super) fn open(drive: Shared, now: Rc<RefCell<Nanos>>) -> Self {
-        let pool = Pool::open(drive.clone(), &mut || tick(&now)).unwrap();
+        Self::open_with(drive, now, OpenOptions::default())
+    }
+
+    pub(super) fn open_with(drive: Shared, now: Rc<RefCell<Nanos>>, options: OpenOptions) -> Self {
+        let pool = Pool::open_with(drive.clone(), &options, &mut || tick(&now)).unwrap();
         let buffers = BufPool::new(PoolConfig::with_budget(8 << 20)).unwrap();
         Self {
             drive,
             pool,
             buffers,
             now,
+            options,
         }
     }
 
     /// Closes the pool in order and opens it again.
     pub(super) fn reopen(self) -> Self {
         let Self {
-            drive, pool, now, ..
+            drive,
+            pool,
+            now,
+            options,
+            ..
         } = self;
         pool.close(&mut || tick(&now)).unwrap();
         check(&drive, &now);
-        Self::open(drive, now)
+        Self::open_with(drive, now, options)
     }
 
     /// Cuts the power and opens the pool again.
     pub(super) fn crash(self) -> Self {
         let Self {
-            drive, pool, now, ..
+            drive,
+            pool,
+            now,
+            options,
+            ..
         } = self;
         drop(pool);
         drive.inner().crash().unwrap();
         check(&drive, &now);
-        Self::open(drive, now)
+        Self::open_with(drive, now, options)
     }
 
     pub(super) fn poll(&mut self) {

@@ -1,0 +1,166 @@
+//! Volumes with checksums: what is not what was written is never handed out.
+
+use bowline_block::{Completions, Device, FaultPlan, Io, IoError, Op, Segments};
+
+use super::world::{BLOCK, Shared, World, io, plan, spec};
+use crate::format::record::Checksums;
+use crate::map::Reader;
+use crate::{PoolEvent, Volume, VolumeSpec};
+
+const CHUNK: usize = 4096 / BLOCK;
+
+fn volume(world: &mut World, checksums: Checksums, bytes: u64) -> (u32, Volume<Shared>) {
+    let volume = world.create(VolumeSpec {
+        checksums,
+        ..spec(bytes)
+    });
+    (volume, world.pool.open_volume(volume).unwrap())
+}
+
+impl World {
+    /// Where a block of a volume is on the drive, in bytes.
+    fn place(&self, volume: u32, lba: u64) -> u64 {
+        let engine = self.pool.engine.borrow();
+        let (logical, start) = engine.shape.split(lba * BLOCK as u64);
+        let chunk = start / 4096;
+        let reader = Reader::Head(engine.state.slot(volume).unwrap());
+        let mut runs = Vec::new();
+        engine
+            .state
+            .resolve(reader, logical, chunk..chunk + 1, &mut runs);
+        engine.shape.place(runs[0].physical.unwrap(), start)
+    }
+
+    /// Changes a byte of the drive behind the pool's back.
+    fn flip(&mut self, offset: u64) {
+        self.settle();
+        let lba = offset / BLOCK as u64;
+        let data = self.payload(&[0]);
+        let mut data = self.access(io(Op::Read, lba, 1, data));
+        for buf in data.iter_mut() {
+            buf.as_mut().unwrap()[usize::try_from(offset).unwrap() % BLOCK] ^= 4;
+        }
+        let mut io = io(Op::Write, lba, 1, data);
+        io.fua = true;
+        self.access(io);
+    }
+
+    fn access(&mut self, io: Io) -> Segments {
+        let mut drive = self.drive.clone();
+        drive.try_submit(io).unwrap();
+        let mut out = Completions::with_capacity(1);
+        loop {
+            self.now.borrow_mut().0 += 100;
+            let now = *self.now.borrow();
+            drive.poll(now, &mut out);
+            if let Some(completion) = out.pop() {
+                completion.result.unwrap();
+                return completion.data;
+            }
+        }
+    }
+
+    fn try_read(
+        &mut self,
+        volume: &mut Volume<Shared>,
+        lba: u64,
+        blocks: usize,
+    ) -> Result<Segments, IoError> {
+        let data = self.payload(&vec![0; blocks]);
+        self.run(volume, io(Op::Read, lba, blocks, data))
+    }
+}
+
+fn values(first: u64, count: usize) -> Vec<u64> {
+    (first..).take(count).collect()
+}
+
+#[test]
+fn a_changed_byte_is_a_media_error_that_is_told_until_the_chunk_is_written_again() {
+    let mut world = World::new(6 << 20, plan(1));
+    let (number, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut a, 0, &values(100, 64)).unwrap();
+    assert_eq!(world.read(&mut a, 0, 64), values(100, 64));
+    let offset = world.place(number, 19);
+    world.flip(offset + 7);
+    for (lba, blocks) in [(16, 8), (0, 64), (19, 1), (17, 2), (22, 12)] {
+        let result = world.try_read(&mut a, lba, blocks);
+        assert_eq!(result.err(), Some(IoError::MediaRead), "{lba} {blocks}");
+    }
+    let Some(PoolEvent::Mismatch(mismatch)) = world.pool.poll_event() else {
+        panic!("nothing was told");
+    };
+    assert_eq!((mismatch.volume, mismatch.lba), (number, 16));
+    assert_eq!(mismatch.offset, offset - 3 * BLOCK as u64);
+    assert_ne!(mismatch.expected, mismatch.found);
+    assert_eq!(world.pool.checksum_counts().mismatches, 5);
+    assert_eq!(world.read(&mut a, 24, 40), values(124, 40));
+    world.write(&mut a, 16, &values(7, CHUNK)).unwrap();
+    assert_eq!(world.read(&mut a, 16, CHUNK), values(7, CHUNK));
+}
+
+#[test]
+fn checksums_are_on_the_drive_after_the_pool_was_closed() {
+    let mut world = World::new(6 << 20, plan(2));
+    let (number, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut a, 0, &values(100, 64)).unwrap();
+    drop(a);
+    let mut world = world.reopen();
+    let offset = world.place(number, 8);
+    world.flip(offset);
+    let mut a = world.pool.open_volume(number).unwrap();
+    assert_eq!(world.try_read(&mut a, 8, 8).err(), Some(IoError::MediaRead));
+    assert_eq!(world.read(&mut a, 16, 48), values(116, 48));
+    let counts = world.pool.checksum_counts();
+    assert_eq!((counts.verified, counts.unverified), (6, 0));
+}
+
+#[test]
+fn a_crash_leaves_active_chunks_unverified_until_they_are_written() {
+    let mut world = World::new(6 << 20, plan(3));
+    let (number, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut a, 0, &values(100, 64)).unwrap();
+    drop(a);
+    let mut world = world.crash();
+    let mut a = world.pool.open_volume(number).unwrap();
+    assert_eq!(world.read(&mut a, 0, 64), values(100, 64));
+    let counts = world.pool.checksum_counts();
+    assert_eq!((counts.verified, counts.unverified), (0, 8));
+    world.write(&mut a, 8, &values(7, CHUNK)).unwrap();
+    assert_eq!(world.read(&mut a, 8, CHUNK), values(7, CHUNK));
+    assert_eq!(world.pool.checksum_counts().verified, 1);
+    let offset = world.place(number, 8);
+    world.flip(offset);
+    assert_eq!(world.try_read(&mut a, 8, 8).err(), Some(IoError::MediaRead));
+}
+
+#[test]
+fn overwriting_active_extents_writes_nothing_but_the_data() {
+    let mut world = World::new(6 << 20, FaultPlan::default());
+    let (_, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut a, 0, &values(1, 64)).unwrap();
+    world.settle();
+    let before = world.pool.engine.borrow().journal.applied();
+    for round in 0..20 {
+        world.write(&mut a, 8, &values(round, CHUNK)).unwrap();
+        assert_eq!(world.read(&mut a, 8, CHUNK), values(round, CHUNK));
+    }
+    assert_eq!(world.pool.engine.borrow().journal.applied(), before);
+    let counts = world.pool.checksum_counts();
+    assert_eq!((counts.pages_read, counts.pages_written), (0, 0));
+    assert_eq!(counts.verified, 20);
+}
+
+#[test]
+fn scrub_only_volumes_are_read_without_being_compared() {
+    let mut world = World::new(6 << 20, plan(4));
+    let (number, mut a) = volume(&mut world, Checksums::Scrub, 1 << 20);
+    world.write(&mut a, 0, &values(100, 64)).unwrap();
+    let offset = world.place(number, 8);
+    world.flip(offset);
+    assert!(world.try_read(&mut a, 8, 8).is_ok());
+    assert_eq!(
+        world.pool.checksum_counts(),
+        crate::ChecksumCounts::default()
+    );
+}

@@ -41,19 +41,21 @@ kernel_uses_drive() { [ "$(cat "/sys/bus/pci/devices/$(drive)"/nvme/nvme*/state)
 
 # --- the data plane -----------------------------------------------------------------------------
 
-# Starts it with these arguments besides the usual ones, and waits until it listens. How it ended, if
-# it ends, is left in a file.
-plane_starts() {
+# Starts it with these arguments, and waits until it listens. How it ended, if it ends, is left in a
+# file.
+plane_begins() {
     rm -f /run/plane.pid /run/plane.out /run/plane.status
     setsid bash -c '
         "$@" </dev/null >/run/plane.out 2>>/run/plane.log &
         echo "$!" >/run/plane.pid
         wait "$!" && status=0 || status=$?
         echo "$status" >/run/plane.status' plane \
-        bowline dataplane --engine spdk --device "$(drive)" --listen "$ADDRESS:$PORT" --nqn "$NQN" \
-        --host "$HOST_FIRST" "$@" </dev/null >/dev/null 2>&1 &
+        bowline dataplane --listen "$ADDRESS:$PORT" "$@" </dev/null >/dev/null 2>&1 &
     within 240 plane_is_decided
     fails plane_has_ended
+}
+plane_starts() {
+    plane_begins --engine spdk --device "$(drive)" --nqn "$NQN" --host "$HOST_FIRST" "$@"
 }
 plane_has_ended() { [ -e /run/plane.status ]; }
 plane_is_decided() { plane_has_ended || grep -q '^ready ' /run/plane.out; }

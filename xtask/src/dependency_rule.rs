@@ -109,6 +109,17 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-tcp",
         ],
     ),
+    // A host that remembers, for tests of kills and power cuts; part of no product.
+    (
+        "bowline-witness",
+        &[
+            "bowline-block",
+            "bowline-nvme",
+            "bowline-nvmf",
+            "bowline-reactor",
+            "bowline-tcp",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

@@ -37,7 +37,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Everything: lint, all tests, figures, the bindings to SPDK, the guard of what commands cost,
-    /// the sanitizer, the fuzzer, then a real Linux host, and with SPDK a drive of its own.
+    /// the sanitizer, the fuzzer, then a real Linux host, power cuts, and with SPDK a drive of its own.
     Test,
     /// Formatting, clippy, dependency rule, cargo-deny and tidy rules.
     Lint,
@@ -94,6 +94,16 @@ enum Peer {
         #[arg(long)]
         keep: bool,
     },
+    /// A data plane in the guest serves a drive that is logged; then the drive is served and read as
+    /// power cuts would have left it.
+    Power {
+        /// This kernel series; 6.12 when absent.
+        #[arg(long)]
+        kernel: Option<Release>,
+        /// Keep the run's folder (logs, images, backing files) and say where it is.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Where SPDK is installed: a data plane in the guest drives an emulated NVMe drive from user
     /// space, which is pulled and put back; then one on this machine serves memory of SPDK.
     Spdk {
@@ -133,6 +143,7 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
             if e2e::kernel(workspace, tally, None, false) {
                 conformance::check_e2e(workspace, tally);
             }
+            e2e::power(workspace, tally, None, false);
             e2e::spdk(workspace, tally, None, false);
         }
         Command::Lint => lint::run(workspace, tally),
@@ -162,6 +173,9 @@ fn run(command: &Command, workspace: &Workspace, tally: &mut Tally) {
         } => {
             e2e::kernel(workspace, tally, *kernel, *keep);
         }
+        Command::E2e {
+            peer: Peer::Power { kernel, keep },
+        } => e2e::power(workspace, tally, *kernel, *keep),
         Command::E2e {
             peer: Peer::Spdk { kernel, keep },
         } => e2e::spdk(workspace, tally, *kernel, *keep),

@@ -1,11 +1,15 @@
-//! An emulated NVMe drive in a slot of its own, from which it can be pulled.
+//! Drives of the guest's own: an emulated NVMe drive in a slot from which it can be pulled, or one of
+//! which everything that it is told is logged.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+
+use super::replay::Region;
 
 /// The drive's name in the emulator.
 pub(crate) const DEVICE: &str = "drive0";
@@ -39,6 +43,14 @@ impl Access {
             Self::Vfio => "vfio-pci",
         }
     }
+}
+
+/// What the guest has besides what every guest has.
+#[derive(Clone, Copy)]
+pub(crate) enum Attached<'a> {
+    Nothing,
+    Drive(&'a Drive),
+    Logged(&'a LoggedDrive),
 }
 
 /// The drive and the machine around it.
@@ -89,6 +101,73 @@ impl Drive {
             .arg(device(SERIAL).to_string())
             .args(["-trace", &format!("enable={FLUSH}")]);
     }
+}
+
+/// A drive with a volatile cache, in partitions: two that are served one after the other, and for each
+/// one to which its host writes what it knows. So one log has the order of both.
+pub(crate) struct LoggedDrive {
+    image: String,
+    log: String,
+}
+
+impl LoggedDrive {
+    pub(crate) const PARTITIONS: [Region; 4] = [
+        Region::after(1 << 20, 16 << 20),
+        Region::after(17 << 20, 4 << 20),
+        Region::after(21 << 20, 96 << 20),
+        Region::after(117 << 20, 10 << 20),
+    ];
+
+    /// A new and empty one, whose content is kept in the file `image`, and its log in `log`.
+    pub(crate) fn new(image: &Path, log: &Path) -> Result<Self> {
+        let file = File::create(image).context("cannot make the drive's image")?;
+        let ends = Self::PARTITIONS.iter().map(|one| one.at + one.bytes);
+        let bytes = ends.max().unwrap_or(0);
+        file.set_len(bytes)
+            .and_then(|()| file.write_all_at(&partition_table(), 0))
+            .context("cannot write the drive's image")?;
+        File::create(log).context("cannot make the drive's log")?;
+        let text = |path: &Path| path.to_str().map(str::to_owned);
+        Ok(Self {
+            image: text(image).context("the image's path is not text")?,
+            log: text(log).context("the log's path is not text")?,
+        })
+    }
+
+    /// Adds the drive to the emulator's command line. A flush has to reach the log only: the machine
+    /// under the emulator stays up.
+    pub(crate) fn attach(&self, emulator: &mut Command) {
+        let file = |path: &str| {
+            let cache = json!({ "no-flush": true });
+            json!({ "driver": "file", "filename": path, "cache": cache, "discard": "unmap" })
+        };
+        let logged = json!({
+            "driver": "blklogwrites",
+            "node-name": "logged",
+            "discard": "unmap",
+            "file": { "driver": "raw", "discard": "unmap", "file": file(&self.image) },
+            "log": file(&self.log),
+        });
+        let device = json!({ "driver": "virtio-blk-pci", "drive": "logged", "write-cache": "on" });
+        emulator.arg("-blockdev").arg(logged.to_string());
+        emulator.arg("-device").arg(device.to_string());
+    }
+}
+
+/// A table of the kind that every system reads: at byte 446 four entries of 16 bytes, each with its
+/// type, first sector and number of sectors; then the signature.
+fn partition_table() -> [u8; 512] {
+    const LINUX: u8 = 0x83;
+    let mut table = [0; 512];
+    let entries = table[446..510].chunks_exact_mut(16);
+    for (entry, region) in entries.zip(LoggedDrive::PARTITIONS) {
+        let sectors = |bytes: u64| u32::try_from(bytes / 512).unwrap_or(u32::MAX).to_le_bytes();
+        entry[4] = LINUX;
+        entry[8..12].copy_from_slice(&sectors(region.at));
+        entry[12..].copy_from_slice(&sectors(region.bytes));
+    }
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    table
 }
 
 /// The drive as the emulator describes it, on its command line and in its control channel. With another

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::drive::{self, Drive};
+use super::drive::{self, Attached};
 use super::kernel::Kernel;
 use super::kernel_log::KernelLog;
 use super::monitor::Monitor;
@@ -55,7 +55,7 @@ impl Guest {
     pub(crate) fn boot(
         kernel: &Kernel,
         initramfs: &Path,
-        drive: Option<&Drive>,
+        drive: Attached<'_>,
         folder: &Path,
         deadline: Instant,
     ) -> Result<Self> {
@@ -212,7 +212,7 @@ impl Drop for Guest {
 fn emulator(
     kernel: &Kernel,
     initramfs: &Path,
-    drive: Option<&Drive>,
+    drive: Attached<'_>,
     console: &Path,
     monitor: &Path,
 ) -> Command {
@@ -226,12 +226,14 @@ fn emulator(
         .arg(&kernel.image)
         .arg("-initrd")
         .arg(initramfs);
-    match drive {
-        None => {
-            command.args(["-machine", "pc", "-m", "1024"]);
-            command.args(["-append", KERNEL_ARGUMENTS]);
-        }
-        Some(drive) => drive.attach(&mut command, KERNEL_ARGUMENTS),
+    if let Attached::Drive(drive) = drive {
+        drive.attach(&mut command, KERNEL_ARGUMENTS);
+    } else {
+        command.args(["-machine", "pc", "-m", "1024"]);
+        command.args(["-append", KERNEL_ARGUMENTS]);
+    }
+    if let Attached::Logged(drive) = drive {
+        drive.attach(&mut command);
     }
     command
         .args([

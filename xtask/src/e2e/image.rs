@@ -64,6 +64,7 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("init", include_str!("../../guest/init.sh")),
     ("checks.sh", include_str!("../../guest/checks.sh")),
     ("drive.sh", include_str!("../../guest/drive.sh")),
+    ("power.sh", include_str!("../../guest/power.sh")),
 ];
 
 /// Identity of the host in the guest; fixed, so that the data plane can be told to allow it.
@@ -75,17 +76,19 @@ const HOST_ID: &str = "6b7c0a4e-3d55-4a53-9d0e-5f2f1a0c9e11";
 pub(crate) const SECOND_HOST_NQN: &str =
     "nqn.2014-08.org.nvmexpress:uuid:9a3f77c2-5c0e-4d0f-8f5b-2f0c3f6f6d02";
 
-/// Writes the initramfs for `kernel`, with `program` of ours among its programs.
-pub(crate) fn write(path: &Path, kernel: &Kernel, program: &Path) -> Result<()> {
+/// Writes the initramfs for `kernel`, with `programs` of ours among its programs.
+pub(crate) fn write(path: &Path, kernel: &Kernel, programs: &[&Path]) -> Result<()> {
     let output = fs::File::create(path).context("cannot write the guest's image")?;
     let mut archive = Archive::new(BufWriter::new(output));
     skeleton(&mut archive)?;
-    for file in files(program)? {
+    for file in files(programs)? {
         archive.file(&place_of(&file), &read(&file)?)?;
     }
-    let name = program.file_name().context("the program has no name")?;
-    let name = format!("usr/bin/{}", name.to_string_lossy());
-    archive.file(&name, &read(program)?)?;
+    for program in programs {
+        let name = program.file_name().context("the program has no name")?;
+        let name = format!("usr/bin/{}", name.to_string_lossy());
+        archive.file(&name, &read(program)?)?;
+    }
     for (name, content) in SCRIPTS {
         archive.file(name, content.as_bytes())?;
     }
@@ -127,7 +130,7 @@ fn read(file: &Path) -> Result<Vec<u8>> {
 }
 
 /// Programs, the libraries that they and `ours` link, and the loader.
-fn files(ours: &Path) -> Result<BTreeSet<PathBuf>> {
+fn files(ours: &[&Path]) -> Result<BTreeSet<PathBuf>> {
     let mut files: BTreeSet<PathBuf> = EXTRA_FILES.iter().map(PathBuf::from).collect();
     for name in PROGRAMS {
         let program = process::find_program(name)
@@ -135,7 +138,9 @@ fn files(ours: &Path) -> Result<BTreeSet<PathBuf>> {
         files.extend(libraries(&program)?);
         files.insert(program);
     }
-    files.extend(libraries(ours)?);
+    for program in ours {
+        files.extend(libraries(program)?);
+    }
     let modules = files.iter().filter_map(|file| dpdk_modules(file));
     let modules: Vec<_> = modules.flatten().collect();
     files.extend(modules);

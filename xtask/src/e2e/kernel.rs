@@ -17,6 +17,7 @@ use crate::workspace;
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_net",
+    "virtio_blk",
     "virtio_rng",
     "crc32c_generic",
     "ext4",
@@ -28,7 +29,7 @@ const MODULES: &[&str] = &[
 const DRIVE_MODULES: &[&str] = &["nvme", "uio_pci_generic", "vfio_pci", "vfio_iommu_type1"];
 
 /// Changes whenever the content of the module archive does.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// What QEMU boots.
 pub(crate) struct Kernel {

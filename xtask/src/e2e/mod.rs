@@ -9,7 +9,9 @@ mod image;
 mod kernel;
 mod kernel_log;
 mod monitor;
+mod replay;
 mod scenario;
+mod write_log;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -133,6 +135,22 @@ pub(crate) fn spdk(workspace: &Workspace, tally: &mut Tally, only: Option<Releas
     });
 }
 
+/// Runs the power cuts: on one kernel, as they look at what reaches a drive.
+pub(crate) fn power(workspace: &Workspace, tally: &mut Tally, only: Option<Release>, keep: bool) {
+    if let Err(why) = prepare() {
+        return tally.unavailable("e2e power", &why);
+    }
+    let executables = match build(workspace, &[]) {
+        Ok(executables) => executables,
+        Err(error) => return tally.failed("e2e power: build", &format!("{error:#}")),
+    };
+    let release = only.unwrap_or(Release::V6_12);
+    let name = format!("e2e power {}", release.name());
+    one(&name, release, keep, tally, |run, tally| {
+        scenario::power::run(run, &executables, tally)
+    });
+}
+
 /// Why this machine cannot run a guest, if it cannot.
 fn prepare() -> Result<(), String> {
     if let Some(why) = debian::unusable() {
@@ -181,10 +199,16 @@ pub(crate) struct Executables {
     pub(crate) bowline: PathBuf,
     /// `bowline-perf`, which runs in the guest.
     pub(crate) perf: PathBuf,
+    /// `bowline-witness`, a host that remembers.
+    pub(crate) witness: PathBuf,
 }
 
 fn build(workspace: &Workspace, features: &[&str]) -> Result<Executables> {
-    let packages = ["--package", "bowline", "--package", "bowline-loadgen"];
+    let packages = ["bowline", "bowline-loadgen", "bowline-witness"];
+    let packages: Vec<_> = packages
+        .iter()
+        .flat_map(|name| ["--package", name])
+        .collect();
     let arguments = [
         ["build", "--release", "--locked"].as_slice(),
         &packages,
@@ -196,6 +220,7 @@ fn build(workspace: &Workspace, features: &[&str]) -> Result<Executables> {
     Ok(Executables {
         bowline: release.join("bowline"),
         perf: release.join("bowline-perf"),
+        witness: release.join("bowline-witness"),
     })
 }
 

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 
 use super::super::Executables;
-use super::super::drive::{Access, Drive, SERIAL};
+use super::super::drive::{Access, Attached, Drive, SERIAL};
 use super::super::guest::{self, Guest};
 use super::super::kernel_log::Phase;
 use super::{DISK_BYTES, KILLS, NQN, Run, Scenario, Subject, meet};
@@ -29,7 +29,7 @@ pub(crate) fn run(
     tally: &mut Tally,
 ) -> Result<()> {
     let drive = Drive::new(&run.folder.join("drive"), DISK_BYTES, access)?;
-    let mut guest = run.boot(&executables.bowline, Some(&drive))?;
+    let mut guest = run.boot(&[&executables.bowline], Attached::Drive(&drive))?;
     meet(&mut guest, InGuest::ADDRESS, NQN, PORT)?;
     guest.expect(&format!("prepares_for_drives {HUGE_PAGES}"))?;
     guest.expect(&format!("is_handed_over {}", access.driver()))?;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::super::Executables;
 use super::super::capture;
 use super::super::dataplane::{DataPlane, Setup};
+use super::super::drive::Attached;
 use super::super::guest::{self, Guest};
 use super::super::image;
 use super::super::kernel_log::Phase;
@@ -39,7 +40,7 @@ pub(crate) fn run(
     tally: &mut Tally,
 ) -> Result<()> {
     let setup = setup(&executables.bowline, disk, run.folder)?;
-    let guest = run.boot(&executables.perf, None)?;
+    let guest = run.boot(&[&executables.perf], Attached::Nothing)?;
     let mut machine = Machine {
         folder: run.folder.to_owned(),
         setup,

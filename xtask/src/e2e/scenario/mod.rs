@@ -7,6 +7,7 @@ mod host;
 pub(crate) mod machine;
 mod paths;
 mod persistence;
+pub(crate) mod power;
 mod reservations;
 
 use std::path::Path;
@@ -14,7 +15,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use super::drive::Drive;
+use super::drive::Attached;
 use super::guest::{self, Guest};
 use super::image;
 use super::kernel::Kernel;
@@ -39,10 +40,10 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// A guest with `program` of ours among its programs, and with a drive if there is one.
-    fn boot(&self, program: &Path, drive: Option<&Drive>) -> Result<Guest> {
+    /// A guest with `programs` of ours among its programs, and perhaps with a drive.
+    fn boot(&self, programs: &[&Path], drive: Attached<'_>) -> Result<Guest> {
         let initramfs = self.folder.join("initramfs");
-        image::write(&initramfs, self.kernel, program)?;
+        image::write(&initramfs, self.kernel, programs)?;
         let started = Instant::now();
         let guest = Guest::boot(self.kernel, &initramfs, drive, self.folder, self.deadline);
         let guest = guest.inspect_err(|_| {

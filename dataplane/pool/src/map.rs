@@ -254,11 +254,13 @@ impl State {
     #[must_use]
     pub fn reclaimable(&self) -> u32 {
         let volumes = self.volumes.from(0).map(|(_, volume)| volume);
-        let alone = volumes.filter(|volume| volume.snapshots.is_empty());
-        alone
+        volumes
             .map(|volume| match volume.is_deleted {
-                true => volume.counts.physical,
-                false => volume.counts.beyond,
+                true if self.volumes.cloned_snapshot(volume.number).is_none() => {
+                    volume.counts.physical
+                }
+                false if volume.snapshots.is_empty() => volume.counts.beyond,
+                _ => 0,
             })
             .sum()
     }

@@ -189,9 +189,6 @@ pub enum PoolError {
     /// There is no such snapshot.
     #[error("there is no such snapshot")]
     NoSuchSnapshot,
-    /// Something needs it.
-    #[error("a clone or a snapshot needs it")]
-    InUse,
     /// There is no room for another volume, snapshot or attribute, or for what hides snapshots from a growing volume.
     #[error("the pool's map has no room for more")]
     Full,
@@ -258,7 +255,7 @@ impl<D: Device> Pool<D> {
 
     fn open_reader(&self, volume: u32, number: Option<u32>) -> Result<Volume<D>, PoolError> {
         let mut engine = self.engine.borrow_mut();
-        let (slot, found) = engine.any_volume(volume)?;
+        let (slot, found) = engine.find_volume(volume)?;
         let checksums = found.checksums;
         let is_media = found.durability == Durability::Media;
         let is_thin = !found.is_thick;
@@ -268,8 +265,6 @@ impl<D: Device> Pool<D> {
             let snapshot = found.snapshot(number).filter(|it| !it.is_deleted);
             bytes = snapshot.ok_or(PoolError::NoSuchSnapshot)?.bytes;
             reader = Reader::Snapshot(slot, number);
-        } else if found.is_deleted {
-            return Err(PoolError::NoSuchVolume);
         }
         let mut geometry = engine.volume_geometry(bytes, block_bytes, (is_media, is_thin));
         geometry.read_only |= number.is_some();
@@ -286,7 +281,8 @@ impl<D: Device> Pool<D> {
         self.start(Job::Create(spec))
     }
 
-    /// Deletes a volume and its snapshots, which no clone may need.
+    /// Deletes a volume and its snapshots. Nobody sees them any more; what they have is given back bit by bit afterwards,
+    /// and what clones need when they do not need it any more.
     ///
     /// # Errors
     /// As [`create_volume`](Self::create_volume).
@@ -330,7 +326,8 @@ impl<D: Device> Pool<D> {
         })
     }
 
-    /// Deletes a snapshot, which no clone may need.
+    /// Deletes a snapshot. Nobody sees it any more; what only it has is given back bit by bit afterwards, and what clones
+    /// need when they do not need it any more.
     ///
     /// # Errors
     /// As [`create_volume`](Self::create_volume).
@@ -363,7 +360,7 @@ impl<D: Device> Pool<D> {
     #[must_use]
     pub fn attribute(&self, volume: u32, kind: u32) -> Option<Vec<u8>> {
         let engine = self.engine.borrow();
-        let (_, volume) = engine.any_volume(volume).ok()?;
+        let (_, volume) = engine.find_volume(volume).ok()?;
         volume.attribute(kind).map(Into::into)
     }
 

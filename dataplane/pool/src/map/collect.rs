@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use super::State;
 use super::versions::Link;
-use super::volume::Volume;
+use super::volume::{Snapshot, Volume};
 use crate::format::record::{Numbers, Record};
 
 /// Logical extents looked at in one step.
@@ -18,6 +18,9 @@ const LOOK_MAX: u32 = 4096;
 
 /// Logical extents of one record.
 const DROP_MAX: u32 = 1024;
+
+/// Snapshots of one volume that are gone at once.
+const SNAPSHOTS_MAX: usize = 256;
 
 /// Where the collector is.
 #[derive(Debug, Default)]
@@ -40,14 +43,22 @@ pub enum Step {
 }
 
 /// What is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Garbage {
-    /// A deleted snapshot without clones.
-    Snapshot {
+    /// Deleted snapshots, or snapshots of a deleted volume, without clones. When their records are applied,
+    /// older versions may be written to in place.
+    Snapshots {
         /// Number of the volume.
         volume: u32,
-        /// Number of the snapshot.
-        number: u32,
+        /// Numbers of the snapshots.
+        numbers: Box<[u32]>,
+    },
+    /// An attribute of a deleted volume.
+    Attribute {
+        /// Number of the volume.
+        volume: u32,
+        /// Which.
+        kind: u32,
     },
     /// A deleted volume without anything.
     Volume {
@@ -94,23 +105,34 @@ pub struct Merge {
 }
 
 impl Garbage {
-    /// The record to commit.
+    /// The records to commit, in one group.
     #[must_use]
-    pub const fn record(&self) -> Record<'static> {
+    pub fn records(&self) -> Vec<Record<'static>> {
         match *self {
-            Self::Snapshot { volume, number } => Record::SnapshotGone { volume, number },
-            Self::Volume { volume } => Record::VolumeGone { volume },
+            Self::Snapshots {
+                volume,
+                ref numbers,
+            } => {
+                let gone = |&number: &u32| Record::SnapshotGone { volume, number };
+                numbers.iter().map(gone).collect()
+            }
+            Self::Attribute { volume, kind } => vec![Record::Attribute {
+                volume,
+                kind,
+                bytes: &[],
+            }],
+            Self::Volume { volume } => vec![Record::VolumeGone { volume }],
             Self::Versions {
                 volume,
                 born,
                 logical,
                 count,
-            } => Record::Unmap {
+            } => vec![Record::Unmap {
                 volume,
                 born,
                 logical,
                 count,
-            },
+            }],
         }
     }
 }
@@ -179,11 +201,8 @@ impl Collector {
             return Step::Looked;
         };
         if self.at.is_none() {
-            if let Some(number_gone) = state.deleted_snapshot(index) {
-                return Step::Commit(Garbage::Snapshot {
-                    volume: number,
-                    number: number_gone,
-                });
+            if let Some(garbage) = state.needless_parts(index) {
+                return Step::Commit(garbage);
             }
             state.suspects.remove(&number);
         }
@@ -227,15 +246,24 @@ impl Collector {
 }
 
 impl State {
-    /// A snapshot that is only kept for clones, and has none.
-    fn deleted_snapshot(&self, index: u32) -> Option<u32> {
+    /// Snapshots that are only kept for clones, and have none; attributes that nobody can ask for.
+    fn needless_parts(&self, index: u32) -> Option<Garbage> {
         let volume = self.volumes.at(index)?;
-        let needless = |number| self.volumes.clones(volume.number, number) == 0;
-        let mut deleted = volume
-            .snapshots
-            .iter()
-            .filter(|snapshot| snapshot.is_deleted);
-        Some(deleted.find(|snapshot| needless(snapshot.number))?.number)
+        let number = volume.number;
+        let is_needless = |snapshot: &&Snapshot| {
+            let is_deleted = snapshot.is_deleted || volume.is_deleted;
+            is_deleted && self.volumes.clones(number, snapshot.number) == 0
+        };
+        let needless = volume.snapshots.iter().filter(is_needless);
+        let numbers: Box<[u32]> = needless.map(|it| it.number).take(SNAPSHOTS_MAX).collect();
+        if !numbers.is_empty() {
+            let volume = number;
+            return Some(Garbage::Snapshots { volume, numbers });
+        }
+        let kind = volume.attributes.keys().next().copied();
+        let kind = kind.filter(|_| volume.is_deleted)?;
+        let volume = number;
+        Some(Garbage::Attribute { volume, kind })
     }
 
     fn next_logical(&self, index: u32, from: u32) -> Option<u32> {

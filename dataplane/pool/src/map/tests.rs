@@ -28,7 +28,9 @@ fn op() -> impl Strategy<Value = Op> {
         5 => volume().prop_map(Op::Snapshot),
         2 => (volume(), 0..4usize).prop_map(|(volume, at)| Op::DeleteSnapshot { volume, at }),
         2 => (volume(), 0..4usize).prop_map(|(volume, at)| Op::Clone { volume, at }),
-        1 => volume().prop_map(Op::DeleteVolume),
+        1 => (volume(), any::<bool>()).prop_map(
+            |(volume, at_once)| Op::DeleteVolume { volume, at_once }
+        ),
         1 => (volume(), 1..3u32).prop_map(|(volume, extents)| Op::Grow { volume, extents }),
         1 => (volume(), 1..4u32).prop_map(|(volume, extents)| Op::Shrink { volume, extents }),
         2 => (1..8u32).prop_map(Op::Clean),

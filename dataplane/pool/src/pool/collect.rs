@@ -10,11 +10,11 @@ use super::checksums::Copied;
 use super::drive::Tag;
 use super::engine::{BOUNCE_BYTES_MAX, Engine};
 use super::journal::{Change, Waiter};
-use super::operation::Bytes;
+use super::operation::{Bytes, Job};
 use super::shape::CHUNK_BYTES;
 use super::view::{Key, Own};
 use crate::format::record::{Numbers, Record};
-use crate::map::{Collector, Merge, Reader, Step};
+use crate::map::{Collector, Garbage, Merge, Reader, Step};
 
 /// Versions filled in part that a volume is looked up in at most, for long.
 const DEPTH_MAX: u32 = 8;
@@ -84,9 +84,23 @@ impl<D: Device> Engine<D> {
         match self.collecting.collector.step(&mut self.state) {
             Step::Idle => false,
             Step::Looked => true,
+            Step::Commit(Garbage::Snapshots { volume, numbers }) => {
+                // Without them older versions may be written to in place: so nobody changes the volume's map meanwhile.
+                let snapshots = numbers;
+                self.collecting.doing = Some(Doing::Commit);
+                self.operations.start_own(Job::Drop { volume, snapshots });
+                true
+            }
             Step::Commit(garbage) => {
+                if let Garbage::Volume { volume } = garbage {
+                    self.barriers.remove(&volume);
+                }
                 let mut bytes = Bytes::default();
-                if bytes.push(&garbage.record()).is_err() {
+                if garbage
+                    .records()
+                    .iter()
+                    .any(|record| bytes.push(record).is_err())
+                {
                     self.collecting.collector.skip();
                     return true;
                 }

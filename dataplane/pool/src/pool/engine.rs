@@ -492,6 +492,7 @@ impl<D: Device> Engine<D> {
     pub(super) fn volume_infos(&self) -> Vec<VolumeInfo> {
         let bytes = |count: u32| u64::from(count) * u64::from(self.shape.extent_bytes());
         let volumes = self.state.volumes().map(|(_, volume)| volume);
+        let live = volumes.filter(|volume| !volume.is_deleted);
         let info = |volume: &Volume| VolumeInfo {
             volume: volume.number,
             uuid: volume.uuid,
@@ -509,9 +510,9 @@ impl<D: Device> Engine<D> {
                 bytes(volume.counts().mapped)
             },
             physical_bytes: bytes(volume.counts().physical),
-            snapshots: volume.snapshots().iter().map(snapshot_info).collect(),
+            snapshots: snapshot_infos(volume),
         };
-        volumes.map(info).collect()
+        live.map(info).collect()
     }
 }
 
@@ -521,6 +522,11 @@ const fn provisioning(volume: &Volume) -> Provisioning {
     } else {
         Provisioning::Thin
     }
+}
+
+fn snapshot_infos(volume: &Volume) -> Vec<SnapshotInfo> {
+    let live = volume.snapshots().iter().filter(|it| !it.is_deleted);
+    live.map(snapshot_info).collect()
 }
 
 fn snapshot_info(snapshot: &Snapshot) -> SnapshotInfo {

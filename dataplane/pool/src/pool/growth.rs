@@ -37,8 +37,8 @@ impl<D: Device> Engine<D> {
         zeroing: Option<u32>,
         is_zeroed: bool,
     ) -> Result<Growth, PoolError> {
-        let was = self.live_volume(volume)?.bytes;
-        let (slot, _) = self.any_volume(volume)?;
+        let (slot, found) = self.find_volume(volume)?;
+        let was = found.bytes;
         if bytes <= was || self.journal.has_failed() {
             return Ok(Growth::Ready);
         }

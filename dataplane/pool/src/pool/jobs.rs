@@ -35,6 +35,9 @@ impl<D: Device> Engine<D> {
             Job::DeleteSnapshot { volume, number } => {
                 self.delete_snapshot(*volume, *number, &mut bytes)?
             }
+            Job::Drop { volume, snapshots } => {
+                self.drop_snapshots(*volume, snapshots, &mut bytes)?
+            }
             Job::SetAttribute {
                 volume,
                 kind,
@@ -139,7 +142,7 @@ impl<D: Device> Engine<D> {
         }
         let mut size = spec.bytes;
         if let Some((base, number)) = spec.base {
-            let (_, base) = self.any_volume(base)?;
+            let (_, base) = self.find_volume(base)?;
             let snapshot = base.snapshot(number).filter(|it| !it.is_deleted);
             let snapshot = snapshot.ok_or(PoolError::NoSuchSnapshot)?;
             size = size.max(snapshot.bytes);
@@ -175,13 +178,11 @@ impl<D: Device> Engine<D> {
     }
 
     fn delete(&self, volume: u32, bytes: &mut Bytes) -> Result<Outcome, PoolError> {
-        let volume = self.live_volume(volume)?;
-        let number = volume.number;
-        let is_cloned = |number| self.state.clones(volume.number, number) > 0;
-        if volume.snapshots().iter().any(|it| is_cloned(it.number)) {
-            return Err(PoolError::InUse);
-        }
-        bytes.push(&Record::VolumeGone { volume: number })?;
+        let record = self.live_volume(volume)?.record();
+        bytes.push(&Record::Volume(VolumeRecord {
+            is_deleted: true,
+            ..record
+        }))?;
         Ok(Outcome::Done)
     }
 
@@ -225,26 +226,42 @@ impl<D: Device> Engine<D> {
         bytes: &mut Bytes,
     ) -> Result<Outcome, PoolError> {
         let found = self.live_volume(volume)?;
-        found.snapshot(number).ok_or(PoolError::NoSuchSnapshot)?;
-        if self.state.clones(volume, number) > 0 {
-            return Err(PoolError::InUse);
+        let snapshot = found.snapshot(number).filter(|it| !it.is_deleted);
+        let record = snapshot.ok_or(PoolError::NoSuchSnapshot)?.record(volume);
+        if self.state.clones(volume, number) == 0 {
+            bytes.push(&Record::SnapshotGone { volume, number })?;
+        } else {
+            bytes.push(&Record::Snapshot(SnapshotRecord {
+                is_deleted: true,
+                ..record
+            }))?;
         }
-        bytes.push(&Record::SnapshotGone { volume, number })?;
         Ok(Outcome::Done)
     }
 
-    /// A volume, even if only its snapshots are still there.
-    pub(super) fn any_volume(&self, number: u32) -> Result<(Slot, &Volume), PoolError> {
+    /// What the collector gives up: snapshots that are deleted, and have no clone any more.
+    fn drop_snapshots(
+        &self,
+        volume: u32,
+        numbers: &[u32],
+        bytes: &mut Bytes,
+    ) -> Result<Outcome, PoolError> {
+        for &number in numbers {
+            if self.state.clones(volume, number) == 0 {
+                bytes.push(&Record::SnapshotGone { volume, number })?;
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// A volume that is not deleted.
+    pub(super) fn find_volume(&self, number: u32) -> Result<(Slot, &Volume), PoolError> {
         let slot = self.state.slot(number).ok_or(PoolError::NoSuchVolume)?;
-        let volume = self.state.volume(slot).ok_or(PoolError::NoSuchVolume)?;
-        Ok((slot, volume))
+        let volume = self.state.volume(slot).filter(|it| !it.is_deleted);
+        Ok((slot, volume.ok_or(PoolError::NoSuchVolume)?))
     }
 
     pub(super) fn live_volume(&self, number: u32) -> Result<&Volume, PoolError> {
-        let (_, volume) = self.any_volume(number)?;
-        if volume.is_deleted {
-            return Err(PoolError::NoSuchVolume);
-        }
-        Ok(volume)
+        Ok(self.find_volume(number)?.1)
     }
 }

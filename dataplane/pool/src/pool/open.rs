@@ -419,8 +419,7 @@ impl<D: Device> Engine<D> {
             .collect();
         for volume in unmade {
             tracing::warn!(volume, "a volume was not made completely, and is removed");
-            // The queue is empty, so there is room.
-            let _ = self.operations.start(Job::Delete { volume });
+            self.operations.start_own(Job::Delete { volume });
         }
     }
 

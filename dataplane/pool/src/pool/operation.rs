@@ -3,7 +3,7 @@
 //! One after another, in the order they were asked for; each ends with one group of records, so a crash finds it done or
 //! not done. Volumes that are made one after another share groups.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use bowline_block::{Device, DeviceEvent};
 use uuid::Uuid;
@@ -49,6 +49,11 @@ pub(super) enum Job {
         kind: u32,
         bytes: Vec<u8>,
     },
+    /// The collector gives up snapshots.
+    Drop {
+        volume: u32,
+        snapshots: Box<[u32]>,
+    },
 }
 
 /// How far an operation is.
@@ -87,6 +92,8 @@ pub(super) struct Plan {
 pub(super) struct Operations {
     next_id: u64,
     queue: VecDeque<(u64, Job)>,
+    /// Those that the pool itself has begun.
+    own: HashSet<u64>,
     /// More than one only while volumes are made.
     running: VecDeque<Running>,
     /// Durable, and waiting until all has ended that began before.
@@ -106,6 +113,13 @@ impl Operations {
         self.next_id += 1;
         self.queue.push_back((self.next_id, job));
         Ok(Operation(self.next_id))
+    }
+
+    /// Something that the pool itself wants done; nobody is told of its end.
+    pub(super) fn start_own(&mut self, job: Job) {
+        self.next_id += 1;
+        self.own.insert(self.next_id);
+        self.queue.push_back((self.next_id, job));
     }
 
     pub(super) fn next_done(&mut self) -> Option<(Operation, Result<Outcome, PoolError>)> {
@@ -154,7 +168,9 @@ impl Operations {
     }
 
     fn end(&mut self, id: u64, result: Result<Outcome, PoolError>) {
-        self.done.push_back((Operation(id), result));
+        if !self.own.remove(&id) {
+            self.done.push_back((Operation(id), result));
+        }
     }
 }
 
@@ -211,10 +227,11 @@ impl<D: Device> Engine<D> {
             // new one.
             Job::Delete { volume }
             | Job::Snapshot { volume, .. }
-            | Job::DeleteSnapshot { volume, .. } => volume,
+            | Job::DeleteSnapshot { volume, .. }
+            | Job::Drop { volume, .. } => volume,
             // Nothing may be mapped beyond the new end.
             Job::Resize { volume, bytes, .. } => {
-                let (_, found) = self.any_volume(volume).ok()?;
+                let (_, found) = self.find_volume(volume).ok()?;
                 (bytes < found.bytes).then_some(volume)?
             }
             Job::Create(_) | Job::SetAttribute { .. } => return None,
@@ -239,10 +256,15 @@ impl<D: Device> Engine<D> {
                 running.stage = stage;
                 self.operations.running.push_back(running);
             }
-            Err(error) => {
-                self.thaw_after(&running);
-                self.operations.end(running.id, Err(error));
-            }
+            Err(error) => self.refuse(&running, error),
+        }
+    }
+
+    fn refuse(&mut self, running: &Running, error: PoolError) {
+        self.thaw_after(running);
+        self.operations.end(running.id, Err(error));
+        if matches!(running.job, Job::Drop { .. }) {
+            self.collected(false);
         }
     }
 
@@ -280,9 +302,7 @@ impl<D: Device> Engine<D> {
             return;
         };
         if !is_durable {
-            self.thaw_after(&running);
-            self.operations.end(running.id, Err(PoolError::Journal));
-            return;
+            return self.refuse(&running, PoolError::Journal);
         }
         if running.stage == (Stage::Recording { is_last: false }) {
             running.stage = Stage::Begun;
@@ -293,6 +313,7 @@ impl<D: Device> Engine<D> {
             Job::Delete { volume } => self.vanish_handles(*volume, None),
             Job::DeleteSnapshot { volume, number } => self.vanish_handles(*volume, Some(*number)),
             Job::Resize { volume, bytes, .. } => self.resize_handles(*volume, *bytes),
+            Job::Drop { .. } => self.collected(true),
             Job::Create(_) | Job::Snapshot { .. } | Job::SetAttribute { .. } => {}
         }
         self.thaw_after(&running);

@@ -136,7 +136,8 @@ impl<D: Device> Engine<D> {
         let Some(task) = self.task(index) else {
             return;
         };
-        if self.state.volume(task.key.0).is_none() {
+        let volume = self.state.volume(task.key.0);
+        if volume.is_none_or(|volume| volume.is_deleted) {
             // It was deleted meanwhile.
             return self.end_piece(index, Err(IoError::Vanished));
         }

@@ -1,5 +1,6 @@
 mod checksums;
 mod crash;
+mod deletion;
 mod sizes;
 mod volumes;
 mod world;

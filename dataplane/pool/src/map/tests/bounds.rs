@@ -334,3 +334,55 @@ fn versions_are_merged_by_copying_whatever_is_less() {
     assert_eq!(collector.step(&mut state), Step::Looked);
     assert_eq!(collector.step(&mut state), Step::Idle);
 }
+
+#[test]
+fn large_volumes_are_given_back_in_small_steps() {
+    let extents = 1 << 16;
+    let mut state = empty(extents);
+    let made = volume(1, extents.into(), 0);
+    apply(&mut state, &Record::Volume(made));
+    let physical: Vec<u32> = (0..extents).collect();
+    let map = Record::Map {
+        volume: 1,
+        born: 0,
+        logical: 0,
+        physical: Numbers::Native(&physical),
+    };
+    apply(&mut state, &map);
+    let mut collector = Collector::new();
+    for is_deleted in [false, true] {
+        let bytes = if is_deleted {
+            made.bytes
+        } else {
+            made.bytes / 2
+        };
+        let record = VolumeRecord {
+            bytes,
+            is_deleted,
+            ..made
+        };
+        apply(&mut state, &Record::Volume(record));
+        let before = state.reclaimable();
+        assert_eq!(before, extents / 2);
+        let mut steps = 0;
+        loop {
+            match collector.step(&mut state) {
+                Step::Idle => break,
+                Step::Looked => {}
+                Step::Merge(merge) => panic!("{merge:?}"),
+                Step::Commit(garbage) => {
+                    steps += 1;
+                    let used = state.extents().used;
+                    for record in garbage.records() {
+                        apply(&mut state, &record);
+                    }
+                    assert!(used - state.extents().used <= 1024);
+                }
+            }
+        }
+        assert_eq!(state.reclaimable(), 0);
+        assert!(steps <= 1 + (extents / 2).div_ceil(1024), "{steps} steps");
+    }
+    assert_eq!(state.extents().used, 0);
+    assert_eq!(state.volumes().count(), 0);
+}

@@ -47,7 +47,10 @@ pub(super) enum Op {
         volume: usize,
         at: usize,
     },
-    DeleteVolume(usize),
+    DeleteVolume {
+        volume: usize,
+        at_once: bool,
+    },
     Grow {
         volume: usize,
         extents: u32,
@@ -164,7 +167,7 @@ impl Rig {
                     self.create(0, false, Some((volume.number(), number)));
                 }
             }
-            Op::DeleteVolume(volume) => self.delete_volume(volume),
+            Op::DeleteVolume { volume, at_once } => self.delete_volume(volume, at_once),
             Op::Grow { volume, extents } => self.grow(volume, extents),
             Op::Shrink { volume, extents } => self.shrink(volume, extents),
             Op::Clean(count) => self.clean(count),
@@ -268,7 +271,7 @@ impl Rig {
                     if let Garbage::Volume { volume } = garbage {
                         self.models.remove(&volume);
                     }
-                    self.commit(&[garbage.record()]);
+                    self.commit(&garbage.records());
                 }
                 Step::Merge(merge) => {
                     let from = self.disk[merge.from as usize];
@@ -561,18 +564,19 @@ impl Rig {
             .remove(&number);
     }
 
-    fn delete_volume(&mut self, volume: usize) {
+    fn delete_volume(&mut self, volume: usize, at_once: bool) {
         let Some(slot) = self.pick(volume) else {
             return;
         };
         let number = slot.number();
         let volume = self.state.volume(slot).unwrap();
-        if volume.snapshots().is_empty() {
+        if at_once && volume.snapshots().is_empty() {
             self.commit(&[Record::VolumeGone { volume: number }]);
             self.models.remove(&number);
             return;
         }
         self.change(slot, |record| record.is_deleted = true);
+        self.models.get_mut(&number).unwrap().snapshots.clear();
     }
 
     /// What was there before the volume became smaller is hidden first.

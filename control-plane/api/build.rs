@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use prost_build::Config;
 use protox::prost::Message;
 
-const PROTOS: [&str; 2] = [
+const PROTOS: [&str; 3] = [
+    "proto/bowline/dataplane/v1/pool.proto",
     "proto/bowline/dataplane/v1/resources.proto",
     "proto/bowline/dataplane/v1/service.proto",
 ];

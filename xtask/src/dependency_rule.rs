@@ -55,6 +55,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-engine-spdk",
             "bowline-nvme",
             "bowline-nvmf",
+            "bowline-pool",
             "bowline-reactor",
             "bowline-tcp",
         ],

@@ -37,6 +37,14 @@ pub enum Reason {
     BackingUnusable,
     /// The backing has become smaller than the namespace.
     ShrinkRefused,
+    /// It is in use: hosts are connected, or something was made of it.
+    InUse,
+    /// The data plane has no pool.
+    NoPool,
+    /// The pool has not enough room left.
+    NoSpace,
+    /// The pool cannot record anything any more.
+    PoolFailed,
     /// State that must outlive the process cannot be read or written.
     StateUnusable,
     /// A limit of the process is reached.
@@ -49,7 +57,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for documentation and tests.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidField,
         Self::RequestIdReused,
         Self::InvalidPageToken,
@@ -60,6 +68,10 @@ impl Reason {
         Self::BackingInUse,
         Self::BackingUnusable,
         Self::ShrinkRefused,
+        Self::InUse,
+        Self::NoPool,
+        Self::NoSpace,
+        Self::PoolFailed,
         Self::StateUnusable,
         Self::LimitReached,
         Self::Stopping,
@@ -79,6 +91,10 @@ impl Reason {
             Self::BackingInUse => "BACKING_IN_USE",
             Self::BackingUnusable => "BACKING_UNUSABLE",
             Self::ShrinkRefused => "SHRINK_REFUSED",
+            Self::InUse => "IN_USE",
+            Self::NoPool => "NO_POOL",
+            Self::NoSpace => "NO_SPACE",
+            Self::PoolFailed => "POOL_FAILED",
             Self::StateUnusable => "STATE_UNUSABLE",
             Self::LimitReached => "LIMIT_REACHED",
             Self::Stopping => "STOPPING",
@@ -99,8 +115,11 @@ impl Reason {
             | Self::BackingInUse
             | Self::BackingUnusable
             | Self::ShrinkRefused
+            | Self::InUse
+            | Self::NoPool
+            | Self::PoolFailed
             | Self::StateUnusable => Code::FailedPrecondition,
-            Self::LimitReached => Code::ResourceExhausted,
+            Self::LimitReached | Self::NoSpace => Code::ResourceExhausted,
             Self::Stopping => Code::Unavailable,
             Self::Internal => Code::Internal,
         }

@@ -21,7 +21,7 @@ fn declarations(mut check: impl FnMut(&str, &str, &str)) {
         }
         files += 1;
     }
-    assert_eq!(files, 2);
+    assert_eq!(files, 3);
 }
 
 fn is_field(line: &str) -> bool {

@@ -18,7 +18,7 @@ use crate::dev::DevFlags;
 use crate::error::CliError;
 use crate::manage::{
     AnaCommand, ConnectionCommand, ControllerCommand, HostCommand, NamespaceCommand,
-    ReferralCommand, ReservationCommand, StatisticsCommand, SubsystemCommand,
+    ReferralCommand, ReservationCommand, StatisticsCommand, SubsystemCommand, VolumeCommand,
 };
 use crate::pool::PoolCommand;
 
@@ -44,6 +44,8 @@ struct Cli {
 enum Command {
     Dataplane(Box<DataplaneFlags>),
     Dev(DevFlags),
+    Volume(VolumeCommand),
+    Pool(PoolCommand),
     Subsystem(SubsystemCommand),
     Namespace(NamespaceCommand),
     Host(HostCommand),
@@ -53,7 +55,6 @@ enum Command {
     Controller(ControllerCommand),
     Connection(ConnectionCommand),
     Statistics(StatisticsCommand),
-    Pool(PoolCommand),
 }
 
 fn main() -> ExitCode {
@@ -78,6 +79,7 @@ fn run(command: Command, matches: &ArgMatches) -> Result<(), CliError> {
             dataplane::run(*flags, matches)
         }
         Command::Dev(flags) => dev::run(flags),
+        Command::Volume(command) => manage::block_on(command.run()),
         Command::Subsystem(command) => manage::block_on(command.run()),
         Command::Namespace(command) => manage::block_on(command.run()),
         Command::Reservation(command) => manage::block_on(command.run()),

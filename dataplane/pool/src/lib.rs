@@ -10,6 +10,6 @@ pub mod offline;
 mod pool;
 
 pub use pool::{
-    ChecksumCounts, FormatOptions, Mismatch, OpenError, OpenOptions, Operation, Outcome, Pool,
-    PoolError, PoolEvent, Provisioning, SnapshotInfo, Usage, Volume, VolumeInfo, VolumeSpec,
+    ChecksumCounts, FormatOptions, Found, Mismatch, OpenError, OpenOptions, Operation, Outcome,
+    Pool, PoolError, PoolEvent, Provisioning, SnapshotInfo, Usage, Volume, VolumeInfo, VolumeSpec,
 };

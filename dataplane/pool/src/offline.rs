@@ -5,6 +5,7 @@
 //! as far as that makes sense. Nothing here says whether the data of the volumes is right: that is
 //! what scrubbing is for.
 
+mod erase;
 mod mend;
 mod replay;
 mod source;
@@ -18,6 +19,7 @@ use crate::format::superblock::{
 };
 use crate::map::State;
 
+pub use erase::{EraseError, erase};
 pub use mend::{MendError, Mended, mend};
 pub use source::{Source, Target};
 

@@ -19,6 +19,7 @@ mod clean;
 mod collect;
 mod drive;
 mod engine;
+mod find;
 mod growth;
 mod jobs;
 mod journal;
@@ -40,6 +41,7 @@ use operation::Job;
 use port::Port;
 
 pub use checksums::{ChecksumCounts, Mismatch};
+pub use find::Found;
 pub use open::{FormatOptions, OpenError, OpenOptions};
 pub use volume::Volume;
 
@@ -227,6 +229,19 @@ impl<D: Device> Pool<D> {
         self.engine.borrow().timeout()
     }
 
+    /// Whether nothing is under way: then polling it is of no use before its timeout.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.engine.borrow().is_idle()
+    }
+
+    /// Whether there is an operation or an event to be fetched.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        let engine = self.engine.borrow();
+        engine.operations.has_done() || !engine.events.is_empty()
+    }
+
     /// An operation that has ended, and how.
     pub fn poll_operation(&mut self) -> Option<(Operation, Result<Outcome, PoolError>)> {
         self.engine.borrow_mut().operations.next_done()
@@ -364,10 +379,23 @@ impl<D: Device> Pool<D> {
         volume.attribute(kind).map(Into::into)
     }
 
-    /// All volumes, in the order of their numbers.
+    /// All volumes that were not deleted, in the order of their numbers.
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeInfo> {
         self.engine.borrow().volume_infos()
+    }
+
+    /// One volume.
+    #[must_use]
+    pub fn volume(&self, volume: u32) -> Option<VolumeInfo> {
+        self.engine.borrow().volume_info(volume)
+    }
+
+    /// What a volume has allocated, in bytes of whole extents: as hosts see it (NUSE), and of the pool with its
+    /// snapshots.
+    #[must_use]
+    pub fn allocated(&self, volume: u32) -> Option<(u64, u64)> {
+        self.engine.borrow().allocated(volume)
     }
 
     /// How full it is.

@@ -75,6 +75,23 @@ impl Reactor {
         self.empty_graveyard();
     }
 
+    /// Submits what engines have asked of the drive, waits for an answer, for `patience` at the most, and
+    /// hands it to them. The service gets no turn, and finds all other events when it does: so this is for
+    /// what cannot begin before a drive has answered, or cannot end, when nothing is served. Returns the time.
+    pub fn wait_for_drive(&mut self, patience: Nanos) -> Nanos {
+        let wait = match self.disk.with(|table| table.take_turn_due()) {
+            true => Wait::No,
+            false => Wait::For(patience),
+        };
+        match &mut self.driver {
+            Driver::Uring(ring) => ring.enter(wait, &mut self.events, &mut self.counters),
+            // Threads have it. They wake the reactor.
+            Driver::Epoll(epoll) => epoll.wait(wait, &mut self.events, &mut self.counters),
+        }
+        self.note_drive_events();
+        monotonic_now()
+    }
+
     /// Submits what is queued, if anything is.
     pub(crate) fn submit(&mut self) {
         if let Driver::Uring(ring) = &mut self.driver

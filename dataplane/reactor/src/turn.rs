@@ -115,15 +115,26 @@ impl Reactor {
                 Kind::Accept => self.note_acceptable(event),
                 Kind::Socket => self.note_socket(event),
                 Kind::Send => self.note_send(key, event.result),
-                Kind::Disk => {
-                    if self.disk.with(|table| table.complete(key, event.result)) {
-                        self.burst = true;
-                        self.counters.disk_dones += 1;
-                    } else {
-                        self.counters.stale_events += 1;
-                    }
-                }
+                Kind::Disk => self.note_drive(key, event.result),
             }
+        }
+        self.events = events;
+    }
+
+    fn note_drive(&mut self, key: Key, result: i32) {
+        if self.disk.with(|table| table.complete(key, result)) {
+            self.burst = true;
+            self.counters.disk_dones += 1;
+        } else {
+            self.counters.stale_events += 1;
+        }
+    }
+
+    /// Takes the drive's answers out of the events; the others stay for the next turn.
+    pub(crate) fn note_drive_events(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.extract_if(.., |event| event.token.kind == Kind::Disk) {
+            self.note_drive(event.token.key, event.result);
         }
         self.events = events;
     }

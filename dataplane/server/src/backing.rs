@@ -1,7 +1,8 @@
-//! What holds a namespace's data: the few devices there are, behind one type that the
-//! compiler sees through.
+//! What holds a namespace's data: a whole drive, or a volume of the pool on one.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use bowline_api::{Failure, Reason};
@@ -12,24 +13,34 @@ use bowline_engine_kernel::OpenOptions;
 use bowline_engine_kernel::{Backing as KernelBacking, Buffered, KernelDevice, OpenError};
 use bowline_engine_spdk::{Source, Spdk, SpdkBacking, SpdkDevice, SpdkError};
 use bowline_nvme::Nanos;
+use bowline_pool::Volume;
+use bowline_pool::format::layout::SUPERBLOCK_OFFSETS;
+use bowline_pool::format::superblock::{SUPERBLOCK_BYTES, Superblock};
 use bowline_reactor::Reactor;
 
-use crate::config::{BackingConfig, MEMORY_BLOCK_BYTES};
+use crate::config::{BackingConfig, MEMORY_BLOCK_BYTES, Serve};
+use crate::drive::Drive;
 
 /// Every device a namespace may have.
 #[allow(
     clippy::large_enum_variant,
-    reason = "few, and a box would cost every I/O a hop; with SPDK in the build two are as large"
+    reason = "few, and a box would cost every I/O a hop"
 )]
 pub(crate) enum Backing {
-    Memory(MemDevice),
-    Kernel(KernelDevice),
-    Spdk(SpdkDevice),
+    /// A whole one.
+    Drive(Drive),
+    /// A part of the pool on one.
+    Volume(Volume<Drive>),
 }
 
 /// An open and locked backing on its way to the reactor that will own it.
 pub(crate) enum Opened {
-    Memory { size_bytes: u64, block_bytes: u32 },
+    /// It is there already.
+    There,
+    Memory {
+        size_bytes: u64,
+        block_bytes: u32,
+    },
     Kernel(Box<KernelBacking>),
     Spdk(SpdkBacking),
 }
@@ -81,18 +92,34 @@ pub(crate) fn open(
     }
 }
 
+/// The block of the pool in a file, which could have either. What the file is turns out later; a
+/// block device says itself what its blocks are.
+pub(crate) fn pool_block_bytes(config: &BackingConfig, serve: Serve) -> Option<u32> {
+    let path = config.path().filter(|_| serve != Serve::Whole)?;
+    let file = File::open(path).ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    SUPERBLOCK_OFFSETS.iter().find_map(|offset| {
+        let mut copy = [0; SUPERBLOCK_BYTES];
+        file.read_exact_at(&mut copy, *offset).ok()?;
+        Some(Superblock::decode(&copy).ok()?.layout.block_bytes)
+    })
+}
+
 impl Opened {
-    /// Makes the device, on the reactor that owns it from now on.
-    pub(crate) fn attach(self, cx: &mut Reactor) -> io::Result<Backing> {
+    /// Makes the device, on the reactor that owns it from now on. `there` is what was left there.
+    pub(crate) fn attach(self, cx: &mut Reactor, there: Option<Drive>) -> io::Result<Drive> {
         match self {
+            Self::There => there.ok_or_else(|| io::ErrorKind::NotFound.into()),
             Self::Memory {
                 size_bytes,
                 block_bytes,
-            } => MemDevice::new(size_bytes, block_bytes).map(Backing::Memory),
-            Self::Kernel(backing) => KernelDevice::new(*backing, cx.disk()).map(Backing::Kernel),
+            } => MemDevice::new(size_bytes, block_bytes).map(Drive::Memory),
+            Self::Kernel(backing) => KernelDevice::new(*backing, cx.disk()).map(Drive::Kernel),
             Self::Spdk(backing) => {
                 let waker = cx.waker();
-                SpdkDevice::open(backing, cx.memory(), move || waker.wake()).map(Backing::Spdk)
+                SpdkDevice::open(backing, cx.memory(), move || waker.wake()).map(Drive::Spdk)
             }
         }
     }
@@ -101,7 +128,7 @@ impl Opened {
     pub(crate) fn named(&self, config: BackingConfig) -> BackingConfig {
         match self {
             Self::Spdk(backing) => BackingConfig::Spdk(Source::Bdev(backing.name().to_owned())),
-            Self::Memory { .. } | Self::Kernel(_) => config,
+            Self::There | Self::Memory { .. } | Self::Kernel(_) => config,
         }
     }
 }
@@ -109,97 +136,85 @@ impl Opened {
 impl Device for Backing {
     fn geometry(&self) -> Geometry {
         match self {
-            Self::Memory(device) => device.geometry(),
-            Self::Kernel(device) => device.geometry(),
-            Self::Spdk(device) => device.geometry(),
+            Self::Drive(device) => device.geometry(),
+            Self::Volume(device) => device.geometry(),
         }
     }
 
     fn depth_max(&self) -> usize {
         match self {
-            Self::Memory(device) => device.depth_max(),
-            Self::Kernel(device) => device.depth_max(),
-            Self::Spdk(device) => device.depth_max(),
+            Self::Drive(device) => device.depth_max(),
+            Self::Volume(device) => device.depth_max(),
         }
     }
 
     fn try_submit(&mut self, io: Io) -> Result<(), Io> {
         match self {
-            Self::Memory(device) => device.try_submit(io),
-            Self::Kernel(device) => device.try_submit(io),
-            Self::Spdk(device) => device.try_submit(io),
+            Self::Drive(device) => device.try_submit(io),
+            Self::Volume(device) => device.try_submit(io),
         }
     }
 
     fn is_immediate(&self) -> bool {
         match self {
-            Self::Memory(device) => device.is_immediate(),
-            Self::Kernel(device) => device.is_immediate(),
-            Self::Spdk(device) => device.is_immediate(),
+            Self::Drive(device) => device.is_immediate(),
+            Self::Volume(device) => device.is_immediate(),
         }
     }
 
     fn read_now(&mut self, lba: u64, into: &mut [u8]) -> Result<(), IoError> {
         match self {
-            Self::Memory(device) => device.read_now(lba, into),
-            Self::Kernel(device) => device.read_now(lba, into),
-            Self::Spdk(device) => device.read_now(lba, into),
+            Self::Drive(device) => device.read_now(lba, into),
+            Self::Volume(device) => device.read_now(lba, into),
         }
     }
 
     fn write_now(&mut self, lba: u64, data: &[u8]) -> Result<(), IoError> {
         match self {
-            Self::Memory(device) => device.write_now(lba, data),
-            Self::Kernel(device) => device.write_now(lba, data),
-            Self::Spdk(device) => device.write_now(lba, data),
+            Self::Drive(device) => device.write_now(lba, data),
+            Self::Volume(device) => device.write_now(lba, data),
         }
     }
 
     fn is_write_sure(&self, lba: u64, bytes: usize) -> bool {
         match self {
-            Self::Memory(device) => device.is_write_sure(lba, bytes),
-            Self::Kernel(device) => device.is_write_sure(lba, bytes),
-            Self::Spdk(device) => device.is_write_sure(lba, bytes),
+            Self::Drive(device) => device.is_write_sure(lba, bytes),
+            Self::Volume(device) => device.is_write_sure(lba, bytes),
         }
     }
 
     fn view_now(&self, lba: u64, bytes: usize) -> Result<MediumView, IoError> {
         match self {
-            Self::Memory(device) => device.view_now(lba, bytes),
-            Self::Kernel(device) => device.view_now(lba, bytes),
-            Self::Spdk(device) => device.view_now(lba, bytes),
+            Self::Drive(device) => device.view_now(lba, bytes),
+            Self::Volume(device) => device.view_now(lba, bytes),
         }
     }
 
     fn poll(&mut self, now: Nanos, out: &mut Completions) {
         match self {
-            Self::Memory(device) => device.poll(now, out),
-            Self::Kernel(device) => device.poll(now, out),
-            Self::Spdk(device) => device.poll(now, out),
+            Self::Drive(device) => device.poll(now, out),
+            Self::Volume(device) => device.poll(now, out),
         }
     }
 
     fn poll_timeout(&self) -> Option<Nanos> {
         match self {
-            Self::Memory(device) => device.poll_timeout(),
-            Self::Kernel(device) => device.poll_timeout(),
-            Self::Spdk(device) => device.poll_timeout(),
+            Self::Drive(device) => device.poll_timeout(),
+            Self::Volume(device) => device.poll_timeout(),
         }
     }
 
     fn poll_event(&mut self) -> Option<DeviceEvent> {
         match self {
-            Self::Memory(device) => device.poll_event(),
-            Self::Kernel(device) => device.poll_event(),
-            Self::Spdk(device) => device.poll_event(),
+            Self::Drive(device) => device.poll_event(),
+            Self::Volume(device) => device.poll_event(),
         }
     }
 
     fn refresh(&mut self) -> io::Result<Geometry> {
         match self {
-            Self::Memory(device) => device.refresh(),
-            Self::Kernel(device) => device.refresh(),
-            Self::Spdk(device) => device.refresh(),
+            Self::Drive(device) => device.refresh(),
+            Self::Volume(device) => device.refresh(),
         }
     }
 }

@@ -8,9 +8,16 @@ use std::time::SystemTime;
 
 use bowline_block::Geometry;
 use bowline_nvmf::target::{AnaConfig, DiscoveryKind, DiscoveryRecord, Hosts, SubsystemConfig};
+use uuid::Uuid;
 
 use crate::config::BackingConfig;
 use crate::listen::Portal;
+use crate::names::ANY_HOST;
+use crate::pool::AllowedHosts;
+
+mod volumes;
+
+pub(crate) use volumes::{Volume, Volumes};
 
 /// Who asked for a resource, and so whether it comes back after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,18 +26,20 @@ pub(crate) enum Origin {
     Start,
     /// The management API.
     Api,
+    /// The pool on the drive, whoever has it made there.
+    Pool,
 }
 
 impl Origin {
     pub(crate) fn is_persistent(self) -> bool {
-        self == Self::Start
+        self != Self::Api
     }
 
     /// What to add when something of this origin is taken away over the API.
     pub(crate) fn undone(self) -> &'static str {
         match self {
             Self::Start => " until the next restart: it is in the start flags",
-            Self::Api => "",
+            Self::Api | Self::Pool => "",
         }
     }
 }
@@ -41,6 +50,7 @@ pub(crate) struct Catalog {
     /// By address.
     pub(crate) referrals: BTreeMap<SocketAddr, Referral>,
     pub(crate) subsystems: BTreeMap<String, Subsystem>,
+    pub(crate) volumes: Volumes,
 }
 
 /// Another discovery subsystem.
@@ -71,6 +81,8 @@ pub(crate) struct Subsystem {
     /// The highest namespace identifier that was given up.
     pub(crate) given_up_nsid: u32,
     pub(crate) origin: Origin,
+    /// The volume that it exports.
+    pub(crate) volume: Option<Uuid>,
     pub(crate) created: SystemTime,
 }
 
@@ -84,6 +96,52 @@ pub(crate) struct Access {
 }
 
 impl Access {
+    /// What the pool keeps, and what the flags at start say besides.
+    pub(crate) fn of_volume(kept: &AllowedHosts, flags: &[String]) -> Self {
+        let mut access = Self::default();
+        for host in flags {
+            access.allow(host, Origin::Start);
+        }
+        for host in kept.iter() {
+            access.allow(host, Origin::Pool);
+        }
+        access
+    }
+
+    pub(crate) fn allow(&mut self, host: &str, origin: Origin) {
+        if host == ANY_HOST {
+            self.any_host = Some(origin);
+        } else {
+            self.hosts.insert(host.to_owned(), origin);
+        }
+    }
+
+    /// Who allowed a host, or every host.
+    pub(crate) fn origin(&self, host: &str) -> Option<Origin> {
+        match host {
+            ANY_HOST => self.any_host,
+            _ => self.hosts.get(host).copied(),
+        }
+    }
+
+    /// Takes a permission back; gives who had given it.
+    pub(crate) fn deny(&mut self, host: &str) -> Option<Origin> {
+        match host {
+            ANY_HOST => self.any_host.take(),
+            _ => self.hosts.remove(host),
+        }
+    }
+
+    /// What the pool is to keep of it.
+    pub(crate) fn kept(&self) -> AllowedHosts {
+        let named = self.hosts.iter();
+        let kept = named.filter(|(_, origin)| **origin == Origin::Pool);
+        AllowedHosts {
+            any: self.any_host == Some(Origin::Pool),
+            names: kept.map(|(host, _)| host.clone()).collect(),
+        }
+    }
+
     /// As the target wants it.
     pub(crate) fn allowed(&self) -> Hosts {
         match self.any_host {
@@ -93,9 +151,16 @@ impl Access {
     }
 }
 
+/// What a namespace is over.
+#[derive(Debug, Clone)]
+pub(crate) enum Held {
+    Backing(BackingConfig),
+    Volume(Uuid),
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Namespace {
-    pub(crate) backing: BackingConfig,
+    pub(crate) held: Held,
     pub(crate) uuid: [u8; 16],
     pub(crate) nguid: [u8; 16],
     /// ANA group; 0 without ANA.
@@ -119,6 +184,7 @@ impl Subsystem {
             namespaces: BTreeMap::new(),
             given_up_nsid: 0,
             origin,
+            volume: None,
             created: SystemTime::now(),
         }
     }
@@ -134,6 +200,12 @@ impl Subsystem {
 }
 
 impl Catalog {
+    /// Subsystems that export volumes.
+    pub(crate) fn exported(&self) -> usize {
+        let volumes = self.volumes.iter();
+        volumes.filter(|(_, it)| it.not_served.is_none()).count()
+    }
+
     /// The reactor with the fewest subsystems, the first of several.
     pub(crate) fn least_loaded(&self, reactors: usize) -> usize {
         let load = |index: &usize| self.subsystem_count(*index);
@@ -159,9 +231,10 @@ impl Catalog {
     /// The namespace that a path backs already.
     pub(crate) fn backed_by(&self, path: &Path) -> Option<(&str, u32)> {
         self.namespaces()
-            .find(|(_, _, namespace)| match &namespace.backing {
-                BackingConfig::Path { path: other, .. } => other == path,
-                BackingConfig::Memory { .. } | BackingConfig::Spdk(_) => false,
+            .find(|(_, _, namespace)| match &namespace.held {
+                Held::Backing(BackingConfig::Path { path: other, .. }) => other == path,
+                Held::Backing(BackingConfig::Memory { .. } | BackingConfig::Spdk(_))
+                | Held::Volume(_) => false,
             })
             .map(|(nqn, nsid, _)| (nqn, nsid))
     }

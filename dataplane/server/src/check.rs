@@ -8,7 +8,7 @@ use bowline_nvmf::target::{CNTLID_MAX, NSID_MAX};
 
 use crate::config::{
     BackingConfig, CONNECTIONS_MAX, Config, IN_CAPSULE_DATA_BYTES, Limits, MAX_TRANSFER_BYTES,
-    MEMORY_BLOCK_BYTES, QUEUE_DEPTH, QUEUES_PER_HOST_MAX,
+    MEMORY_BLOCK_BYTES, QUEUE_DEPTH, QUEUES_PER_HOST_MAX, Serve,
 };
 use crate::error::StartError;
 use crate::names::ANY_HOST;
@@ -31,6 +31,7 @@ impl Config {
     /// The first thing found, with what to write instead.
     pub fn check(&self) -> Result<(), StartError> {
         self.check_backing()?;
+        self.check_serve()?;
         self.check_listeners()?;
         self.check_names()?;
         self.check_identity()?;
@@ -54,6 +55,38 @@ impl Config {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Flags given that are about one disk, of which a pool has many.
+    pub(crate) fn of_one_disk(&self) -> Vec<&'static str> {
+        let given = [
+            ("--nqn", self.nqn.is_some()),
+            ("--serial", self.serial.is_some()),
+            ("--namespaces-max", self.namespaces_max.is_some()),
+            ("--uuid", self.uuid.is_some()),
+            ("--nguid", self.nguid.is_some()),
+        ];
+        let given = given.into_iter().filter(|(_, is_given)| *is_given);
+        given.map(|(flag, _)| flag).collect()
+    }
+
+    fn check_serve(&self) -> Result<(), StartError> {
+        let Serve::Pool { .. } = self.serve else {
+            return Ok(());
+        };
+        if let Some(flag) = self.of_one_disk().first() {
+            return Err(StartError::config(
+                format!("{flag} is given with --format"),
+                "leave it out: each volume of a pool is a disk of its own, named by its UUID",
+            ));
+        }
+        if self.backing.is_shared() {
+            return Err(StartError::config(
+                "--shared-device is given with --format".to_owned(),
+                "leave it out: a pool belongs to one data plane",
+            ));
+        }
+        Ok(())
     }
 
     fn check_listeners(&self) -> Result<(), StartError> {

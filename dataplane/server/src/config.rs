@@ -27,8 +27,10 @@ pub const QUEUES_PER_HOST_MAX: u32 = 2048;
 /// Everything a data plane is started with. Nothing is read from the environment.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// What namespace 1 is backed by.
+    /// What is served.
     pub backing: BackingConfig,
+    /// What of it.
+    pub serve: Serve,
     /// Logical block size in bytes, 512 or 4096; `None` takes the backing's own.
     pub block_bytes: Option<u32>,
     /// Where NVMe/TCP connections are accepted; at least one. Port 0 takes a free one.
@@ -78,6 +80,20 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// Limits towards hosts.
     pub limits: Limits,
+}
+
+/// What of a device is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serve {
+    /// Its pool, if it has one; else all of it, as namespace 1 of the first subsystem.
+    Found,
+    /// All of it, whatever it holds.
+    Whole,
+    /// Its pool, which is written first if the device is empty.
+    Pool {
+        /// Also if the device holds something, unless that is or was a pool.
+        force: bool,
+    },
 }
 
 /// Another discovery subsystem.

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -13,33 +13,54 @@ use bowline_nvme::Nanos;
 use bowline_nvmf::target::TargetConfig;
 use bowline_reactor::{
     BackendInfo, Config as ReactorConfig, Gather, Handle, ListenerId, Mailbox, Reactor,
-    SharedCounters, SocketId,
+    Service as _, SharedCounters, SocketId,
 };
-use bowline_tcp::target::{TargetMessage, TargetService};
+use bowline_tcp::target::{Route, TargetMessage, TargetService};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
 use crate::backing::Backing;
 use crate::config::Config;
+use crate::drive::Drive;
 use crate::error::StartError;
+use crate::pool::{PoolSeat, Stores};
 use crate::state::Keeper;
 
 /// How long a full mailbox is given to make room, and how often it is asked.
 const SEND_PATIENCE: Duration = Duration::from_secs(10);
 const SEND_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What runs on every reactor.
+/// What serves hosts on every reactor.
 pub(crate) type Service = TargetService<Backing>;
+
+/// What the management thread and other reactors send to a reactor.
+pub(crate) enum Message {
+    /// Of another reactor's target.
+    Target(TargetMessage<Backing>),
+    /// Of management.
+    Work(Work),
+}
+
+/// Something to be done on a reactor.
+type Work = Box<dyn FnOnce(&mut Served, &mut Reactor, Nanos) + Send>;
+
+impl Message {
+    pub(crate) fn work(
+        work: impl FnOnce(&mut Served, &mut Reactor, Nanos) + Send + 'static,
+    ) -> Self {
+        Self::Work(Box::new(work))
+    }
+}
 
 /// One reactor, seen from the management thread.
 pub(crate) struct Member {
-    pub(crate) mailbox: Mailbox<TargetMessage<Backing>>,
+    pub(crate) mailbox: Mailbox<Message>,
     pub(crate) counters: Arc<SharedCounters>,
     pub(crate) info: BackendInfo,
     /// CPU it is pinned to.
     pub(crate) cpu: Option<usize>,
     /// Taken by whoever joins the thread, at its end.
-    handle: Arc<Mutex<Option<Handle<TargetMessage<Backing>>>>>,
+    handle: Arc<Mutex<Option<Handle<Message>>>>,
 }
 
 /// Every reactor of the process, in the order of `--cores`.
@@ -74,16 +95,13 @@ impl Fleet {
         for (index, cpu) in cpus.into_iter().enumerate() {
             let (target, not_flushed) = (target.clone(), Arc::clone(&not_flushed));
             let keeper = keeper.cloned();
-            let service = move |cx: &mut Reactor, mailbox: Mailbox<TargetMessage<Backing>>| {
+            let service = move |cx: &mut Reactor, mailbox: Mailbox<Message>| {
+                let stores = Stores::new(keeper.map(|keeper| keeper.for_reactor(mailbox)));
                 let service = Service::new(target)
                     .with_memory(cx.memory())
-                    .with_flush_failures(not_flushed);
-                match keeper {
-                    Some(keeper) => {
-                        service.with_reservation_store(Box::new(keeper.for_reactor(mailbox)))
-                    }
-                    None => service,
-                }
+                    .with_flush_failures(Arc::clone(&not_flushed))
+                    .with_reservation_store(Box::new(stores.clone()));
+                Served::new(service, stores, not_flushed)
             };
             let settings = ReactorConfig {
                 io: config.io,
@@ -112,17 +130,27 @@ impl Fleet {
         }
     }
 
-    /// Runs a closure on a reactor and waits for what it returns.
+    /// Runs a closure on a reactor's target and waits for what it returns.
     pub(crate) async fn call<R: Send + 'static>(
         &self,
         index: usize,
         job: impl FnOnce(&mut Service, &mut Reactor, Nanos) -> R + Send + 'static,
     ) -> Result<R, Failure> {
+        self.work(index, |served, cx, now| job(&mut served.service, cx, now))
+            .await
+    }
+
+    /// Runs a closure on all that a reactor has, and waits for what it returns.
+    pub(crate) async fn work<R: Send + 'static>(
+        &self,
+        index: usize,
+        job: impl FnOnce(&mut Served, &mut Reactor, Nanos) -> R + Send + 'static,
+    ) -> Result<R, Failure> {
         let (answer, answered) = oneshot::channel();
-        let message = TargetMessage::Call(Box::new(move |service: &mut Service, cx, now| {
+        let message = Message::work(move |served, cx, now| {
             // Nobody waits any more when the caller hung up; the work is done all the same.
-            let _unheard = answer.send(job(service, cx, now));
-        }));
+            let _unheard = answer.send(job(served, cx, now));
+        });
         let member = self.members.get(index).ok_or_else(|| lost(index))?;
         send(&member.mailbox, message).await.map_err(|_| {
             Failure::new(
@@ -151,17 +179,29 @@ async fn send<M: Send + 'static>(mailbox: &Mailbox<M>, mut message: M) -> Result
 }
 
 impl Member {
+    /// The way in for the targets of other reactors.
+    pub(crate) fn route(&self) -> Route<Backing> {
+        let mailbox = self.mailbox.clone();
+        Route::new(move |message| {
+            let sent = mailbox.try_send(Message::Target(message));
+            sent.or_else(|message| match message {
+                Message::Target(message) => Err(message),
+                Message::Work(_) => Ok(()),
+            })
+        })
+    }
+
     fn start(
         settings: ReactorConfig,
-        service: impl FnOnce(&mut Reactor, Mailbox<TargetMessage<Backing>>) -> Service + Send + 'static,
+        service: impl FnOnce(&mut Reactor, Mailbox<Message>) -> Served + Send + 'static,
         index: usize,
         ended: Sender<Ended>,
     ) -> io::Result<Self> {
         let cpu = settings.core;
         let (alive, end) = mpsc::channel();
         let make = move |cx: &mut Reactor, mailbox| {
-            Ok(Served {
-                service: service(cx, mailbox),
+            Ok(Alive {
+                served: service(cx, mailbox),
                 _alive: alive,
             })
         };
@@ -187,7 +227,7 @@ impl Member {
         Ok(member)
     }
 
-    fn handle(&self) -> MutexGuard<'_, Option<Handle<TargetMessage<Backing>>>> {
+    fn handle(&self) -> MutexGuard<'_, Option<Handle<Message>>> {
         lock(&self.handle)
     }
 }
@@ -197,17 +237,70 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The service, and the sign of its life.
-struct Served {
-    service: Service,
+/// All that a reactor has.
+pub(crate) struct Served {
+    pub(crate) service: Service,
+    /// If it is the one that owns the pool.
+    pub(crate) pool: Option<PoolSeat>,
+    pub(crate) stores: Stores,
+    /// A whole drive that was looked at, until its namespace comes.
+    pub(crate) drive: Option<Drive>,
+    not_flushed: Arc<AtomicUsize>,
+}
+
+impl Served {
+    fn new(service: Service, stores: Stores, not_flushed: Arc<AtomicUsize>) -> Self {
+        Self {
+            service,
+            pool: None,
+            stores,
+            drive: None,
+            not_flushed,
+        }
+    }
+
+    fn turn(&mut self, cx: &mut Reactor, now: Nanos) {
+        if let Some(pool) = &mut self.pool {
+            pool.turn(&mut self.service, &self.stores, now);
+        }
+        self.service.turn(cx, now);
+        if self.service.is_stopped()
+            && let Some(pool) = self.pool.take()
+            && !pool.close(cx)
+        {
+            self.not_flushed.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        let pool = self.pool.as_ref();
+        let pool = pool.and_then(|pool| pool.poll_timeout(&self.stores));
+        let service = self.service.poll_timeout();
+        match (pool, service) {
+            (Some(pool), Some(service)) => Some(pool.min(service)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.service.is_stopped() && self.pool.is_none()
+    }
+}
+
+/// What a reactor serves, and the sign of its life.
+struct Alive {
+    served: Served,
     _alive: mpsc::Sender<Infallible>,
 }
 
-impl bowline_reactor::Service for Served {
-    type Message = TargetMessage<Backing>;
+impl bowline_reactor::Service for Alive {
+    type Message = Message;
 
-    fn message(&mut self, cx: &mut Reactor, now: Nanos, message: Self::Message) {
-        self.service.message(cx, now, message);
+    fn message(&mut self, cx: &mut Reactor, now: Nanos, message: Message) {
+        match message {
+            Message::Target(message) => self.served.service.message(cx, now, message),
+            Message::Work(work) => work(&mut self.served, cx, now),
+        }
     }
 
     fn accepted(
@@ -218,15 +311,16 @@ impl bowline_reactor::Service for Served {
         stream: TcpStream,
         peer: SocketAddr,
     ) {
-        self.service.accepted(cx, now, listener, stream, peer);
+        let service = &mut self.served.service;
+        service.accepted(cx, now, listener, stream, peer);
     }
 
     fn connected(&mut self, cx: &mut Reactor, now: Nanos, id: SocketId, result: io::Result<()>) {
-        self.service.connected(cx, now, id, result);
+        self.served.service.connected(cx, now, id, result);
     }
 
     fn readable(&mut self, cx: &mut Reactor, now: Nanos, socket: SocketId) {
-        self.service.readable(cx, now, socket);
+        self.served.service.readable(cx, now, socket);
     }
 
     fn sent(
@@ -237,27 +331,27 @@ impl bowline_reactor::Service for Served {
         gather: Gather,
         result: io::Result<()>,
     ) {
-        self.service.sent(cx, now, socket, gather, result);
+        self.served.service.sent(cx, now, socket, gather, result);
     }
 
     fn turn(&mut self, cx: &mut Reactor, now: Nanos) {
-        self.service.turn(cx, now);
+        self.served.turn(cx, now);
     }
 
     fn poll_timeout(&self) -> Option<Nanos> {
-        self.service.poll_timeout()
+        self.served.poll_timeout()
     }
 
     fn expects_completion(&self) -> bool {
-        self.service.expects_completion()
+        self.served.service.expects_completion()
     }
 
     fn stopping(&mut self, cx: &mut Reactor, now: Nanos) {
-        self.service.stopping(cx, now);
+        self.served.service.stopping(cx, now);
     }
 
     fn is_stopped(&self) -> bool {
-        self.service.is_stopped()
+        self.served.is_stopped()
     }
 }
 

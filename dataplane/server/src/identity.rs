@@ -64,6 +64,11 @@ pub(crate) fn default_memory_nqn(node: &str, bound: Option<SocketAddr>) -> Strin
     named(node, MEMORY, address.as_bytes())
 }
 
+/// The NQN of a volume's subsystem: the same wherever its pool is.
+pub(crate) fn volume_nqn(volume: Uuid) -> String {
+    format!("{NQN_PREFIX}:volume:{volume}")
+}
+
 /// The default NQN of a data plane's own discovery subsystem: what tells two of a node apart is
 /// where they listen.
 pub(crate) fn default_discovery_nqn(node: &str, bound: Option<SocketAddr>) -> String {
@@ -159,6 +164,16 @@ mod tests {
             namespace_uuid("nqn.2026-11.io.bowline:n:d", 1)
         );
         assert_ne!(namespace_uuid(NQN, 1), namespace_nguid(NQN, 1));
+    }
+
+    #[test]
+    fn nqn_of_a_volume_never_changes() {
+        let volume = Uuid::from_u128(7);
+        assert_eq!(
+            volume_nqn(volume),
+            "nqn.2026-11.io.bowline:volume:00000000-0000-0000-0000-000000000007"
+        );
+        bowline_nvme::nqn::validate(&volume_nqn(volume)).unwrap();
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //!   process ── prepare                  bind, lock and open before anything is promised
 //!      │
 //!      ├── fleet: reactor-0 … reactor-n   TargetService<Backing>, one thread each
-//!      │       ▲ closures through bounded mailboxes
+//!      │       ▲                        one of them owns the pool, if there is one
+//!      │       │ closures through bounded mailboxes
 //!      ├── management: service ── manage ── catalog      gRPC, one change at a time
 //!      │               metrics ── observe                Prometheus
 //!      └── state: one thread that writes                 what outlives the process
@@ -18,6 +19,7 @@ mod backing;
 mod catalog;
 mod check;
 mod config;
+mod drive;
 mod error;
 mod fleet;
 mod identity;
@@ -27,6 +29,7 @@ mod metrics;
 mod names;
 mod observe;
 mod page;
+mod pool;
 mod prepare;
 mod process;
 mod requests;
@@ -39,7 +42,7 @@ mod view;
 pub use config::{
     AnaState, BackingConfig, CONNECTIONS_MAX, Config, IN_CAPSULE_DATA_BYTES, IoBackend, Limits,
     MAX_TRANSFER_BYTES, MEMORY_BLOCK_BYTES, PollMode, QUEUE_DEPTH, QUEUES_PER_HOST_MAX, Referral,
-    SPDK_BUILD, SpdkBuild, SpdkOptions, SpdkSource,
+    SPDK_BUILD, Serve, SpdkBuild, SpdkOptions, SpdkSource,
 };
 pub use error::{RunError, StartError};
 pub use process::{Ready, run};

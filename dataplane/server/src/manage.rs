@@ -4,6 +4,7 @@
 mod ana;
 mod failure;
 mod referral;
+mod volume;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,10 +22,10 @@ use bowline_nvmf::target::{
 use bowline_tcp::target::NamespaceSpec;
 
 use crate::allow::AllowList;
-use crate::backing::Opened;
-use crate::catalog::{Access, Catalog, Namespace, Origin, Subsystem};
+use crate::backing::{Backing, Opened};
+use crate::catalog::{Access, Catalog, Held, Namespace, Origin, Subsystem};
 use crate::config::BackingConfig;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Service};
 use crate::listen::Portal;
 use crate::names::{self, ANY_HOST};
 use crate::state::{Forgetting, Keeper, Kept};
@@ -32,6 +33,7 @@ use crate::{check, identity, observe};
 
 pub(crate) use ana::AnaGroup;
 use failure::{exists, limit, missing, not_attached, not_resized, opening, refused, same_identity};
+pub(crate) use volume::{NewVolume, PoolFacts, PoolNow, VolumeDefaults};
 
 /// Subsystems of one data plane at most.
 const SUBSYSTEMS_MAX: usize = 1024;
@@ -53,6 +55,8 @@ pub(crate) struct Manager {
     pub(crate) catalog: Catalog,
     pub(crate) portals: Vec<Portal>,
     pub(crate) allow: AllowList,
+    /// The pool on the drive, if there is one.
+    pool: Option<PoolFacts>,
     /// The library whose devices may back namespaces, if there is one.
     pub(crate) spdk: Option<Spdk>,
     /// Rises with every change that discovery shows.
@@ -128,6 +132,7 @@ impl Manager {
             catalog: Catalog::default(),
             portals,
             allow,
+            pool: None,
             spdk: None,
             discovery: Arc::default(),
             opening: Vec::new(),
@@ -157,7 +162,9 @@ impl Manager {
         if self.catalog.subsystems.contains_key(nqn) {
             return Err(exists(names::subsystem(nqn)));
         }
-        if self.catalog.subsystems.len() >= SUBSYSTEMS_MAX {
+        // Volumes have theirs besides: how many there can be is the pool's affair.
+        let besides = self.catalog.subsystems.len() - self.catalog.exported();
+        if besides >= SUBSYSTEMS_MAX {
             return Err(limit("subsystems of the data plane", SUBSYSTEMS_MAX));
         }
         let owner = self.catalog.least_loaded(self.fleet.members.len());
@@ -194,7 +201,7 @@ impl Manager {
             reactor: owner,
             origin,
             ..
-        } = *self.subsystem(nqn)?;
+        } = *self.not_of_volume(nqn)?;
         let name = nqn.to_owned();
         self.fleet
             .call(owner, move |service, _, now| {
@@ -269,11 +276,13 @@ impl Manager {
             shared: matches!(new.backing, BackingConfig::Path { shared: true, .. }),
         };
         let name = nqn.to_owned();
-        let added = self.fleet.call(owner, move |service, cx, now| {
-            let device = opened.attach(cx).map_err(AddError::Attach)?;
+        let added = self.fleet.work(owner, move |served, cx, now| {
+            let there = served.drive.take();
+            let device = opened.attach(cx, there).map_err(AddError::Attach)?;
             let geometry = device.geometry();
-            service
-                .add_namespace(now, &name, spec, device)
+            served
+                .service
+                .add_namespace(now, &name, spec, Backing::Drive(device))
                 .map_err(AddError::Config)?;
             Ok(geometry)
         });
@@ -286,7 +295,7 @@ impl Manager {
         }
         let geometry = added?;
         let namespace = Namespace {
-            backing: new.backing,
+            held: Held::Backing(new.backing),
             uuid,
             nguid,
             ana_group: match self.subsystem(nqn)?.ana {
@@ -351,6 +360,7 @@ impl Manager {
 
     /// Reads the backing's size anew.
     pub(crate) async fn resize_namespace(&mut self, nqn: &str, nsid: u32) -> Result<(), Failure> {
+        self.not_of_volume(nqn)?;
         let owner = self.namespace(nqn, nsid)?.0.reactor;
         let name = nqn.to_owned();
         let geometry = self
@@ -373,6 +383,7 @@ impl Manager {
         nqn: &str,
         nsid: u32,
     ) -> Result<Origin, Failure> {
+        self.not_of_volume(nqn)?;
         let (subsystem, namespace) = self.namespace(nqn, nsid)?;
         let (owner, origin) = (subsystem.reactor, namespace.origin);
         let name = nqn.to_owned();
@@ -396,10 +407,14 @@ impl Manager {
         host: &str,
         origin: Origin,
     ) -> Result<Origin, Failure> {
-        let mut access = self.subsystem(nqn)?.access.clone();
-        let origin = if host == ANY_HOST {
-            *access.any_host.get_or_insert(origin)
-        } else {
+        let subsystem = self.subsystem(nqn)?;
+        let mut access = subsystem.access.clone();
+        // What is allowed to use a volume is for the pool to keep.
+        let (origin, is_kept) = match subsystem.volume {
+            Some(_) => (Origin::Pool, true),
+            None => (origin, false),
+        };
+        if host != ANY_HOST {
             check::check_host_nqn(host).map_err(|why| {
                 Failure::invalid_field("host_nqn", format!("host NQN {host:?} is not possible"))
                     .cause(why)
@@ -408,8 +423,10 @@ impl Manager {
             if access.hosts.len() >= HOSTS_MAX && !access.hosts.contains_key(host) {
                 return Err(limit("hosts of a subsystem", HOSTS_MAX));
             }
-            *access.hosts.entry(host.to_owned()).or_insert(origin)
-        };
+        }
+        let before = access.origin(host).filter(|_| !is_kept);
+        let origin = before.unwrap_or(origin);
+        access.allow(host, origin);
         self.apply_access(nqn, access).await?;
         Ok(origin)
     }
@@ -418,15 +435,25 @@ impl Manager {
     /// are not allowed any more end.
     pub(crate) async fn deny_host(&mut self, nqn: &str, host: &str) -> Result<Origin, Failure> {
         let mut access = self.subsystem(nqn)?.access.clone();
-        let known = match host {
-            ANY_HOST => access.any_host.take(),
-            _ => access.hosts.remove(host),
-        };
-        let origin = known.ok_or_else(|| {
+        let origin = access.deny(host).ok_or_else(|| {
             missing(names::host(nqn, host)).hint("`bowline host list` shows who is")
         })?;
         self.apply_access(nqn, access).await?;
-        Ok(origin)
+        match self.is_in_start_flags(nqn, host) {
+            true => Ok(Origin::Start),
+            false => Ok(origin),
+        }
+    }
+
+    /// Whether the flags at start allow a host, whoever else does.
+    pub(crate) fn is_in_start_flags(&self, nqn: &str, host: &str) -> bool {
+        let Some(subsystem) = self.catalog.subsystems.get(nqn) else {
+            return false;
+        };
+        match (&self.pool, subsystem.volume) {
+            (Some(pool), Some(_)) => pool.defaults.hosts.iter().any(|it| it == host),
+            _ => subsystem.access.origin(host) == Some(Origin::Start),
+        }
     }
 
     /// Takes over the sizes and states that devices reported by themselves.
@@ -455,6 +482,20 @@ impl Manager {
             .ok_or_else(|| missing(names::subsystem(nqn)))
     }
 
+    /// A subsystem that may be changed as such.
+    fn not_of_volume(&self, nqn: &str) -> Result<&Subsystem, Failure> {
+        let subsystem = self.subsystem(nqn)?;
+        match subsystem.volume {
+            None => Ok(subsystem),
+            Some(volume) => Err(Failure::new(
+                Reason::InUse,
+                format!("{} not changed", names::subsystem(nqn)),
+            )
+            .cause(format!("it exports {}", names::volume(volume)))
+            .hint("change or delete the volume: see `bowline volume --help`")),
+        }
+    }
+
     pub(crate) fn namespace(
         &self,
         nqn: &str,
@@ -478,7 +519,7 @@ impl Manager {
 
     /// The reactor and the identifier of a new namespace, if it may be made.
     fn place_namespace(&self, nqn: &str, new: &NewNamespace) -> Result<(usize, u32), Failure> {
-        let subsystem = self.subsystem(nqn)?;
+        let subsystem = self.not_of_volume(nqn)?;
         let is_opening = |nsid: u32| self.opening.iter().any(|opening| opening.is(nqn, nsid));
         let nsid = match new.nsid {
             None => subsystem
@@ -522,9 +563,16 @@ impl Manager {
             .hint("two namespaces over one disk would corrupt each other's data"))
     }
 
-    /// Lets the reactor serve these hosts, and only then records them.
+    /// Lets the reactor serve these hosts, and only then records them. Those of a volume are kept first.
     async fn apply_access(&mut self, nqn: &str, access: Access) -> Result<(), Failure> {
-        let owner = self.subsystem(nqn)?.reactor;
+        let &Subsystem {
+            reactor: owner,
+            volume,
+            ..
+        } = self.subsystem(nqn)?;
+        if let Some(volume) = volume {
+            self.keep_hosts(volume, &access).await?;
+        }
         let (name, hosts) = (nqn.to_owned(), access.allowed());
         self.fleet
             .call(owner, move |service, _, now| {
@@ -544,11 +592,10 @@ impl Manager {
             match owner.and_then(|owner| self.fleet.members.get(owner)) {
                 Some(_) if owner == Some(index) => {}
                 Some(member) => {
-                    let mailbox = member.mailbox.clone();
-                    let set = move |service: &mut crate::fleet::Service, _: &mut _, _| {
-                        service.set_route(name, mailbox);
-                    };
-                    self.fleet.call(index, set).await?;
+                    let route = member.route();
+                    self.fleet
+                        .call(index, move |service, _, _| service.set_route(name, route))
+                        .await?;
                 }
                 None => {
                     self.fleet
@@ -556,6 +603,24 @@ impl Manager {
                         .await?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The same, for subsystems of the pool's reactor that have just come.
+    async fn route_all(&self, nqns: Vec<String>) -> Result<(), Failure> {
+        let owner = self.pool()?.reactor;
+        let Some(member) = self.fleet.members.get(owner) else {
+            return Ok(());
+        };
+        for index in (0..self.fleet.members.len()).filter(|index| *index != owner) {
+            let (route, nqns) = (member.route(), nqns.clone());
+            let set = move |service: &mut Service, _: &mut _, _| {
+                for nqn in nqns {
+                    service.set_route(nqn, route.clone());
+                }
+            };
+            self.fleet.call(index, set).await?;
         }
         Ok(())
     }

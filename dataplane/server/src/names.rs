@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use bowline_api::Failure;
+use uuid::Uuid;
 
 /// Name of the only resource that is not in a collection.
 pub(crate) const DATA_PLANE: &str = "dataplane";
@@ -16,6 +17,10 @@ const NAMESPACES: &str = "/namespaces/";
 const HOSTS: &str = "/hosts/";
 const ANA_GROUPS: &str = "/anaGroups/";
 const REFERRALS: &str = "referrals/";
+const VOLUMES: &str = "volumes/";
+
+/// Name of the pool, of which there is one at the most.
+pub(crate) const POOL: &str = "pool";
 
 /// The parent of a list: one subsystem, or all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +72,23 @@ pub(crate) fn controller(nqn: &str, cntlid: u16) -> String {
 
 pub(crate) fn referral(address: SocketAddr) -> String {
     format!("{REFERRALS}{address}")
+}
+
+pub(crate) fn volume(volume: Uuid) -> String {
+    format!("{VOLUMES}{volume}")
+}
+
+/// As somebody named it, by UUID or display name.
+pub(crate) fn volume_called(volume: &str) -> String {
+    format!("{VOLUMES}{volume}")
+}
+
+/// The UUID or the display name.
+pub(crate) fn parse_volume<'a>(field: &'static str, name: &'a str) -> Result<&'a str, Failure> {
+    match name.strip_prefix(VOLUMES) {
+        Some(volume) if !volume.is_empty() && !volume.contains('/') => Ok(volume),
+        _ => Err(malformed(field, name, "volumes/{volume}")),
+    }
 }
 
 pub(crate) fn parse_referral(field: &'static str, name: &str) -> Result<SocketAddr, Failure> {

@@ -27,8 +27,10 @@ pub(crate) struct Prepared {
     pub(crate) opened: Opened,
     /// The library, if it was started: to be let go after the reactors have ended.
     pub(crate) spdk: Option<Spdk>,
-    /// NQN of the first subsystem.
+    /// NQN of the first subsystem, if the whole device is served.
     pub(crate) nqn: String,
+    /// Flags that a pool has no use for.
+    pub(crate) of_one_disk: Vec<&'static str>,
     /// NQN of the discovery subsystem of this data plane alone.
     pub(crate) discovery_nqn: String,
     /// Where state is kept, and what was found there.
@@ -43,13 +45,17 @@ impl Prepared {
     }
 
     fn new(mut config: Config) -> Result<Self, StartError> {
+        let of_one_disk = config.of_one_disk();
         let state = config.state.as_deref().map(Folder::open).transpose()?;
         let allow = AllowList::new(&config.allow_paths)?;
         let sockets = Sockets::bind(&config)?;
         let is_busy = |failure: &Failure| failure.reason == Reason::BackingBusy;
         let spdk = config.spdk.as_ref().map(Spdk::start).transpose();
         let spdk = spdk.map_err(|error| StartError::Backing(explain_start(error)))?;
-        let open = || backing::open(&config.backing, config.block_bytes, spdk.as_ref());
+        let block_bytes = config
+            .block_bytes
+            .or_else(|| backing::pool_block_bytes(&config.backing, config.serve));
+        let open = || backing::open(&config.backing, block_bytes, spdk.as_ref());
         let opened = patiently(is_busy, open).map_err(StartError::Backing)?;
         let nqn = match &config.nqn {
             Some(nqn) => nqn.clone(),
@@ -86,6 +92,7 @@ impl Prepared {
             opened,
             spdk,
             nqn,
+            of_one_disk,
             discovery_nqn,
             state,
         })

@@ -8,9 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneServiceServer;
-use bowline_api::{FILE_DESCRIPTOR_SET, Failure};
+use bowline_api::dataplane::v1::pool_service_server::PoolServiceServer;
+use bowline_api::{FILE_DESCRIPTOR_SET, Failure, Reason};
 use bowline_engine_spdk::Spdk;
-use bowline_nvmf::target::{HealthTotals, TargetConfig};
+use bowline_nvmf::target::{AnaState, TargetConfig};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -20,12 +21,13 @@ use tonic_health::server::HealthReporter;
 use crate::admission::Admission;
 use crate::backing::Opened;
 use crate::catalog::Origin;
-use crate::config::Config;
+use crate::config::{BackingConfig, Config};
 use crate::error::{RunError, StartError};
 use crate::fleet::{Ended, Fleet};
 use crate::listen::{Portal, Sockets};
-use crate::manage::{Manager, NewNamespace, NewSubsystem};
+use crate::manage::{Manager, NewNamespace, NewSubsystem, PoolFacts, VolumeDefaults};
 use crate::metrics;
+use crate::pool::{self, Begun, Surveyed};
 use crate::prepare::Prepared;
 use crate::service::Management;
 use crate::signals::Signals;
@@ -103,8 +105,26 @@ async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError
     )?);
     drop(ended);
     let reactors = Arc::clone(&fleet);
-    let plane = DataPlane::assemble(prepared, target, fleet, (keeper, loaded), ends, signals);
-    let result = match plane.await {
+    let begun = tokio::select! {
+        biased;
+        () = signals.next() => {
+            // The reactor may wait for the drive, which the end of the process ends.
+            tracing::info!("stopped before anything was served");
+            if let Some(library) = library {
+                library.abandon();
+            }
+            return Ok(());
+        }
+        begun = begin_pool(&fleet, &mut prepared) => begun,
+    };
+    let plane = match begun {
+        Ok(pool) => {
+            let kept = (keeper, loaded);
+            DataPlane::assemble(prepared, pool, target, fleet, kept, ends, signals).await
+        }
+        Err(failure) => Err(StartError::Backing(failure)),
+    };
+    let result = match plane {
         Ok(plane) => plane.serve(ready).await,
         Err(error) => {
             reactors.stop();
@@ -116,6 +136,57 @@ async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError
         library.abandon();
     }
     result
+}
+
+/// Opens the pool of the drive on the reactor that owns it from now on, if it has one or is to have one.
+async fn begin_pool(
+    fleet: &Fleet,
+    prepared: &mut Prepared,
+) -> Result<Option<(PoolFacts, Vec<Surveyed>)>, Failure> {
+    let opened = std::mem::replace(&mut prepared.opened, Opened::There);
+    let config = &prepared.config;
+    let (device, serve) = (prepared.backing.to_string(), config.serve);
+    let name = device.clone();
+    let begun = fleet.work(POOL_REACTOR, move |served, cx, _| {
+        match pool::begin(opened, serve, &name, cx)? {
+            Begun::Whole(drive) => {
+                served.drive = Some(*drive);
+                Ok(None)
+            }
+            Begun::Pool(seat) => {
+                let found = (seat.pool().uuid(), pool::survey(seat.pool()));
+                served.pool = Some(*seat);
+                Ok(Some(found))
+            }
+        }
+    });
+    let Some((uuid, volumes)) = begun.await?? else {
+        return Ok(None);
+    };
+    if config.backing.is_shared() {
+        let message = format!("{device} is not served");
+        return Err(Failure::new(Reason::BackingUnusable, message)
+            .cause("it has a pool, which belongs to one data plane, and --shared-device was given")
+            .hint("leave --shared-device out"));
+    }
+    if !prepared.of_one_disk.is_empty() {
+        tracing::warn!(
+            flags = prepared.of_one_disk.join(" "),
+            "not used: the device has a pool, and each of its volumes is a disk of its own"
+        );
+    }
+    let facts = PoolFacts {
+        uuid,
+        device,
+        reactor: POOL_REACTOR,
+        defaults: VolumeDefaults {
+            cntlids: config.cntlids,
+            controllers_max: config.controllers_max,
+            ana: config.ana.unwrap_or(AnaState::Optimized),
+            hosts: config.hosts.clone(),
+        },
+    };
+    Ok(Some((facts, volumes)))
 }
 
 /// What the protocol machines are told.
@@ -151,6 +222,7 @@ struct DataPlane {
 impl DataPlane {
     async fn assemble(
         prepared: Prepared,
+        pool: Option<(PoolFacts, Vec<Surveyed>)>,
         target: TargetConfig,
         fleet: Arc<Fleet>,
         (keeper, mut loaded): (Option<Keeper>, Loaded),
@@ -163,11 +235,9 @@ impl DataPlane {
             allow,
             sockets,
             backing,
-            opened,
             spdk,
             nqn,
-            discovery_nqn: _,
-            state: _,
+            ..
         } = prepared;
         let Sockets { nvme, rpc, metrics } = sockets;
         let ready = Ready {
@@ -179,27 +249,19 @@ impl DataPlane {
         let mut manager = Manager::new(Arc::clone(&fleet), portals, allow);
         manager.spdk = spdk;
         manager.keep_reservations(keeper.clone(), loaded.reservations);
-        let device = NewNamespace {
-            nsid: Some(FIRST_NSID),
-            backing,
-            block_bytes: config.block_bytes,
-            uuid: config.uuid,
-            nguid: config.nguid,
-            ana_group: None,
-        };
-        let record = loaded.subsystems.remove(&nqn);
-        let before = record.as_ref().map(SubsystemRecord::health_before);
-        let before = before.unwrap_or_default();
-        first_subsystem(&mut manager, &config, &nqn, device, opened, before)
-            .await
-            .map_err(StartError::Backing)?;
-        let health = match keeper {
-            Some(keeper) => Some(
-                begin_health(keeper, &manager, &nqn, record)
+        let health = match pool {
+            Some((facts, volumes)) => {
+                serve_pool(&mut manager, facts, volumes)
                     .await
-                    .map_err(StartError::Backing)?,
-            ),
-            None => None,
+                    .map_err(StartError::Backing)?;
+                None
+            }
+            None => {
+                let record = loaded.subsystems.remove(&nqn);
+                serve_whole(&mut manager, &config, &nqn, backing, keeper, record)
+                    .await
+                    .map_err(StartError::Backing)?
+            }
         };
         for referral in &config.referrals {
             manager
@@ -348,7 +410,8 @@ impl DataPlane {
             .max_concurrent_streams(STREAMS_MAX)
             .add_service(health)
             .add_service(reflection)
-            .add_service(DataPlaneServiceServer::new(self.management.clone()));
+            .add_service(DataPlaneServiceServer::new(self.management.clone()))
+            .add_service(PoolServiceServer::new(self.management.clone()));
         let incoming = Admission::new(to_tokio(&self.rpc)?, "management API", CALLERS_MAX);
         let ready = reporter.clone();
         tokio::spawn(async move {
@@ -381,15 +444,35 @@ impl DataPlane {
     }
 }
 
-/// The subsystem that the flags ask for, with the whole device as namespace 1.
-async fn first_subsystem(
+/// Every volume of the pool, as a subsystem of its own.
+async fn serve_pool(
+    manager: &mut Manager,
+    facts: PoolFacts,
+    volumes: Vec<Surveyed>,
+) -> Result<(), Failure> {
+    let (uuid, device, hosts) = (
+        facts.uuid,
+        facts.device.clone(),
+        facts.defaults.hosts.clone(),
+    );
+    manager.serve_pool(facts, volumes).await?;
+    tracing::info!(
+        pool = %uuid, %device, volumes = manager.catalog.volumes.len(), ?hosts, "pool serves"
+    );
+    Ok(())
+}
+
+/// The subsystem that the flags ask for, with the whole device as namespace 1; and its counters, if
+/// they are kept.
+async fn serve_whole(
     manager: &mut Manager,
     config: &Config,
     nqn: &str,
-    device: NewNamespace,
-    opened: Opened,
-    health: HealthTotals,
-) -> Result<(), Failure> {
+    backing: BackingConfig,
+    keeper: Option<Keeper>,
+    record: Option<SubsystemRecord>,
+) -> Result<Option<Health>, Failure> {
+    let before = record.as_ref().map(SubsystemRecord::health_before);
     let subsystem = NewSubsystem {
         nqn: nqn.to_owned(),
         serial: config.serial.clone(),
@@ -397,11 +480,19 @@ async fn first_subsystem(
         controllers_max: config.controllers_max,
         namespaces_max: config.namespaces_max,
         ana: config.ana,
-        health,
+        health: before.unwrap_or_default(),
     };
     manager.create_subsystem(subsystem, Origin::Start).await?;
+    let device = NewNamespace {
+        nsid: Some(FIRST_NSID),
+        backing,
+        block_bytes: config.block_bytes,
+        uuid: config.uuid,
+        nguid: config.nguid,
+        ana_group: None,
+    };
     manager
-        .attach_namespace(nqn, device, opened, Origin::Start)
+        .attach_namespace(nqn, device, Opened::There, Origin::Start)
         .await?;
     for host in &config.hosts {
         manager.allow_host(nqn, host, Origin::Start).await?;
@@ -415,7 +506,10 @@ async fn first_subsystem(
     tracing::info!(
         subsystem_nqn = %nqn, device = %config.backing, hosts = ?config.hosts, "subsystem serves"
     );
-    Ok(())
+    match keeper {
+        Some(keeper) => begin_health(keeper, manager, nqn, record).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Gives every listener to a reactor; from here on hosts come.
@@ -475,6 +569,9 @@ const SCRAPERS_MAX: usize = 64;
 /// Calls of one client at a time; more wait.
 const STREAMS_MAX: u32 = 64;
 
+/// The reactor that owns the drive which the data plane is started with.
+const POOL_REACTOR: usize = 0;
+
 /// The whole device is this namespace of the first subsystem.
 const FIRST_NSID: u32 = 1;
 
@@ -497,8 +594,13 @@ async fn set_health(reporter: &HealthReporter, serving: bool) {
     };
     // The empty name stands for the whole server.
     reporter.set_service_status("", status).await;
-    let service = <DataPlaneServiceServer<Management> as tonic::server::NamedService>::NAME;
-    reporter.set_service_status(service, status).await;
+    let services = [
+        <DataPlaneServiceServer<Management> as tonic::server::NamedService>::NAME,
+        <PoolServiceServer<Management> as tonic::server::NamedService>::NAME,
+    ];
+    for service in services {
+        reporter.set_service_status(service, status).await;
+    }
 }
 
 fn to_tokio(listener: &TcpListener) -> io::Result<tokio::net::TcpListener> {

@@ -4,8 +4,10 @@
 
 mod ana;
 mod namespace;
+mod pool;
 mod referral;
 mod subsystem;
+mod volume;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -318,6 +320,8 @@ impl DataPlaneService for Management {
             .iter()
             .filter(|(nqn, _)| parent.holds(nqn));
         let (hosts, next_page_token) = page.cut(found.flat_map(|(nqn, subsystem)| {
+            let manager = &state.manager;
+            let in_flags = |host: &str| manager.is_in_start_flags(nqn, host);
             // "any" sorts before every NQN, which begin with "nqn.".
             let any = subsystem.access.any_host.map(|origin| (ANY_HOST, origin));
             let named = subsystem
@@ -327,7 +331,10 @@ impl DataPlaneService for Management {
                 .map(|(host, origin)| (host.as_str(), *origin));
             any.into_iter()
                 .chain(named)
-                .map(|(host, origin)| (format!("{nqn}\0{host}"), view::host(nqn, host, origin)))
+                .map(|(host, origin)| {
+                    let shown = view::host(nqn, host, origin, in_flags(host));
+                    (format!("{nqn}\0{host}"), shown)
+                })
                 .collect::<Vec<_>>()
         }));
         Ok(Response::new(api::ListHostsResponse {
@@ -348,8 +355,8 @@ impl DataPlaneService for Management {
                 let host = request.host_nqn.as_str();
                 let origin = manager.allow_host(nqn, host, Origin::Api).await?;
                 tracing::info!(subsystem_nqn = %nqn, host_nqn = %host, "host allowed");
-                let made = view::host(nqn, host, origin);
-                Ok(made)
+                let in_flags = manager.is_in_start_flags(nqn, host);
+                Ok(view::host(nqn, host, origin, in_flags))
             })
         })
         .await
@@ -576,6 +583,9 @@ impl State {
                 .portals
                 .iter()
                 .map(|portal| portal.bound.to_string())
+                .collect(),
+            advertised_listeners: (manager.portals.iter())
+                .map(|portal| portal.advertised.to_string())
                 .collect(),
             reactors: manager
                 .fleet

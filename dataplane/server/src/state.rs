@@ -19,5 +19,5 @@ mod record;
 
 pub(crate) use folder::{Folder, Kept, Loaded};
 pub(crate) use health::Health;
-pub(crate) use keeper::{Forgetting, Keeper};
+pub(crate) use keeper::{Forgetting, Keeper, ReactorStore};
 pub(crate) use record::SubsystemRecord;

@@ -1,17 +1,20 @@
 //! What is served, as the messages of the management API.
 
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bowline_api::dataplane::v1 as api;
 use bowline_nvme::reservation::ReservationType;
 use bowline_nvmf::target::{AnaState, TargetConfig};
+use bowline_pool::format::record::Durability;
 use uuid::Uuid;
 
-use crate::catalog::{Namespace, Origin, Referral, Subsystem};
+use crate::catalog::{Access, Held, Namespace, Origin, Referral, Subsystem, Volume, Volumes};
 use crate::config::{BackingConfig, SpdkSource};
-use crate::manage::AnaGroup;
-use crate::names;
+use crate::identity;
+use crate::manage::{AnaGroup, PoolFacts, PoolNow};
+use crate::names::{self, ANY_HOST};
+use crate::pool::{PoolHealth, VOLUME_NSID};
 
 pub(crate) fn subsystem(nqn: &str, subsystem: &Subsystem) -> api::Subsystem {
     let access = match (subsystem.access.any_host, subsystem.access.hosts.is_empty()) {
@@ -96,17 +99,11 @@ fn text(padded: &[u8]) -> String {
 
 pub(crate) fn namespace(nqn: &str, nsid: u32, namespace: &Namespace) -> api::Namespace {
     let geometry = &namespace.geometry;
-    let kind = match &namespace.backing {
-        BackingConfig::Memory { size_bytes } => api::backing::Kind::Memory(api::MemoryBacking {
-            size_bytes: bytes(*size_bytes),
+    let kind = match &namespace.held {
+        Held::Backing(backing) => backing_kind(backing),
+        Held::Volume(uuid) => api::backing::Kind::Volume(api::VolumeBacking {
+            name: names::volume(*uuid),
         }),
-        BackingConfig::Path { path, shared } => api::backing::Kind::Path(api::PathBacking {
-            path: path.display().to_string(),
-            shared: *shared,
-        }),
-        BackingConfig::Spdk(SpdkSource::Drive(name) | SpdkSource::Bdev(name)) => {
-            api::backing::Kind::Bdev(api::BdevBacking { name: name.clone() })
-        }
     };
     api::Namespace {
         name: names::namespace(nqn, nsid),
@@ -123,11 +120,83 @@ pub(crate) fn namespace(nqn: &str, nsid: u32, namespace: &Namespace) -> api::Nam
     }
 }
 
-pub(crate) fn host(nqn: &str, host: &str, origin: Origin) -> api::Host {
+fn backing_kind(backing: &BackingConfig) -> api::backing::Kind {
+    match backing {
+        BackingConfig::Memory { size_bytes } => api::backing::Kind::Memory(api::MemoryBacking {
+            size_bytes: bytes(*size_bytes),
+        }),
+        BackingConfig::Path { path, shared } => api::backing::Kind::Path(api::PathBacking {
+            path: path.display().to_string(),
+            shared: *shared,
+        }),
+        BackingConfig::Spdk(SpdkSource::Drive(name) | SpdkSource::Bdev(name)) => {
+            api::backing::Kind::Bdev(api::BdevBacking { name: name.clone() })
+        }
+    }
+}
+
+pub(crate) fn pool(facts: &PoolFacts, now: PoolNow, volumes: &Volumes) -> api::Pool {
+    let state = match now.health {
+        PoolHealth::Active => api::PoolState::Active,
+        PoolHealth::JournalFailed => api::PoolState::JournalFailed,
+        PoolHealth::DriveGone => api::PoolState::DriveGone,
+    };
+    let snapshots = volumes.iter().map(|(_, it)| it.info.snapshots.len());
+    api::Pool {
+        name: names::POOL.to_owned(),
+        uuid: facts.uuid.to_string(),
+        device: facts.device.clone(),
+        state: state.into(),
+        capacity_bytes: bytes(now.usage.bytes),
+        used_bytes: bytes(now.usage.used_bytes),
+        clean_bytes: bytes(now.usage.clean_bytes),
+        volume_count: count(volumes.len()),
+        snapshot_count: count(snapshots.sum()),
+        reactor_index: count(facts.reactor),
+    }
+}
+
+/// `allocated` is as hosts see it, and of the pool.
+pub(crate) fn volume(
+    volume: &Volume,
+    access: Option<&Access>,
+    (mapped_bytes, pool_bytes): (u64, u64),
+) -> api::Volume {
+    let info = &volume.info;
+    let durability = match info.durability {
+        Durability::Media => api::Durability::Media,
+        Durability::Device => api::Durability::Device,
+    };
+    let any = access.and_then(|it| it.any_host).map(|_| ANY_HOST);
+    let named = access.into_iter().flat_map(|it| it.hosts.keys());
+    let hosts = any.into_iter().chain(named.map(String::as_str));
+    let created = SystemTime::UNIX_EPOCH + Duration::from_secs(info.created);
+    api::Volume {
+        name: names::volume(info.uuid),
+        uuid: info.uuid.to_string(),
+        display_name: volume.called(),
+        size_bytes: bytes(info.bytes),
+        block_size_bytes: number(info.block_bytes),
+        durability: durability.into(),
+        host_nqns: hosts.map(str::to_owned).collect(),
+        allocated_bytes: bytes(mapped_bytes.min(info.bytes)),
+        pool_bytes: bytes(pool_bytes),
+        subsystem_nqn: volume.nqn.clone(),
+        nguid: Uuid::from_bytes(identity::namespace_nguid(&volume.nqn, VOLUME_NSID))
+            .simple()
+            .to_string(),
+        create_time: Some(timestamp(created)),
+        snapshot_count: count(info.snapshots.len()),
+        not_served_reason: volume.not_served.clone().unwrap_or_default(),
+    }
+}
+
+pub(crate) fn host(nqn: &str, host: &str, origin: Origin, in_start_flags: bool) -> api::Host {
     api::Host {
         name: names::host(nqn, host),
         nqn: host.to_owned(),
         persistent: origin.is_persistent(),
+        in_start_flags,
     }
 }
 

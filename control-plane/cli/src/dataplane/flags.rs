@@ -21,7 +21,8 @@ use crate::size::Size;
 const LONG_ABOUT: &str = "\
 Serve one device (or memory) to hosts over NVMe/TCP, until SIGTERM.
 
-The whole device becomes namespace 1 of one subsystem. Nobody may connect until a host is
+The whole device becomes namespace 1 of one subsystem; or, if it has a pool (see --format),
+each of its volumes becomes namespace 1 of a subsystem of its own. Nobody may connect until a host is
 allowed, with --host or with `bowline host allow`. Listeners are on the loopback address
 unless told otherwise: hosts are not authenticated yet.
 
@@ -39,7 +40,11 @@ over the environment, which wins over the file.
 Examples:
   Try it in memory, for every host on this machine:
     bowline dataplane --memory 1GiB --host any
-  Serve a drive to one host:
+  Make volumes on a drive, and find them again after a restart:
+    bowline dataplane --device /dev/disk/by-id/nvme-DRIVE --format --listen 192.0.2.10
+    bowline volume create db --size 100GiB --host any
+    bowline volume connect db
+  Serve a whole drive to one host:
     bowline dataplane --device /dev/disk/by-id/nvme-DRIVE --listen 192.0.2.10 \\
       --host nqn.2014-08.org.nvmexpress:uuid:0f4a2b9e-5e57-4b5c-9a53-6b1f6ac9d1a2
   Then, on the host, with the NQN that `bowline subsystem list` shows:
@@ -105,16 +110,29 @@ pub(crate) struct DataplaneFlags {
     #[arg(help_heading = "Backing")]
     pub(crate) allow_path: Vec<PathBuf>,
 
-    /// Write a new pool on an empty device (this version has no pools yet).
+    /// Serve a pool, many volumes on one device, and write a new one first if the device is empty. A
+    /// device that has a pool is left as it is, so that a restart with the same flags serves it;
+    /// without this flag it is served too. What holds anything else is refused.
     #[arg(
         long,
         env = "BOWLINE_FORMAT",
         hide_env = true,
-        help_heading = "Backing",
-        hide = true
+        help_heading = "Backing"
     )]
-    #[arg(num_args = 0..=1, default_missing_value = "true")]
+    #[arg(num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
     pub(crate) format: Option<bool>,
+
+    /// With --format: destroy what the device holds. What is or was a pool is not destroyed: give it
+    /// up with `bowline pool erase` first.
+    #[arg(long, env = "BOWLINE_FORCE", hide_env = true, help_heading = "Backing")]
+    #[arg(num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    pub(crate) force: Option<bool>,
+
+    /// Serve the whole device as one namespace even if it has a pool, such as one that a host has
+    /// made on it.
+    #[arg(long, env = "BOWLINE_RAW", hide_env = true, help_heading = "Backing")]
+    #[arg(num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    pub(crate) raw: Option<bool>,
 
     /// Address for NVMe/TCP; may be repeated; port 0 takes a free one
     /// [default: 127.0.0.1:4420].
@@ -511,6 +529,8 @@ impl DataplaneFlags {
                 self.allow_path
             },
             format: self.format.or(file.format),
+            force: self.force.or(file.force),
+            raw: self.raw.or(file.raw),
             listen: if self.listen.is_empty() {
                 file.listen
             } else {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use bowline_server::{
-    AnaState, BackingConfig, Config, IoBackend, Limits, PollMode, Ready, Referral,
+    AnaState, BackingConfig, Config, IoBackend, Limits, PollMode, Ready, Referral, Serve,
 };
 use clap::ArgMatches;
 use serde::Serialize;
@@ -81,6 +81,7 @@ fn config(flags: DataplaneFlags) -> Result<Config, CliError> {
     refuse_what_is_not_there(&flags)?;
     let limits = limits(&flags)?;
     let ana = ana(flags.ana, flags.ana_state)?;
+    let serve = serve(&flags)?;
     let shared = flags.shared_device.unwrap_or(false);
     let (backing, spdk) = match spdk::backing(&flags)? {
         Some((device, options)) if flags.memory.is_none() => (device, Some(options)),
@@ -92,6 +93,7 @@ fn config(flags: DataplaneFlags) -> Result<Config, CliError> {
     }
     Ok(Config {
         backing,
+        serve,
         block_bytes: flags.block_size.map(|BlockSize(bytes)| bytes),
         listen,
         advertise: flags.advertise.map(Address::nvme),
@@ -150,6 +152,22 @@ fn backing(
     }
 }
 
+/// What of the device is served.
+fn serve(flags: &DataplaneFlags) -> Result<Serve, CliError> {
+    let is_on = |flag: Option<bool>| flag.unwrap_or(false);
+    match (is_on(flags.format), is_on(flags.force), is_on(flags.raw)) {
+        (true, force, false) => Ok(Serve::Pool { force }),
+        (false, false, true) => Ok(Serve::Whole),
+        (false, false, false) => Ok(Serve::Found),
+        (true, _, true) => Err(CliError::usage("both --format and --raw are given")
+            .cause("one is for a pool, the other for the whole device")
+            .hint("keep the one you mean")),
+        (false, true, _) => Err(CliError::usage("--force is given without --format")
+            .cause("nothing is overwritten then")
+            .hint("add --format, or leave it out")),
+    }
+}
+
 fn referral(flag: ReferralFlag) -> Referral {
     Referral {
         address: flag.address.discovery(),
@@ -188,11 +206,6 @@ fn refuse_what_is_not_there(flags: &DataplaneFlags) -> Result<(), CliError> {
         return Err(CliError::usage("--controller is not available yet")
             .cause("this version has no control plane to register with")
             .hint("leave it out, and manage the data plane at its --rpc address"));
-    }
-    if flags.format == Some(true) {
-        return Err(CliError::usage("--format is not available yet")
-            .cause("this version exports whole devices and has no pools to write on them")
-            .hint("leave it out"));
     }
     Ok(())
 }

@@ -106,6 +106,20 @@ fn every_flag_reaches_the_configuration() {
 }
 
 #[test]
+fn what_of_a_device_is_served_is_said_by_three_flags() {
+    for (flags, serve) in [
+        ("", Serve::Found),
+        ("--raw", Serve::Whole),
+        ("--format", Serve::Pool { force: false }),
+        ("--format --force", Serve::Pool { force: true }),
+    ] {
+        let line = format!("--device /dev/x {flags}");
+        let line: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(parse(&line).unwrap().serve, serve);
+    }
+}
+
+#[test]
 fn command_line_wins_over_the_file() {
     let file = file("memory = \"1GiB\"\nnode = \"from-file\"\nhost = [\"any\"]\nio = \"epoll\"\n");
     let path = file.path().to_str().unwrap();
@@ -198,7 +212,16 @@ const WRONG: &[(&str, &str)] = &[
         "--memory 1MiB --controller http://c:7400",
         "not available yet",
     ),
-    ("--device /dev/x --format", "not available yet"),
+    ("--device /dev/x --force", "nothing is overwritten then"),
+    ("--device /dev/x --format --raw", "both --format and --raw"),
+    (
+        "--device /dev/x --format --serial A",
+        "--serial is given with --format",
+    ),
+    (
+        "--device /dev/x --format --shared-device",
+        "a pool belongs to one data plane",
+    ),
     ("--memory 1MiB --config /nonexistent", "not read"),
 ];
 

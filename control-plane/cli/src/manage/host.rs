@@ -26,7 +26,7 @@ enum Verb {
         #[command(flatten)]
         output: OutputFlags,
     },
-    /// Allow a host, or every host; it is forgotten at a restart.
+    /// Allow a host, or every host. It is forgotten at a restart, unless the subsystem is a volume's.
     Allow {
         /// NQN of the subsystem.
         nqn: String,
@@ -71,19 +71,24 @@ async fn list(client: &mut Client, nqn: Option<&str>) -> Result<Vec<HostRow>, Cl
 
 async fn allow(client: &mut Client, nqn: &str, host_nqn: String) -> Result<(), CliError> {
     let what = format!("host {host_nqn} not allowed");
-    let done_text = format!("host {host_nqn} may connect to {nqn}; forgotten at a restart");
+    let mut done_text = format!("host {host_nqn} may connect to {nqn}");
     let request = api::AllowHostRequest {
         parent: parent(Some(nqn)),
         host_nqn,
         request_id: request_id(),
     };
-    done(&what, client.allow_host(request).await)?;
+    let allowed = done(&what, client.allow_host(request).await)?;
+    if !allowed.persistent {
+        done_text.push_str("; forgotten at a restart");
+    }
     output::say(&done_text)
 }
 
 async fn deny(client: &mut Client, nqn: &str, host: &str) -> Result<(), CliError> {
     let allowed = list(client, Some(nqn)).await?;
-    let persistent = allowed.iter().any(|row| row.nqn == host && row.persistent);
+    let comes_back = allowed
+        .iter()
+        .any(|row| row.nqn == host && row.in_start_flags);
     let request = api::DenyHostRequest {
         name: format!("subsystems/{nqn}/hosts/{host}"),
         request_id: request_id(),
@@ -94,7 +99,7 @@ async fn deny(client: &mut Client, nqn: &str, host: &str) -> Result<(), CliError
     )?;
     output::say(&format!(
         "host {host} may not connect to {nqn} any more{}",
-        until_restart(persistent)
+        until_restart(comes_back)
     ))
 }
 
@@ -104,6 +109,7 @@ struct HostRow {
     subsystem_nqn: String,
     nqn: String,
     persistent: bool,
+    in_start_flags: bool,
 }
 
 impl From<api::Host> for HostRow {
@@ -116,6 +122,7 @@ impl From<api::Host> for HostRow {
             subsystem_nqn: nqn.unwrap_or_default().to_owned(),
             nqn: host.nqn,
             persistent: host.persistent,
+            in_start_flags: host.in_start_flags,
         }
     }
 }

@@ -6,16 +6,20 @@ mod controller;
 mod host;
 mod namespace;
 mod output;
+mod pool;
 mod referral;
 mod reservation;
 mod statistics;
 mod subsystem;
+mod volume;
 
 use std::error::Error;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bowline_api::dataplane::v1::data_plane_service_client::DataPlaneServiceClient;
+use bowline_api::dataplane::v1::pool_service_client::PoolServiceClient;
 use clap::Args;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
@@ -25,11 +29,13 @@ pub(crate) use connection::ConnectionCommand;
 pub(crate) use controller::ControllerCommand;
 pub(crate) use host::HostCommand;
 pub(crate) use namespace::NamespaceCommand;
-pub(crate) use output::say;
+pub(crate) use output::{OutputFlags, say};
+pub(crate) use pool::show_pool;
 pub(crate) use referral::ReferralCommand;
 pub(crate) use reservation::ReservationCommand;
 pub(crate) use statistics::StatisticsCommand;
 pub(crate) use subsystem::SubsystemCommand;
+pub(crate) use volume::VolumeCommand;
 
 use crate::dataplane::Address;
 use crate::error::CliError;
@@ -58,19 +64,34 @@ pub(crate) struct RpcFlags {
 /// A client of one data plane.
 pub(crate) type Client = DataPlaneServiceClient<Channel>;
 
+/// A client of its pool.
+pub(crate) type PoolClient = PoolServiceClient<Channel>;
+
 impl RpcFlags {
     pub(crate) async fn connect(&self) -> Result<Client, CliError> {
-        let address = self.rpc.unwrap_or(Address::LOOPBACK).rpc();
+        self.channel().await.map(Client::new)
+    }
+
+    pub(crate) async fn connect_pool(&self) -> Result<PoolClient, CliError> {
+        self.channel().await.map(PoolClient::new)
+    }
+
+    /// Where the data plane is asked.
+    fn address(&self) -> SocketAddr {
+        self.rpc.unwrap_or(Address::LOOPBACK).rpc()
+    }
+
+    async fn channel(&self) -> Result<Channel, CliError> {
+        let address = self.address();
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| CliError::usage(format!("{address} is not usable")).cause(error))?
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT);
-        let channel = endpoint.connect().await.map_err(|error| {
+        endpoint.connect().await.map_err(|error| {
             CliError::failed(format!("no data plane reached at {address}"))
                 .cause(root_cause(&error))
                 .hint("start one with `bowline dataplane`, or name the address of one with --rpc")
-        })?;
-        Ok(Client::new(channel))
+        })
     }
 }
 

@@ -262,6 +262,7 @@ impl From<api::Namespace> for NamespaceRow {
             Some(api::backing::Kind::Path(path)) => (path.path, false, path.shared),
             Some(api::backing::Kind::Memory(_)) => ("memory".to_owned(), true, false),
             Some(api::backing::Kind::Bdev(bdev)) => (format!("bdev:{}", bdev.name), false, false),
+            Some(api::backing::Kind::Volume(volume)) => (volume.name, false, false),
             None => (String::new(), false, false),
         };
         let nqn = namespace

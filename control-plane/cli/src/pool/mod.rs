@@ -1,4 +1,4 @@
-//! `bowline pool`: look at a pool that nothing uses, and repair it.
+//! `bowline pool`: the pool of a running data plane; and one that nothing uses, to look at and to repair.
 
 mod device;
 mod report;
@@ -6,16 +6,17 @@ mod report;
 use std::path::{Path, PathBuf};
 
 use bowline_pool::offline::{
-    Depth, InspectError, Inspection, MendError, Mended, Severity, Source, inspect, mend,
+    Depth, EraseError, InspectError, Inspection, MendError, Mended, Severity, Source, erase,
+    inspect, mend,
 };
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::error::CliError;
-use crate::manage::say;
+use crate::manage::{OutputFlags, RpcFlags, block_on, say, show_pool};
 use device::{Access, Device};
 use report::Report;
 
-/// Look at a pool that no data plane uses, and repair it.
+/// Show the pool of a data plane; look at one that no data plane uses, and repair it.
 #[derive(Debug, Args)]
 pub(crate) struct PoolCommand {
     #[command(subcommand)]
@@ -24,6 +25,13 @@ pub(crate) struct PoolCommand {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Show the pool that a data plane serves: its size, how full it is, whether it works.
+    Show {
+        #[command(flatten)]
+        rpc: RpcFlags,
+        #[command(flatten)]
+        output: OutputFlags,
+    },
     /// Show what a pool says about itself and which volumes it has. Changes nothing.
     Inspect(Flags),
     /// Look for everything that can be wrong with a pool, and explain it. Changes nothing.
@@ -36,6 +44,15 @@ enum Verb {
         /// The drive, or a copy of one in a file.
         device: PathBuf,
         /// Do it. Without this it is only said what would be done.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Give a pool up, in whatever state it is, so that the drive may be formatted. All its volumes
+    /// are lost.
+    Erase {
+        /// The drive, or a copy of one in a file.
+        device: PathBuf,
+        /// It is meant: the data is gone for ever.
         #[arg(long)]
         yes: bool,
     },
@@ -61,6 +78,7 @@ enum Format {
 impl PoolCommand {
     pub(crate) fn run(self) -> Result<(), CliError> {
         match self.verb {
+            Verb::Show { rpc, output } => block_on(show_pool(&rpc, &output)),
             Verb::Inspect(flags) => {
                 let (mut device, is_in_use) = Device::open_in_use(&flags.device)?;
                 let inspection = look(&flags.device, &mut device, Depth::Opening)?;
@@ -73,6 +91,7 @@ impl PoolCommand {
                 verdict(&flags.device, &inspection)
             }
             Verb::Repair { device, yes } => repair(&device, yes),
+            Verb::Erase { device, yes } => give_up(&device, yes),
         }
     }
 }
@@ -111,6 +130,26 @@ fn verdict(path: &Path, inspection: &Inspection) -> Result<(), CliError> {
             "copy the drive before anything else is tried with it; restore the volumes from \
              replicas or backups",
         )),
+    }
+}
+
+fn give_up(path: &Path, yes: bool) -> Result<(), CliError> {
+    if !yes {
+        let what = format!("the pool on {} not erased", path.display());
+        return Err(CliError::usage(what)
+            .cause("all its volumes would be lost for ever")
+            .hint("see which with `bowline pool inspect`, and add --yes if that is meant"));
+    }
+    let mut device = Device::open(path, Access::Write)?;
+    match erase(&mut device) {
+        Ok(()) => say("the pool is erased"),
+        Err(EraseError::Inspect(error)) => Err(not_looked_at(path, &error)),
+        Err(error @ EraseError::Write(_)) => {
+            let failed = CliError::failed(format!("the pool on {} not erased", path.display()));
+            Err(failed
+                .cause(error)
+                .hint("look for errors of the drive in the kernel log"))
+        }
     }
 }
 

@@ -13,3 +13,4 @@ mod scale;
 #[cfg(any(feature = "spdk", feature = "spdk-double"))]
 mod spdk;
 mod state;
+mod volumes;

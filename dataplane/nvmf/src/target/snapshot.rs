@@ -216,6 +216,14 @@ impl Target {
             .collect()
     }
 
+    /// How many controllers of hosts a subsystem has, those that only drain included.
+    #[must_use]
+    pub fn controller_count(&self, nqn: &str) -> usize {
+        let at = self.find_subsystem(nqn);
+        let subsystem = at.and_then(|at| self.subsystems.get(at)?.as_ref());
+        subsystem.map_or(0, |subsystem| subsystem.controllers.len())
+    }
+
     /// The ANA groups of a subsystem, if there is such a one and it reports ANA.
     #[must_use]
     pub fn ana(&self, nqn: &str) -> Option<AnaSnapshot> {

@@ -490,10 +490,33 @@ impl<D: Device> Engine<D> {
     }
 
     pub(super) fn volume_infos(&self) -> Vec<VolumeInfo> {
+        let volumes = self.state.volumes().map(|(_, it)| it);
+        volumes
+            .filter(is_there)
+            .map(|it| self.info_of(it))
+            .collect()
+    }
+
+    pub(super) fn volume_info(&self, number: u32) -> Option<VolumeInfo> {
+        let volume = self.state.volume(self.state.slot(number)?);
+        volume.filter(is_there).map(|it| self.info_of(it))
+    }
+
+    pub(super) fn allocated(&self, number: u32) -> Option<(u64, u64)> {
+        let volume = self.state.volume(self.state.slot(number)?)?;
         let bytes = |count: u32| u64::from(count) * u64::from(self.shape.extent_bytes());
-        let volumes = self.state.volumes().map(|(_, volume)| volume);
-        let live = volumes.filter(|volume| !volume.is_deleted);
-        let info = |volume: &Volume| VolumeInfo {
+        let counts = volume.counts();
+        let mapped = if volume.is_thick {
+            volume.bytes
+        } else {
+            bytes(counts.mapped)
+        };
+        Some((mapped, bytes(counts.physical)))
+    }
+
+    fn info_of(&self, volume: &Volume) -> VolumeInfo {
+        let bytes = |count: u32| u64::from(count) * u64::from(self.shape.extent_bytes());
+        VolumeInfo {
             volume: volume.number,
             uuid: volume.uuid,
             name: volume.name.to_string(),
@@ -511,9 +534,13 @@ impl<D: Device> Engine<D> {
             },
             physical_bytes: bytes(volume.counts().physical),
             snapshots: snapshot_infos(volume),
-        };
-        live.map(info).collect()
+        }
     }
+}
+
+/// Whether anybody but the pool itself should know of it.
+fn is_there(volume: &&Volume) -> bool {
+    !volume.is_deleted && !volume.is_being_made
 }
 
 const fn provisioning(volume: &Volume) -> Provisioning {

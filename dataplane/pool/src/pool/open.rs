@@ -197,7 +197,7 @@ impl<'a, D: Device> Waiting<'a, D> {
     }
 
     /// The start of the drive, and the second copy of the superblock. One that cannot be read is FFh.
-    fn read_superblocks(&mut self) -> Result<(Vec<u8>, Vec<u8>), IoError> {
+    pub(super) fn read_superblocks(&mut self) -> Result<(Vec<u8>, Vec<u8>), IoError> {
         let bytes = self.device.geometry().bytes();
         let start_bytes =
             usize::try_from(bytes).map_or(FOREIGN_BYTES, |all| all.min(FOREIGN_BYTES));

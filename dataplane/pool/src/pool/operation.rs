@@ -126,6 +126,10 @@ impl Operations {
         self.done.pop_front()
     }
 
+    pub(super) fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.running.is_empty() && self.graced.is_empty()
     }

@@ -82,18 +82,7 @@ fn new(asked: Option<api::Namespace>) -> Result<NewNamespace, Failure> {
         Failure::invalid_field("namespace.nsid", format!("nsid {} is negative", asked.nsid))
     })?;
     let ana_group = number("namespace.ana_group_id", asked.ana_group_id)?;
-    let block_bytes = match asked.block_size_bytes {
-        0 => None,
-        512 => Some(512),
-        4096 => Some(4096),
-        other => {
-            let message = format!("a block size of {other} bytes is not possible");
-            return Err(
-                Failure::invalid_field("namespace.block_size_bytes", message)
-                    .hint("choose 512 or 4096, or 0 for the backing's own"),
-            );
-        }
-    };
+    let block_bytes = block_bytes("namespace.block_size_bytes", asked.block_size_bytes)?;
     Ok(NewNamespace {
         nsid: (nsid != 0).then_some(nsid),
         backing: backing(asked.backing, block_bytes)?,
@@ -102,6 +91,20 @@ fn new(asked: Option<api::Namespace>) -> Result<NewNamespace, Failure> {
         nguid: identifier("namespace.nguid", &asked.nguid)?,
         ana_group: (ana_group != 0).then_some(ana_group),
     })
+}
+
+/// A logical block size, or 0 for the default.
+pub(super) fn block_bytes(field: &'static str, asked: i32) -> Result<Option<u32>, Failure> {
+    match asked {
+        0 => Ok(None),
+        512 => Ok(Some(512)),
+        4096 => Ok(Some(4096)),
+        other => {
+            let message = format!("a block size of {other} bytes is not possible");
+            Err(Failure::invalid_field(field, message)
+                .hint("choose 512 or 4096, or 0 for the one of what is below"))
+        }
+    }
 }
 
 fn backing(
@@ -130,6 +133,11 @@ fn backing(
         Some(api::backing::Kind::Bdev(api::BdevBacking { name })) => {
             Ok(BackingConfig::Spdk(SpdkSource::Bdev(name)))
         }
+        Some(api::backing::Kind::Volume(_)) => Err(Failure::invalid_field(
+            "namespace.backing.volume",
+            "a volume is exported by its own subsystem alone",
+        )
+        .hint("connect to that one: `bowline volume connect`")),
         None => Err(
             Failure::invalid_field("namespace.backing", "backing is missing")
                 .hint("name memory, a path, or a block device of SPDK"),
@@ -138,7 +146,7 @@ fn backing(
 }
 
 /// A UUID or NGUID of the caller's choice: 32 hexadecimal digits, with dashes or without.
-fn identifier(field: &'static str, text: &str) -> Result<Option<[u8; 16]>, Failure> {
+pub(super) fn identifier(field: &'static str, text: &str) -> Result<Option<[u8; 16]>, Failure> {
     if text.is_empty() {
         return Ok(None);
     }

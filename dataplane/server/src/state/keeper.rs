@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use bowline_api::{Failure, Reason};
 use bowline_reactor::Mailbox;
-use bowline_tcp::target::{ReservationStore, StoreReservations, TargetMessage};
+use bowline_tcp::target::{ReservationStore, StoreReservations};
 use tokio::sync::{mpsc, oneshot};
 
 use super::folder::Folder;
 use super::record::{Record, ReservationRecord, SubsystemRecord};
-use crate::backing::Backing;
-use crate::fleet::Service;
+use crate::fleet::Message;
 
 /// Writes that wait for their turn at most; a disk that is slower than that is no place for state.
 const WAITING_MAX: usize = 256;
@@ -33,7 +32,7 @@ type Identities = Arc<Mutex<HashMap<(String, u32), [u8; 16]>>>;
 #[derive(Debug)]
 enum Job {
     Subsystem(Box<SubsystemRecord>, oneshot::Sender<io::Result<()>>),
-    Reservations(StoreReservations, Mailbox<TargetMessage<Backing>>),
+    Reservations(StoreReservations, Mailbox<Message>),
     /// Namespaces that were removed.
     Forget(String, Vec<u32>, oneshot::Sender<io::Result<()>>),
 }
@@ -86,7 +85,7 @@ impl Keeper {
     }
 
     /// What a reactor hands its reservations to.
-    pub(crate) fn for_reactor(&self, mailbox: Mailbox<TargetMessage<Backing>>) -> ReactorStore {
+    pub(crate) fn for_reactor(&self, mailbox: Mailbox<Message>) -> ReactorStore {
         ReactorStore {
             jobs: self.jobs.clone(),
             mailbox,
@@ -141,7 +140,7 @@ impl Forgetting {
 pub(crate) struct ReactorStore {
     jobs: mpsc::Sender<Job>,
     /// Where the answers go.
-    mailbox: Mailbox<TargetMessage<Backing>>,
+    mailbox: Mailbox<Message>,
 }
 
 impl ReservationStore for ReactorStore {
@@ -173,10 +172,10 @@ impl Worker {
                 Job::Reservations(request, mailbox) => {
                     let id = request.id;
                     let durable = self.store(request);
-                    let call = move |service: &mut Service, _: &mut _, now| {
-                        service.reservations_stored(now, id, durable);
-                    };
-                    let _unheard = mailbox.send_blocking(TargetMessage::Call(Box::new(call)));
+                    let told = Message::work(move |served, _, now| {
+                        served.service.reservations_stored(now, id, durable);
+                    });
+                    let _unheard = mailbox.send_blocking(told);
                 }
                 Job::Forget(nqn, nsids, answer) => {
                     let _unheard = answer.send(self.folder.forget_reservations(&nqn, &nsids));

@@ -234,6 +234,15 @@ impl<D: Device> Executor<D> {
         }
     }
 
+    /// Has every device polled once.
+    pub(super) fn wake_all(&mut self) {
+        for index in 0..self.units.len() {
+            if self.units[index].is_some() {
+                self.wake(index);
+            }
+        }
+    }
+
     /// The device, which is looked at afterwards: what is done to it may be an event.
     pub(super) fn device_mut(&mut self, handle: NamespaceHandle) -> Option<&mut D> {
         let index = self.place(handle)?;

@@ -11,9 +11,9 @@ use bowline_nvmf::target::{
     ConfigError, Deallocate as NsDeallocate, NamespaceConfig, NamespaceHandle, NsGeometry,
     Persistence, Target,
 };
-use bowline_reactor::{ListenerId, Mailbox, Reactor};
+use bowline_reactor::{ListenerId, Reactor};
 
-use super::{TargetMessage, TargetService};
+use super::{Route, TargetService};
 
 /// The identity of a namespace to be added.
 #[derive(Clone, Debug)]
@@ -125,8 +125,8 @@ impl<D: Device> TargetService<D> {
     }
 
     /// Says that another reactor owns the subsystem: its connections are handed there.
-    pub fn set_route(&mut self, nqn: String, owner: Mailbox<TargetMessage<D>>) {
-        self.routes.insert(nqn, owner);
+    pub fn set_route(&mut self, nqn: String, owner: impl Into<Route<D>>) {
+        self.routes.insert(nqn, owner.into());
     }
 
     /// Forgets where the subsystem was; a Connect to it is answered here.
@@ -243,6 +243,11 @@ impl<D: Device> TargetService<D> {
             .update_namespace(now, nqn, nsid.0, ns_geometry(&after))
             .map_err(RefreshError::Config)?;
         Ok(after)
+    }
+
+    /// Has every device asked for its events: some have come although nothing was asked of the device.
+    pub fn look_at_devices(&mut self) {
+        self.executor.wake_all();
     }
 
     /// The size that hosts know of.

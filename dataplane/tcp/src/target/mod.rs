@@ -14,6 +14,7 @@ mod link;
 mod links;
 mod manage;
 mod reservation;
+mod route;
 mod rx;
 mod tx;
 mod upkeep;
@@ -28,7 +29,7 @@ use std::sync::atomic::AtomicUsize;
 use bowline_block::{Device, IoBuf, PoolMemory};
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::{ConnId, ExpiryReason, Handoff, Path, Target, TargetConfig};
-use bowline_reactor::{DetachError, Gather, ListenerId, Mailbox, Reactor, Service, SocketId};
+use bowline_reactor::{DetachError, Gather, ListenerId, Reactor, Service, SocketId};
 
 use budget::Reserve;
 use exec::{Executor, Finished, LateWrite};
@@ -42,6 +43,7 @@ use work::LogLimits;
 
 pub use manage::{NamespaceSpec, RefreshError};
 pub use reservation::{ReservationStore, StoreReservations};
+pub use route::Route;
 pub use work::{Usage, Work};
 
 /// Commands that end while they start are run in rounds; a turn does at most this many before the
@@ -97,9 +99,9 @@ pub struct TargetService<D: Device> {
     /// The last turn's share ended before there was nothing left to do.
     unfinished: bool,
     /// Subsystems that other reactors own.
-    routes: HashMap<String, Mailbox<TargetMessage<D>>>,
+    routes: HashMap<String, Route<D>>,
     /// Connections whose new reactor had no room for them yet.
-    departures: VecDeque<(Mailbox<TargetMessage<D>>, Box<Adoption>)>,
+    departures: VecDeque<(Route<D>, Box<Adoption>)>,
     /// When departures are tried again.
     departures_at: Nanos,
     /// When to look whether a peer reads, by place and generation of its connection.
@@ -281,7 +283,7 @@ impl<D: Device> TargetService<D> {
 
     /// Starts a connection's move to the reactor that owns its subsystem.
     fn depart(&mut self, cx: &mut Reactor, now: Nanos, conn: ConnId, subnqn: &str) {
-        let Some(mailbox) = self.routes.get(subnqn).cloned() else {
+        let Some(route) = self.routes.get(subnqn).cloned() else {
             // The subsystem went away meanwhile: the answer is given here.
             self.target.resume(now, conn);
             return;
@@ -301,7 +303,7 @@ impl<D: Device> TargetService<D> {
                 };
                 let carry = link.take_carry();
                 self.departures.push_back((
-                    mailbox,
+                    route,
                     Box::new(Adoption {
                         handoff,
                         stream,
@@ -360,11 +362,11 @@ impl<D: Device> TargetService<D> {
     }
 
     fn send_departures(&mut self, now: Nanos) {
-        while let Some((mailbox, adoption)) = self.departures.pop_front() {
-            match mailbox.try_send(TargetMessage::Adopt(adoption)) {
+        while let Some((route, adoption)) = self.departures.pop_front() {
+            match route.try_send(TargetMessage::Adopt(adoption)) {
                 Ok(()) | Err(TargetMessage::Call(_)) => {}
                 Err(TargetMessage::Adopt(adoption)) => {
-                    self.departures.push_front((mailbox, adoption));
+                    self.departures.push_front((route, adoption));
                     self.departures_at = now.after(HANDOFF_RETRY);
                     return;
                 }

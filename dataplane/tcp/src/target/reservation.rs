@@ -15,8 +15,8 @@ use super::TargetService;
 /// changes what persists is answered only when it is durable:
 ///
 /// 1. The service calls [`try_begin`](Self::try_begin) on the reactor's thread. It must not block:
-///    it passes the request to a thread.
-/// 2. That thread replaces what was stored for the namespace, all or nothing (write a new file,
+///    it passes the request to a thread, or notes it for what stores it on this one, after the turn.
+/// 2. Whoever has it then replaces what was stored for the namespace, all or nothing (write a new file,
 ///    fsync it, rename it, fsync the directory), or removes it if there is no state.
 /// 3. It answers every request once, whatever came of it, through the reactor's mailbox:
 ///    `mailbox.send_blocking(TargetMessage::Call(Box::new(move |service, _, now| {
@@ -25,7 +25,7 @@ use super::TargetService;
 /// There is at most one request at a time for a namespace, until it is removed. The owner then
 /// removes what was stored too, in order with a request that may still be under way: the answer to
 /// that one does no harm.
-pub trait ReservationStore: Send {
+pub trait ReservationStore {
     /// Begins to store. False if the request cannot be taken now: then it counts as answered, and
     /// the host's command fails.
     fn try_begin(&mut self, request: StoreReservations) -> bool;

@@ -55,7 +55,7 @@ impl Rig {
     }
 
     /// A target like [`Rig::new`] whose reservations `store` makes durable.
-    pub(crate) fn storing(io: IoBackend, store: Box<dyn ReservationStore>) -> Self {
+    pub(crate) fn storing(io: IoBackend, store: Box<dyn ReservationStore + Send>) -> Self {
         let reactor = Config {
             io,
             ..Config::default()

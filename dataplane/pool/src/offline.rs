@@ -214,7 +214,8 @@ fn superblocks(source: &mut dyn Source) -> Result<Inspection, InspectError> {
 fn pages(source: &mut dyn Source, inspection: &mut Inspection) {
     let Layout { checksums, .. } = inspection.superblock.layout;
     let uuid = inspection.superblock.uuid;
-    let count = inspection.superblock.layout.slots().pages();
+    let slots = inspection.superblock.layout.slots();
+    let count = slots.pages();
     let mut bytes = vec![0; PAGES_AT_ONCE * PAGE_BYTES];
     while inspection.pages < count {
         let first = inspection.pages;
@@ -233,7 +234,11 @@ fn pages(source: &mut dyn Source, inspection: &mut Inspection) {
             );
         } else {
             for (index, page) in (first..).zip(some.as_chunks::<PAGE_BYTES>().0) {
-                if verify_page(page, uuid, index) == PageState::Damaged {
+                // While its extents are active nobody believes it, and a crash may have torn it.
+                let is_believed = slots
+                    .page_extents(index)
+                    .any(|physical| !inspection.state.is_active(physical));
+                if is_believed && verify_page(page, uuid, index) == PageState::Damaged {
                     let text = "it is damaged: what it covers is not verified until it is written";
                     inspection.find(Severity::Loss, format!("page of checksums {index}"), text);
                 }

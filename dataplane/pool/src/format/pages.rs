@@ -113,6 +113,16 @@ impl SlotMap {
         }
     }
 
+    /// The extents that have slots on a page.
+    #[must_use]
+    pub fn page_extents(&self, page: u64) -> Range<u32> {
+        let group = match self.extents_per_page {
+            0 => page / u64::from(self.pages_per_extent()),
+            _ => page,
+        };
+        self.group_extents(u32::try_from(group).unwrap_or(u32::MAX))
+    }
+
     /// Slots of a group.
     #[must_use]
     pub const fn group_slots(&self) -> u32 {

@@ -1,4 +1,5 @@
 mod checksums;
+mod checksums_model;
 mod crash;
 mod deletion;
 mod sizes;

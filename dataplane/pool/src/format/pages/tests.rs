@@ -60,6 +60,7 @@ fn every_chunk_has_a_slot_of_its_own_in_as_few_pages_as_that_takes() {
                 assert!(map.group_extents(group).contains(&physical));
                 let (first, count) = map.group_pages(group);
                 assert!((first..first + u64::from(count)).contains(&place.page));
+                assert!(map.page_extents(place.page).contains(&physical));
                 let within = map.slot_in_group(physical, chunk);
                 assert!(within < map.group_slots());
                 assert_eq!(place.page, first + u64::from(within / map.page_slots()));

@@ -19,7 +19,7 @@ fn volume(world: &mut World, checksums: Checksums, bytes: u64) -> (u32, Volume<S
 
 impl World {
     /// Where a block of a volume is on the drive, in bytes.
-    fn place(&self, volume: u32, lba: u64) -> u64 {
+    pub(super) fn place(&self, volume: u32, lba: u64) -> u64 {
         let engine = self.pool.engine.borrow();
         let (logical, start) = engine.shape.split(lba * BLOCK as u64);
         let chunk = start / 4096;
@@ -32,7 +32,7 @@ impl World {
     }
 
     /// Changes a byte of the drive behind the pool's back.
-    fn flip(&mut self, offset: u64) {
+    pub(super) fn flip(&mut self, offset: u64) {
         self.settle();
         let lba = offset / BLOCK as u64;
         let data = self.payload(&[0]);
@@ -60,7 +60,7 @@ impl World {
         }
     }
 
-    fn try_read(
+    pub(super) fn try_read(
         &mut self,
         volume: &mut Volume<Shared>,
         lba: u64,

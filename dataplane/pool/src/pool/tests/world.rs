@@ -175,6 +175,18 @@ impl World {
         Self::open(drive, now)
     }
 
+    pub(super) fn with(
+        bytes: u64,
+        plan: FaultPlan,
+        format: &FormatOptions,
+        options: OpenOptions,
+    ) -> Self {
+        let mut drive = Shared::new(bytes, 512, plan);
+        let now = Rc::new(RefCell::new(Nanos(0)));
+        Pool::format(&mut drive, format, &mut || tick(&now)).unwrap();
+        Self::open_with(drive, now, options)
+    }
+
     pub(super) fn open(drive: Shared, now: Rc<RefCell<Nanos>>) -> Self {
         Self::open_with(drive, now, OpenOptions::default())
     }

@@ -40,7 +40,7 @@ use engine::Engine;
 use operation::Job;
 use port::Port;
 
-pub use checksums::{ChecksumCounts, Mismatch};
+pub use checksums::{ChecksumCounts, Mismatch, ScrubOptions, ScrubReport, ScrubState};
 pub use find::Found;
 pub use open::{FormatOptions, OpenError, OpenOptions};
 pub use volume::Volume;
@@ -180,6 +180,8 @@ pub enum PoolEvent {
     /// Checksums that were known are not known any more: their page is damaged, or could not be read or written. The
     /// chunks are read without being compared until they are written again.
     ChecksumsLost,
+    /// A scrub has seen everything.
+    ScrubDone,
 }
 
 /// Why an operation did not happen.
@@ -408,6 +410,42 @@ impl<D: Device> Pool<D> {
     #[must_use]
     pub fn checksum_counts(&self) -> ChecksumCounts {
         self.engine.borrow().sums.counts
+    }
+
+    /// Begins to read everything that volumes have and to compare it with its checksums, beside what hosts do.
+    ///
+    /// # Errors
+    /// When a scrub has not ended yet, or the pool is being closed.
+    pub fn start_scrub(&mut self, options: ScrubOptions) -> Result<(), PoolError> {
+        self.engine.borrow_mut().start_scrub(options)
+    }
+
+    /// Has the scrub pause.
+    pub fn pause_scrub(&mut self) {
+        self.engine.borrow_mut().set_scrub_state(ScrubState::Paused);
+    }
+
+    /// Has a scrub that pauses go on.
+    pub fn resume_scrub(&mut self) {
+        let mut engine = self.engine.borrow_mut();
+        engine.set_scrub_state(ScrubState::Running);
+    }
+
+    /// Ends the scrub before it has seen everything.
+    pub fn stop_scrub(&mut self) {
+        let mut engine = self.engine.borrow_mut();
+        engine.set_scrub_state(ScrubState::Stopped);
+    }
+
+    /// How many bytes in a second it reads at most from now on.
+    pub fn set_scrub_rate(&mut self, bytes_per_second: Option<u64>) {
+        self.engine.borrow_mut().set_scrub_rate(bytes_per_second);
+    }
+
+    /// How far the last scrub is, or what it has found.
+    #[must_use]
+    pub fn scrub_report(&self) -> Option<ScrubReport> {
+        self.engine.borrow().scrub_report()
     }
 
     /// The pool's name among all.

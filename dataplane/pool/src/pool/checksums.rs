@@ -23,12 +23,14 @@ use crate::map::Slot;
 mod activity;
 mod cache;
 mod read;
+mod scrub;
 mod write;
 
 use cache::Cache;
 
 pub(super) use activity::Step;
 pub use read::Mismatch;
+pub use scrub::{ScrubOptions, ScrubReport, ScrubState};
 pub(super) use write::{Copied, Home};
 
 /// Who goes on when checksums are there, or when there is room for them.
@@ -39,6 +41,7 @@ pub(super) enum Waiting {
     Check(u32),
     /// The collector.
     Copy,
+    Scrub,
 }
 
 /// What has become of checksums since the pool was opened.
@@ -69,6 +72,7 @@ pub(super) struct Sums {
     /// Those who need a group for which there is no room.
     roomless: VecDeque<Waiting>,
     saving: Option<activity::Saving>,
+    scrub: Option<scrub::Scrub>,
     /// The slot of a chunk that is zero.
     zero: u32,
     pub(super) counts: ChecksumCounts,
@@ -88,6 +92,7 @@ impl Sums {
             claims: Slab::new(),
             roomless: VecDeque::new(),
             saving: None,
+            scrub: None,
             zero: slot_of_chunk(&[0; 4096]),
             counts: ChecksumCounts::default(),
             told: 0,
@@ -135,6 +140,7 @@ impl<D: Device> Engine<D> {
             Waiting::Piece(piece) => self.resume_piece(piece),
             Waiting::Check(check) => self.resume_check(check),
             Waiting::Copy => self.copy_graced(),
+            Waiting::Scrub => self.resume_scrub(),
         }
     }
 

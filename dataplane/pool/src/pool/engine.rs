@@ -312,9 +312,16 @@ impl<D: Device> Engine<D> {
         let has_collected = self.run_collector();
         let has_cleaned = self.run_cleaner();
         let has_saved = self.run_activity();
+        let has_scrubbed = self.run_scrub();
         let has_sealed = self.seal();
         let has_checkpointed = self.run_checkpoint();
-        has_operated || has_collected || has_cleaned || has_saved || has_sealed || has_checkpointed
+        has_operated
+            || has_collected
+            || has_cleaned
+            || has_saved
+            || has_scrubbed
+            || has_sealed
+            || has_checkpointed
     }
 
     /// Tells when a mark of use is reached, each once until the use is below it again.
@@ -430,7 +437,10 @@ impl<D: Device> Engine<D> {
         if self.has_more || self.journal.wants_seal() || !self.todo.is_empty() {
             return Some(Nanos::ZERO);
         }
-        self.drive.poll_timeout()
+        match (self.drive.poll_timeout(), self.scrub_timeout()) {
+            (Some(drive), Some(scrub)) => Some(drive.min(scrub)),
+            (drive, scrub) => drive.or(scrub),
+        }
     }
 
     /// Nothing is under way.

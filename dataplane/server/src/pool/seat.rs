@@ -103,7 +103,10 @@ impl PoolSeat {
             match event {
                 PoolEvent::Vanished => self.health = PoolHealth::DriveGone,
                 PoolEvent::JournalFailed(_) => self.health = PoolHealth::JournalFailed,
-                PoolEvent::Used(_) | PoolEvent::Mismatch(_) | PoolEvent::ChecksumsLost => {}
+                PoolEvent::Used(_)
+                | PoolEvent::Mismatch(_)
+                | PoolEvent::ChecksumsLost
+                | PoolEvent::ScrubDone => {}
             }
             // Volumes have nothing of their own that would have them looked at.
             service.look_at_devices();
@@ -145,6 +148,8 @@ fn tell(event: PoolEvent) {
         PoolEvent::ChecksumsLost => tracing::warn!(
             "checksums were lost: what they covered is read without a check until it is written"
         ),
+        // The pool has told what it found.
+        PoolEvent::ScrubDone => {}
         PoolEvent::Used(percent) => tracing::warn!(percent, "the pool is getting full"),
     }
 }

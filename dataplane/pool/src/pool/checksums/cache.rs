@@ -1,6 +1,10 @@
 //! Checksums in memory: of a bounded number of groups, each with what is known of its chunks and who changes them.
+//!
+//! Who has just come is on trial, first in, first out, with a share of the room; whoever is asked for again after others
+//! have come stays, and goes only when nobody has asked for it for a while. So a scan, which asks for each group many times
+//! but then never again, displaces nothing but itself. What left its trial too early is remembered for a while.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use uuid::Uuid;
 
@@ -9,6 +13,9 @@ use crate::format::pages::{PAGE_BYTES, SlotMap, seal_page, set_slot, slot};
 
 /// Set in a chunk's count of writers once there were two at a time: nobody knows which came last.
 const IS_MIXED: u16 = 1 << 15;
+
+/// The share of the room that those on trial have at least: one in so many.
+const TRIAL_SHARE: usize = 4;
 
 /// What a group's checksums in memory are to those on the drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +56,9 @@ pub(super) struct Entry {
     pub(super) watches: u32,
     /// Changed since they were last written.
     pub(super) is_touched: bool,
-    /// Looked at since the clock's hand was here.
+    /// Which it was, of all that came, as long as it is on trial.
+    trial: Option<u64>,
+    /// Asked for since the clock's hand was here.
     is_used: bool,
     /// Those who go on when the phase is another.
     pub(super) waiting: Vec<Waiting>,
@@ -65,6 +74,7 @@ impl Entry {
             writes: 0,
             watches: 0,
             is_touched: false,
+            trial: None,
             is_used: false,
             waiting: Vec::new(),
         }
@@ -78,6 +88,10 @@ impl Entry {
     /// Whether chunks that are there may be written.
     pub(super) const fn is_writable(&self) -> bool {
         matches!(self.phase, Phase::Active | Phase::Saving)
+    }
+
+    fn is_evictable(&self) -> bool {
+        self.phase == Phase::Clean && self.is_idle()
     }
 
     /// Whether nobody needs it to stay.
@@ -171,14 +185,22 @@ pub(super) struct Cache {
     pub(super) capacity: usize,
     slots: usize,
     hand: usize,
+    /// How many have come.
+    came: u64,
+    /// Those on trial in the order in which they came, with places that somebody else has now.
+    trials: VecDeque<(u32, u64)>,
+    on_trial: usize,
+    /// Groups that left while they were on trial, oldest first; as many as there is room for groups.
+    left: VecDeque<u32>,
+    left_set: HashSet<u32>,
     /// Entries that differ from what the drive says.
     pub(super) dirty: usize,
 }
 
 /// What one group takes in memory at most.
 const fn entry_bytes(map: &SlotMap) -> usize {
-    // Slots, writers, and the entry with its place in the table.
-    map.group_slots() as usize * 6 + size_of::<Entry>() + 64
+    // Slots, writers, the entry, and its places in the tables, which have room to spare.
+    map.group_slots() as usize * 6 + size_of::<Entry>() + 160
 }
 
 impl Cache {
@@ -190,6 +212,11 @@ impl Cache {
             capacity: (bytes_max / entry_bytes(map)).max(1),
             slots: map.group_slots() as usize,
             hand: 0,
+            came: 0,
+            trials: VecDeque::new(),
+            on_trial: 0,
+            left: VecDeque::new(),
+            left_set: HashSet::new(),
             dirty: 0,
         }
     }
@@ -206,12 +233,26 @@ impl Cache {
         self.entries.get_mut(at as usize)
     }
 
-    /// Looks at a group.
+    /// Asks for a group.
     pub(super) fn entry(&mut self, group: u32) -> Option<&mut Entry> {
         let at = self.find(group)?;
-        let entry = self.get_mut(at)?;
-        entry.is_used = true;
+        let others = self.came;
+        let share = u64::try_from(self.trial_share()).unwrap_or(1);
+        let entry = self.entries.get_mut(at as usize)?;
+        match entry.trial {
+            Some(came) if others - came > share => {
+                entry.trial = None;
+                entry.is_used = true;
+                self.on_trial -= 1;
+            }
+            Some(_) => {}
+            None => entry.is_used = true,
+        }
         Some(entry)
+    }
+
+    const fn trial_share(&self) -> usize {
+        self.capacity.div_ceil(TRIAL_SHARE)
     }
 
     pub(super) fn set_phase(&mut self, at: u32, phase: Phase) {
@@ -227,14 +268,36 @@ impl Cache {
     pub(super) fn insert(&mut self, group: u32, phase: Phase) -> Option<u32> {
         let at = self.room()?;
         self.places.insert(group, at);
+        self.came += 1;
+        let is_known = self.left_set.remove(&group);
+        let came = self.came;
         let entry = self.get_mut(at)?;
         entry.group = group;
         entry.phase = Phase::Clean;
         entry.slots.fill(0);
         entry.is_touched = false;
         entry.is_used = false;
+        entry.trial = None;
+        if !is_known {
+            entry.trial = Some(came);
+            self.trials.push_back((at, came));
+            self.on_trial += 1;
+            self.forget_trials();
+        }
         self.set_phase(at, phase);
         Some(at)
+    }
+
+    /// Drops the places of those that are not on trial any more, before there are too many.
+    fn forget_trials(&mut self) {
+        if self.trials.len() > 2 * self.capacity {
+            let entries = &self.entries;
+            let is_on_trial = |(at, came): &(u32, u64)| {
+                let entry = entries.get(*at as usize);
+                entry.is_some_and(|entry| entry.trial == Some(*came))
+            };
+            self.trials.retain(is_on_trial);
+        }
     }
 
     fn room(&mut self) -> Option<u32> {
@@ -246,18 +309,55 @@ impl Cache {
             self.entries.push(Entry::new(self.slots));
             return Some(at);
         }
-        // Twice around: the first time what was looked at is passed over.
+        let at = self.oldest_on_trial().or_else(|| self.longest_unused())?;
+        let entry = self.get_mut(at)?;
+        let (group, was_on_trial) = (entry.group, entry.trial.take().is_some());
+        self.places.remove(&group);
+        if was_on_trial {
+            self.on_trial -= 1;
+            self.remember(group);
+        }
+        Some(at)
+    }
+
+    fn remember(&mut self, group: u32) {
+        if self.left_set.insert(group) {
+            self.left.push_back(group);
+        }
+        while self.left.len() > self.capacity
+            && let Some(oldest) = self.left.pop_front()
+        {
+            self.left_set.remove(&oldest);
+        }
+    }
+
+    /// If those on trial have more than their share.
+    fn oldest_on_trial(&mut self) -> Option<u32> {
+        if self.on_trial <= self.trial_share() && self.on_trial < self.entries.len() {
+            return None;
+        }
+        for _ in 0..self.trials.len() {
+            let (at, came) = self.trials.pop_front()?;
+            let entry = self.entries.get(at as usize)?;
+            if entry.trial != Some(came) {
+                continue;
+            }
+            if entry.is_evictable() {
+                return Some(at);
+            }
+            self.trials.push_back((at, came));
+        }
+        None
+    }
+
+    fn longest_unused(&mut self) -> Option<u32> {
+        // Twice around: the first time what was asked for is passed over.
         for _ in 0..2 * self.entries.len() {
             let at = self.hand;
             self.hand = (at + 1) % self.entries.len();
             let entry = &mut self.entries[at];
-            if entry.phase != Phase::Clean || !entry.is_idle() {
-                continue;
-            }
-            if !std::mem::take(&mut entry.is_used) {
-                let at = u32::try_from(at).ok()?;
-                self.places.remove(&self.entries[at as usize].group);
-                return Some(at);
+            if entry.is_evictable() && !std::mem::take(&mut entry.is_used) {
+                return u32::try_from(at).ok();
             }
         }
         None
@@ -266,9 +366,11 @@ impl Cache {
     /// Forgets a group.
     pub(super) fn remove(&mut self, at: u32) {
         self.set_phase(at, Phase::Clean);
-        if let Some(entry) = self.entries.get(at as usize)
-            && self.places.remove(&entry.group).is_some()
-        {
+        let Some(entry) = self.entries.get_mut(at as usize) else {
+            return;
+        };
+        if self.places.remove(&entry.group).is_some() {
+            self.on_trial -= usize::from(entry.trial.take().is_some());
             self.free.push(at);
         }
     }
@@ -284,11 +386,113 @@ impl Cache {
                 continue;
             }
             let index = u32::try_from(at).ok()?;
-            if !std::mem::take(&mut entry.is_used) {
+            if entry.trial.is_some() || !std::mem::take(&mut entry.is_used) {
                 return Some(index);
             }
             fallback = fallback.or(Some(index));
         }
         fallback
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUPS: usize = 16;
+
+    fn cache() -> Cache {
+        let map = SlotMap::new(1 << 20, 3000);
+        Cache::new(&map, GROUPS * entry_bytes(&map))
+    }
+
+    /// Asks for a group as a read does. Whether it was there.
+    fn ask(cache: &mut Cache, group: u32) -> bool {
+        if cache.entry(group).is_some() {
+            return true;
+        }
+        cache.insert(group, Phase::Clean).unwrap();
+        false
+    }
+
+    #[test]
+    fn a_scan_does_not_displace_what_is_used_again_and_again() {
+        let mut cache = cache();
+        assert_eq!(cache.capacity, GROUPS);
+        for _ in 0..3 {
+            for group in 0..10 {
+                ask(&mut cache, group);
+            }
+        }
+        let mut misses = 0;
+        for group in 100..900 {
+            for _ in 0..50 {
+                ask(&mut cache, group);
+            }
+            misses += usize::from(!ask(&mut cache, group % 10));
+        }
+        // Those that were still on trial when the scan began.
+        assert!(misses <= 4, "{misses}");
+        assert!(cache.entries.len() <= GROUPS && cache.left.len() <= GROUPS);
+        assert!(cache.trials.len() <= 2 * GROUPS);
+    }
+
+    #[test]
+    fn what_is_used_no_more_makes_room() {
+        let mut cache = cache();
+        for first in [0, 100, 200] {
+            for _ in 0..20 {
+                for group in first..first + 12 {
+                    ask(&mut cache, group);
+                }
+            }
+            assert!((first..first + 12).all(|group| ask(&mut cache, group)));
+        }
+    }
+
+    #[test]
+    fn a_group_that_somebody_needs_stays() {
+        let mut cache = cache();
+        let dirty = cache.insert(1000, Phase::Active).unwrap();
+        let written = cache.insert(1001, Phase::Clean).unwrap();
+        cache.get_mut(written).unwrap().writes = 1;
+        for group in 0..500 {
+            ask(&mut cache, group);
+        }
+        assert_eq!(cache.find(1000), Some(dirty));
+        assert_eq!(cache.find(1001), Some(written));
+        assert_eq!((cache.dirty, cache.idle_dirty()), (1, Some(dirty)));
+        cache.remove(dirty);
+        assert_eq!((cache.dirty, cache.find(1000)), (0, None));
+        for group in 0..16 {
+            if let Some(at) = cache
+                .find(group)
+                .or_else(|| cache.insert(group, Phase::Clean))
+            {
+                cache.set_phase(at, Phase::Active);
+            }
+        }
+        assert_eq!(cache.insert(2000, Phase::Clean), None);
+    }
+
+    #[test]
+    fn two_writes_of_a_chunk_at_a_time_leave_it_unknown() {
+        let mut entry = Entry::new(4);
+        entry.set(0, 7);
+        entry.begin(0);
+        assert_eq!(entry.known(0), Known::Busy);
+        entry.end(0, None);
+        assert_eq!(entry.known(0), Known::Slot(7), "nothing was changed");
+        entry.begin(0);
+        entry.begin(0);
+        entry.end(0, Some(8));
+        assert_eq!(entry.known(0), Known::Busy);
+        entry.begin(0);
+        entry.end(0, Some(9));
+        entry.end(0, Some(10));
+        assert_eq!(entry.known(0), Known::Nothing);
+        entry.begin(0);
+        entry.end(0, Some(11));
+        assert_eq!(entry.known(0), Known::Slot(11));
     }
 }

@@ -11,6 +11,7 @@ use bowline_nvme::Nanos;
 use super::Waiting;
 use super::activity::Need;
 use super::cache::Known;
+use super::scrub::Seen;
 use super::write::{is_aligned, slot_of_part};
 use crate::format::record::Checksums;
 use crate::pool::PoolEvent;
@@ -44,7 +45,7 @@ pub struct Mismatch {
 
 /// Whose read it is.
 #[derive(Clone, Copy, Debug)]
-enum Origin {
+pub(super) enum Origin {
     /// A handle's, from a logical block on.
     Direct {
         port: u32,
@@ -52,6 +53,10 @@ enum Origin {
         lba: u64,
     },
     Piece(u32),
+    /// The scrub's. `is_plain`: there is nothing to compare it with.
+    Scrub {
+        is_plain: bool,
+    },
 }
 
 /// A read of whole chunks that are to be compared.
@@ -81,8 +86,10 @@ impl Check {
 
 /// What comparing has shown.
 enum Verdict {
-    /// Nothing is wrong. `is_known`: and everything was compared.
-    Right { is_known: bool },
+    /// Nothing is wrong, with so many chunks compared and so many not.
+    Right { verified: u64, unverified: u64 },
+    /// There was nothing to compare it with.
+    Plain,
     /// It is being written.
     Busy,
     Differs {
@@ -90,6 +97,15 @@ enum Verdict {
         expected: u32,
         found: u32,
     },
+}
+
+impl Verdict {
+    const fn unknown(chunks: &Range<u32>) -> Self {
+        Self::Right {
+            verified: 0,
+            unverified: (chunks.end - chunks.start) as u64,
+        }
+    }
 }
 
 impl<D: Device> Engine<D> {
@@ -202,11 +218,24 @@ impl<D: Device> Engine<D> {
         access: Access,
         start: u32,
     ) {
+        let is_watched = self.pieces.get(index).is_some_and(|it| it.doubts > 0);
+        self.set_stage(index, stage);
+        self.compare_later(Origin::Piece(index), physical, access, start, is_watched);
+    }
+
+    /// Reads whole chunks and has them compared. To be watched, their group is in the cache.
+    pub(super) fn compare_later(
+        &mut self,
+        origin: Origin,
+        physical: u32,
+        access: Access,
+        start: u32,
+        is_watched: bool,
+    ) {
         let len = u32::try_from(access.len).unwrap_or(0);
         let chunks = self.shape.chunks(start, len);
-        let doubts = self.pieces.get(index).map_or(0, |piece| piece.doubts);
         let group = self.sums.map.group_of(physical);
-        let watch = self.sums.cache.find(group).filter(|_| doubts > 0);
+        let watch = self.sums.cache.find(group).filter(|_| is_watched);
         let map = self.sums.map;
         let mut is_disturbed = false;
         if let Some(entry) = watch.and_then(|at| self.sums.cache.get_mut(at)) {
@@ -214,18 +243,20 @@ impl<D: Device> Engine<D> {
             is_disturbed = chunks.clone().any(|chunk| {
                 entry.known(map.slot_in_group(physical, chunk) as usize) == Known::Busy
             });
-        } else if self.sums.cache.entry(group).is_none() {
+        } else if !matches!(origin, Origin::Scrub { is_plain: true })
+            && !self.is_unknown(physical)
+            && self.sums.cache.find(group).is_none()
+        {
             let _ = self.bring(group);
         }
         let check = self.sums.checks.insert(Check {
-            origin: Origin::Piece(index),
+            origin,
             physical,
             chunks,
             watch,
             is_disturbed,
             data: Segments::new(),
         });
-        self.set_stage(index, stage);
         self.drive.submit_check(access, check);
     }
 
@@ -261,9 +292,16 @@ impl<D: Device> Engine<D> {
             check.watch.is_some() && !check.is_disturbed,
             check.chunks.clone(),
         );
+        if matches!(origin, Origin::Scrub { is_plain: true }) {
+            return self.end_check(index, data, Ok(Verdict::Plain));
+        }
         if self.is_unknown(physical) {
-            self.sums.counts.unverified += u64::from(chunks.end - chunks.start);
-            return self.end_check(index, data, Ok(false));
+            let unverified = u64::from(chunks.end - chunks.start);
+            let verdict = Verdict::Right {
+                verified: 0,
+                unverified,
+            };
+            return self.end_check(index, data, Ok(verdict));
         }
         let group = self.sums.map.group_of(physical);
         if check.watch.is_none() && !self.need(group, Need::Slots, Waiting::Check(index)) {
@@ -273,14 +311,21 @@ impl<D: Device> Engine<D> {
             return;
         }
         match self.compare_chunks(physical, chunks, &data) {
-            Verdict::Right { is_known } => self.end_check(index, data, Ok(is_known)),
+            verdict @ (Verdict::Right { .. } | Verdict::Plain) => {
+                self.end_check(index, data, Ok(verdict));
+            }
             Verdict::Differs {
                 chunk,
                 expected,
                 found,
             } if is_certain => {
                 self.tell_mismatch(origin, (physical, chunk), (expected, found));
-                self.end_check(index, data, Err(IoError::MediaRead));
+                let verdict = Verdict::Differs {
+                    chunk,
+                    expected,
+                    found,
+                };
+                self.end_check(index, data, Ok(verdict));
             }
             Verdict::Busy | Verdict::Differs { .. } => self.doubt(index, data),
         }
@@ -289,7 +334,10 @@ impl<D: Device> Engine<D> {
     fn compare_chunks(&mut self, physical: u32, chunks: Range<u32>, data: &Segments) -> Verdict {
         let map = self.sums.map;
         let Some(entry) = self.sums.cache.entry(map.group_of(physical)) else {
-            return Verdict::Right { is_known: false };
+            return Verdict::Right {
+                verified: 0,
+                unverified: u64::from(chunks.end - chunks.start),
+            };
         };
         let (mut verified, mut unverified) = (0, 0);
         for (at, chunk) in (0..).step_by(CHUNK_BYTES as usize).zip(chunks) {
@@ -309,10 +357,9 @@ impl<D: Device> Engine<D> {
                 }
             }
         }
-        self.sums.counts.verified += verified;
-        self.sums.counts.unverified += unverified;
         Verdict::Right {
-            is_known: unverified == 0,
+            verified,
+            unverified,
         }
     }
 
@@ -347,19 +394,55 @@ impl<D: Device> Engine<D> {
                 };
                 it.doubts += 1;
                 if it.doubts > TRIES_MAX {
-                    return self.end_check(index, data, Ok(false));
+                    return self.end_check(index, data, Ok(Verdict::unknown(&check.chunks)));
                 }
                 self.sums.checks.remove(index);
                 drop(data);
                 self.resume_piece(piece);
             }
+            Origin::Scrub { .. } => {
+                if self.scrub_doubts() > TRIES_MAX {
+                    let verdict = Verdict::unknown(&check.chunks);
+                    return self.end_check(index, data, Ok(verdict));
+                }
+                self.sums.checks.remove(index);
+                self.scrub_seen(Seen::Doubtful);
+            }
         }
     }
 
-    /// `Ok(true)`: everything is as it was written; `Ok(false)`: nothing is known to be wrong.
-    fn end_check(&mut self, index: u32, data: Segments, result: Result<bool, IoError>) {
+    /// It is certain what was read, or it could not be read.
+    fn end_check(&mut self, index: u32, data: Segments, result: Result<Verdict, IoError>) {
         let Some(check) = self.sums.checks.remove(index) else {
             return;
+        };
+        if let Origin::Scrub { .. } = check.origin {
+            return self.scrub_seen(match result {
+                Ok(Verdict::Right {
+                    verified,
+                    unverified,
+                }) => Seen::Right {
+                    verified,
+                    unverified,
+                },
+                Ok(Verdict::Plain) => Seen::Plain,
+                Ok(Verdict::Busy) => Seen::Doubtful,
+                Ok(Verdict::Differs { .. }) => Seen::Mismatch,
+                Err(_) => Seen::Unreadable,
+            });
+        }
+        let result = match result {
+            Ok(Verdict::Right {
+                verified,
+                unverified,
+            }) => {
+                self.sums.counts.verified += verified;
+                self.sums.counts.unverified += unverified;
+                Ok(unverified == 0)
+            }
+            Ok(Verdict::Plain | Verdict::Busy) => Ok(false),
+            Ok(Verdict::Differs { .. }) => Err(IoError::MediaRead),
+            Err(error) => Err(error),
         };
         match check.origin {
             Origin::Direct { port, token, .. } => {
@@ -374,6 +457,7 @@ impl<D: Device> Engine<D> {
                 );
             }
             Origin::Piece(piece) => self.piece_checked(piece, data, result),
+            Origin::Scrub { .. } => {}
         }
     }
 
@@ -431,22 +515,30 @@ impl<D: Device> Engine<D> {
         (expected, found): (u32, u32),
     ) {
         self.sums.counts.mismatches += 1;
-        let Origin::Piece(piece) = origin else {
+        let mut port = None;
+        let key = match origin {
+            Origin::Piece(piece) => self.pieces.get(piece).map(|piece| {
+                port = self.requests.get(piece.request).map(|it| it.port);
+                (piece.key.0.number(), piece.key.1)
+            }),
+            // The volume that wrote it.
+            _ => self
+                .state
+                .owner(physical)
+                .map(|(volume, at, _)| (volume, at)),
+        };
+        let Some((number, logical)) = key else {
             return;
         };
-        let Some(piece) = self.pieces.get(piece) else {
-            return;
-        };
-        let (key, port) = (
-            piece.key,
-            self.requests.get(piece.request).map(|it| it.port),
-        );
-        let start = u64::from(key.1) * u64::from(self.shape.extent_bytes())
+        let start = u64::from(logical) * u64::from(self.shape.extent_bytes())
             + u64::from(chunk) * u64::from(CHUNK_BYTES);
-        let volume = self.state.volume(key.0);
+        let volume = self
+            .state
+            .slot(number)
+            .and_then(|slot| self.state.volume(slot));
         let block_bytes = volume.map_or(CHUNK_BYTES, |volume| volume.block_bytes);
         let mismatch = Mismatch {
-            volume: key.0.number(),
+            volume: number,
             lba: start / u64::from(block_bytes),
             offset: self.shape.place(physical, chunk * CHUNK_BYTES),
             expected,
@@ -455,7 +547,6 @@ impl<D: Device> Engine<D> {
         if !self.may_tell() {
             return;
         }
-        tracing::error!(?mismatch, pool = %self.superblock.uuid, "data is not what was written");
         self.tell_event(PoolEvent::Mismatch(mismatch));
         if let Some(port) = port.and_then(|port| self.ports.get_mut(port)) {
             port.tell(DeviceEvent::MediaWarning);

@@ -5,7 +5,7 @@ use bowline_block::{Completions, Device, FaultPlan, Io, IoError, Op, Segments};
 use super::world::{BLOCK, Shared, World, io, plan, spec};
 use crate::format::record::Checksums;
 use crate::map::Reader;
-use crate::{PoolEvent, Volume, VolumeSpec};
+use crate::{PoolEvent, ScrubOptions, ScrubReport, ScrubState, Volume, VolumeSpec};
 
 const CHUNK: usize = 4096 / BLOCK;
 
@@ -162,5 +162,101 @@ fn scrub_only_volumes_are_read_without_being_compared() {
     assert_eq!(
         world.pool.checksum_counts(),
         crate::ChecksumCounts::default()
+    );
+}
+
+/// Runs a scrub to its end.
+fn scrub(world: &mut World, options: ScrubOptions) -> ScrubReport {
+    world.pool.start_scrub(options).unwrap();
+    for _ in 0..1_000_000 {
+        world.poll();
+        let report = world.pool.scrub_report().unwrap();
+        if report.state == ScrubState::Done {
+            assert_eq!(report.position, report.total);
+            return report;
+        }
+    }
+    panic!("the scrub does not end");
+}
+
+#[test]
+fn a_scrub_finds_damage_wherever_there_are_checksums() {
+    let mut world = World::new(6 << 20, plan(5));
+    let modes = [Checksums::Verify, Checksums::Scrub, Checksums::Off];
+    let numbers = modes.map(|checksums| {
+        let (number, mut it) = volume(&mut world, checksums, 1 << 20);
+        world.write(&mut it, 0, &values(1, 64)).unwrap();
+        number
+    });
+    let report = scrub(&mut world, ScrubOptions::default());
+    assert_eq!((report.verified, report.unverified), (16, 0));
+    assert_eq!((report.mismatches, report.plain), (0, 0));
+    for number in numbers {
+        let offset = world.place(number, 20);
+        world.flip(offset);
+    }
+    let everything = ScrubOptions {
+        is_everything: true,
+        ..ScrubOptions::default()
+    };
+    let report = scrub(&mut world, everything);
+    assert_eq!((report.verified, report.mismatches), (14, 2));
+    assert_eq!((report.plain, report.read_errors), (8, 0));
+    let mut told = Vec::new();
+    while let Some(event) = world.pool.poll_event() {
+        if let PoolEvent::Mismatch(mismatch) = event {
+            told.push((mismatch.volume, mismatch.lba));
+        }
+    }
+    assert_eq!(told, [(numbers[0], 16), (numbers[1], 16)]);
+    // After a crash nothing is known, and nothing is blessed.
+    let mut world = world.crash();
+    for _ in 0..2 {
+        let report = scrub(&mut world, everything);
+        assert_eq!((report.verified, report.unverified), (0, 16));
+    }
+}
+
+#[test]
+fn a_scrub_keeps_its_rate_pauses_and_stops() {
+    let mut world = World::new(6 << 20, FaultPlan::default());
+    let (_, mut it) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut it, 0, &values(1, 1024)).unwrap();
+    let slow = ScrubOptions {
+        bytes_per_second: Some(1 << 20),
+        ..ScrubOptions::default()
+    };
+    let seconds = |world: &World| world.now.borrow().0 / 100_000_000;
+    let before = seconds(&world);
+    world.pool.start_scrub(slow).unwrap();
+    let report = |world: &World| world.pool.scrub_report().unwrap();
+    assert!(world.pool.start_scrub(slow).is_err(), "one at a time");
+    // Half a MiB takes half a second, whose end is known beforehand.
+    while report(&world).state == ScrubState::Running {
+        world.poll();
+        if let Some(at) = world.pool.poll_timeout() {
+            let mut now = world.now.borrow_mut();
+            now.0 = now.0.max(at.0);
+        }
+    }
+    assert!((4..=5).contains(&(seconds(&world) - before)));
+    world.pool.start_scrub(slow).unwrap();
+    world.poll();
+    world.pool.pause_scrub();
+    world.settle();
+    let paused = report(&world);
+    assert_eq!(paused.state, ScrubState::Paused);
+    assert_eq!(world.pool.poll_timeout(), None);
+    world.pool.set_scrub_rate(None);
+    world.pool.resume_scrub();
+    world.poll();
+    assert!(report(&world).verified > paused.verified);
+    world.pool.stop_scrub();
+    world.settle();
+    let stopped = report(&world);
+    world.poll();
+    assert_eq!(
+        (stopped.state, report(&world)),
+        (ScrubState::Stopped, stopped)
     );
 }

@@ -22,7 +22,6 @@ use super::shape::Shape;
 use super::slab::Slab;
 use super::work::{Barrier, Works};
 use super::{PoolEvent, Provisioning, SnapshotInfo, Usage, VolumeInfo};
-use crate::format::record::Checksums;
 use crate::format::superblock::Superblock;
 use crate::map::{HeadEntry, Reader, Run, Snapshot, State, Volume};
 
@@ -223,28 +222,14 @@ impl<D: Device> Engine<D> {
         self.drive.submit_direct(access, at, io.token);
     }
 
-    /// In place, the drive does it. Elsewhere nobody could compare and write as one.
+    /// Compares and writes as one, which is possible within an extent.
     fn compare(&mut self, at: u32, io: Io, range: bowline_block::ByteRange) {
-        let (logical, start) = self.shape.split(range.offset);
+        let (_, start) = self.shape.split(range.offset);
         let len = self.shape.within(start, range.len);
-        let port = self.ports.get(at);
-        let slot = port
-            .filter(|port| port.checksums == Checksums::Off)
-            .map(Port::slot);
-        let place = slot
-            .filter(|_| u64::from(len) == range.len)
-            .and_then(|slot| self.place_of((slot, logical), self.shape.chunks(start, len)));
-        let Some(physical) = place else {
+        if u64::from(len) != range.len {
             return self.complete(at, io.complete(Err(IoError::Unsupported)));
-        };
-        let access = Access {
-            op: Op::CompareAndWrite,
-            offset: self.shape.place(physical, start),
-            len: range.len,
-            fua: self.drive.is_volatile(),
-            data: io.data,
-        };
-        self.drive.submit_direct(access, at, io.token);
+        }
+        self.begin(at, io, range);
     }
 
     /// Drives everything.

@@ -23,6 +23,9 @@ pub(super) enum Kind {
     Write,
     /// Zeroes, and what is no longer needed: it reads as zeroes too.
     Zero,
+    /// Written if it holds what is expected. In place the drive does both; elsewhere it is alone with its chunk, which is
+    /// read, compared and written to its new place.
+    Compare,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +151,7 @@ impl<D: Device> Engine<D> {
         match task.kind {
             Kind::Write => self.start_write(index, &task),
             Kind::Zero => self.start_zero(index, &task),
+            Kind::Compare => self.start_compare(index, &task),
             Kind::Read => self.read_piece(index),
         }
     }
@@ -159,6 +163,13 @@ impl<D: Device> Engine<D> {
         if let Some(work) = self.enter(index, task) {
             self.write_elsewhere(index, task, work);
         }
+    }
+
+    fn start_compare(&mut self, index: u32, task: &Task) {
+        if task.chunks.len() > 1 && self.place_of(task.key, task.chunks.clone()).is_none() {
+            return self.end_piece(index, Err(IoError::Unsupported));
+        }
+        self.start_write(index, task);
     }
 
     fn start_zero(&mut self, index: u32, task: &Task) {
@@ -240,7 +251,13 @@ impl<D: Device> Engine<D> {
         let Some((fresh, target)) = self.works.get(work).map(|it| (it.fresh, it.target)) else {
             return;
         };
+        let is_compare = task.kind == Kind::Compare;
         if let (Fresh::Pending | Fresh::Durable, Some(physical)) = (fresh, target) {
+            if is_compare {
+                // What is there will be known when the extent is mapped.
+                self.leave_work(index);
+                return self.todo.push_back(Todo::Piece(index));
+            }
             return self.write_at(index, physical, Stage::Fresh);
         }
         if let Some(physical) = self.own(task.key).physical().or(target) {
@@ -250,7 +267,8 @@ impl<D: Device> Engine<D> {
             return self.wait_or_fail(index, task.key);
         }
         let all = 0..self.shape.chunk_count();
-        let is_zero = self.is_zero(task.key, all);
+        // A comparison must not be joined by writes to an extent that is being mapped.
+        let is_zero = !is_compare && self.is_zero(task.key, all);
         if is_zero && self.wants_reserve() {
             // Clean extents there are, but a crash must not find them believed clean once they are written to.
             return self.wait_for_space(index);
@@ -297,7 +315,7 @@ impl<D: Device> Engine<D> {
     /// Writes to chunks of `physical` that no version shows. Stable before the record says that they are there: what else
     /// was in them must never be read.
     fn write_part(&mut self, index: u32, task: &Task, physical: u32) {
-        if !task.is_within_chunk {
+        if !task.is_within_chunk && task.kind != Kind::Compare {
             return self.write_at(index, physical, Stage::Data);
         }
         let composed = self.pieces.get_mut(index).and_then(|it| it.composed.take());
@@ -361,9 +379,13 @@ impl<D: Device> Engine<D> {
         let len = usize::try_from(piece.len).unwrap_or(0);
         let chunk_start = piece.start - piece.start % CHUNK_BYTES;
         let data = self.payload(piece);
+        let expected = (piece.kind == Kind::Compare).then(|| self.compared(piece).slice(0..len));
         let Some(place) = buf.as_mut().and_then(|bytes| bytes.get_mut(at..at + len)) else {
             return self.end_piece(index, Err(IoError::Internal));
         };
+        if expected.is_some_and(|expected| !is_same(place, &expected)) {
+            return self.end_piece(index, Err(IoError::CompareMismatch));
+        }
         if data.is_empty() {
             place.fill(0);
         } else {
@@ -401,10 +423,14 @@ impl<D: Device> Engine<D> {
         let op = match piece.kind {
             Kind::Zero => Op::WriteZeroes { deallocate: false },
             Kind::Read | Kind::Write => Op::Write,
+            Kind::Compare => Op::CompareAndWrite,
         };
         let fua = stage == Stage::Data || self.wants_fua(piece);
         let fua = fua && self.drive.is_volatile();
-        let data = self.payload(piece);
+        let mut data = self.payload(piece);
+        if piece.kind == Kind::Compare {
+            data = self.compared(piece);
+        }
         let access = self
             .shape
             .access(op, physical, piece.start, piece.len, fua, data);
@@ -438,7 +464,14 @@ impl<D: Device> Engine<D> {
             return;
         };
         let (stage, request, payload) = (piece.stage, piece.request, piece.payload);
-        let Completion { result, data, .. } = completion;
+        let Completion {
+            result, mut data, ..
+        } = completion;
+        if stage == Stage::InPlace && piece.kind == Kind::Compare {
+            // The second half is what was written.
+            let len = data.len_bytes();
+            data = data.slice(len / 2..len);
+        }
         if let Some(claim) = piece.claim.take() {
             self.settle(claim, result, &data);
         }
@@ -514,14 +547,21 @@ impl<D: Device> Engine<D> {
 
     /// The piece is tried again when there is more room. Meanwhile it holds nothing that whoever makes room may need.
     fn wait_for_space(&mut self, index: u32) {
-        self.set_stage(index, Stage::Waiting);
-        if let Some(piece) = self.pieces.get_mut(index)
-            && let Some(work) = piece.work.take()
-        {
+        self.leave_work(index);
+        self.homeless.push_back(index);
+    }
+
+    /// The piece gives its chunks back, to begin again later.
+    fn leave_work(&mut self, index: u32) {
+        let Some(piece) = self.pieces.get_mut(index) else {
+            return;
+        };
+        piece.stage = Stage::Waiting;
+        piece.composed = None;
+        if let Some(work) = piece.work.take() {
             let volume = piece.key.0.number();
             self.leave(work, index, volume);
         }
-        self.homeless.push_back(index);
     }
 
     /// Tries again what waited for room.
@@ -534,4 +574,15 @@ impl<D: Device> Engine<D> {
             self.todo.push_back(Todo::Request(request));
         }
     }
+}
+
+/// Whether bytes are those of the segments.
+fn is_same(bytes: &[u8], segments: &Segments) -> bool {
+    let mut rest = bytes;
+    let is_same = segments.iter().all(|segment| {
+        let (same, left) = rest.split_at(segment.len().min(rest.len()));
+        rest = left;
+        *same == **segment
+    });
+    is_same && rest.is_empty()
 }

@@ -153,15 +153,14 @@ impl<D: Device> Engine<D> {
         };
         let kind = match request.io.op {
             Op::Write => Kind::Write,
+            Op::CompareAndWrite => Kind::Compare,
             _ => Kind::Zero,
         };
         let slot = port.slot();
         let (logical, start) = self.shape.split(request.cursor);
         let mut len = self.shape.within(start, request.end - request.cursor);
-        if self
-            .place_of((slot, logical), self.shape.chunks(start, len))
-            .is_none()
-        {
+        let chunks = self.shape.chunks(start, len);
+        if kind != Kind::Compare && self.place_of((slot, logical), chunks).is_none() {
             len = until_edge(start, len);
         }
         let piece = self.new_piece(index, kind, (slot, logical), start, len);
@@ -200,8 +199,17 @@ impl<D: Device> Engine<D> {
                 let end = piece.payload.saturating_add(len);
                 request.io.data.slice(piece.payload..end)
             }
+            // What it is compared with comes first.
+            Some(request) if piece.kind == Kind::Compare => request.io.data.slice(len..2 * len),
             _ => Segments::new(),
         }
+    }
+
+    /// What a piece is to find where it writes, and then what it writes.
+    pub(super) fn compared(&self, piece: &Piece) -> Segments {
+        let len = usize::try_from(piece.len).unwrap_or(0);
+        let request = self.requests.get(piece.request);
+        request.map_or_else(Segments::new, |request| request.io.data.slice(0..2 * len))
     }
 
     /// Copies what a piece has read to where it was asked for.

@@ -1,5 +1,6 @@
 mod checksums;
 mod checksums_model;
+mod compare;
 mod crash;
 mod deletion;
 mod sizes;

@@ -125,7 +125,7 @@ impl<D: Device> Engine<D> {
         let chunks = match task.kind {
             // Zeroes may take the whole extent away, so they are alone with it.
             Kind::Zero => 0..self.shape.chunk_count(),
-            Kind::Read | Kind::Write => task.chunks.clone(),
+            Kind::Read | Kind::Write | Kind::Compare => task.chunks.clone(),
         };
         let work = self.works.get_mut(at)?;
         let overlaps = |held: &Range<u32>| held.start < chunks.end && chunks.start < held.end;
@@ -133,7 +133,8 @@ impl<D: Device> Engine<D> {
         // Writes to an extent that is zero and being mapped as a whole need not wait for one another: nothing of a
         // chunk has to be filled up.
         let joins = work.fresh == Fresh::Pending && task.kind == Kind::Write;
-        if !work.waiting.is_empty() || is_held && !joins {
+        let is_unknown = work.fresh == Fresh::Pending && task.kind == Kind::Compare;
+        if !work.waiting.is_empty() || is_held && !joins || is_unknown {
             work.waiting.push_back(index);
             return None;
         }
@@ -174,6 +175,7 @@ impl<D: Device> Engine<D> {
         let Some(work) = self.works.remove(at) else {
             return;
         };
+        self.todo.extend(work.waiting.into_iter().map(Todo::Piece));
         // All that was to be written to it has failed, and so no record names it. After a record that failed it is not
         // known whether it is on the drive: then nothing is allocated any more either.
         if let Some(target) = work.target

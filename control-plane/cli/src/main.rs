@@ -18,7 +18,8 @@ use crate::dev::DevFlags;
 use crate::error::CliError;
 use crate::manage::{
     AnaCommand, ConnectionCommand, ControllerCommand, HostCommand, NamespaceCommand,
-    ReferralCommand, ReservationCommand, StatisticsCommand, SubsystemCommand, VolumeCommand,
+    ReferralCommand, ReservationCommand, SnapshotCommand, StatisticsCommand, SubsystemCommand,
+    VolumeCommand,
 };
 use crate::pool::PoolCommand;
 
@@ -45,6 +46,7 @@ enum Command {
     Dataplane(Box<DataplaneFlags>),
     Dev(DevFlags),
     Volume(VolumeCommand),
+    Snapshot(SnapshotCommand),
     Pool(PoolCommand),
     Subsystem(SubsystemCommand),
     Namespace(NamespaceCommand),
@@ -80,6 +82,7 @@ fn run(command: Command, matches: &ArgMatches) -> Result<(), CliError> {
         }
         Command::Dev(flags) => dev::run(flags),
         Command::Volume(command) => manage::block_on(command.run()),
+        Command::Snapshot(command) => manage::block_on(command.run()),
         Command::Subsystem(command) => manage::block_on(command.run()),
         Command::Namespace(command) => manage::block_on(command.run()),
         Command::Reservation(command) => manage::block_on(command.run()),

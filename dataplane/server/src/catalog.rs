@@ -11,13 +11,14 @@ use bowline_nvmf::target::{AnaConfig, DiscoveryKind, DiscoveryRecord, Hosts, Sub
 use uuid::Uuid;
 
 use crate::config::BackingConfig;
+use crate::identity;
 use crate::listen::Portal;
-use crate::names::ANY_HOST;
+use crate::names::{self, ANY_HOST};
 use crate::pool::AllowedHosts;
 
 mod volumes;
 
-pub(crate) use volumes::{Volume, Volumes};
+pub(crate) use volumes::{Volume, Volumes, called};
 
 /// Who asked for a resource, and so whether it comes back after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +82,8 @@ pub(crate) struct Subsystem {
     /// The highest namespace identifier that was given up.
     pub(crate) given_up_nsid: u32,
     pub(crate) origin: Origin,
-    /// The volume that it exports.
-    pub(crate) volume: Option<Uuid>,
+    /// What of the pool it exports.
+    pub(crate) part: Option<Part>,
     pub(crate) created: SystemTime,
 }
 
@@ -155,7 +156,24 @@ impl Access {
 #[derive(Debug, Clone)]
 pub(crate) enum Held {
     Backing(BackingConfig),
+    Pool(Part),
+}
+
+/// A part of the pool that is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
     Volume(Uuid),
+    Snapshot { volume: Uuid, snapshot: Uuid },
+}
+
+impl Part {
+    /// Its resource name.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Volume(volume) => names::volume(volume),
+            Self::Snapshot { volume, snapshot } => names::snapshot(volume, snapshot),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -184,7 +202,7 @@ impl Subsystem {
             namespaces: BTreeMap::new(),
             given_up_nsid: 0,
             origin,
-            volume: None,
+            part: None,
             created: SystemTime::now(),
         }
     }
@@ -200,10 +218,22 @@ impl Subsystem {
 }
 
 impl Catalog {
-    /// Subsystems that export volumes.
+    /// NQNs of the subsystems that export a volume and its snapshots.
+    pub(crate) fn exports_of(&self, uuid: Uuid) -> Vec<String> {
+        let Some(volume) = self.volumes.get(uuid) else {
+            return Vec::new();
+        };
+        let snapshots = volume.info.snapshots.iter();
+        let snapshots = snapshots.map(|it| identity::snapshot_nqn(it.uuid));
+        let all = [volume.nqn.clone()].into_iter().chain(snapshots);
+        all.filter(|nqn| self.subsystems.contains_key(nqn))
+            .collect()
+    }
+
+    /// Subsystems that export parts of the pool.
     pub(crate) fn exported(&self) -> usize {
-        let volumes = self.volumes.iter();
-        volumes.filter(|(_, it)| it.not_served.is_none()).count()
+        let subsystems = self.subsystems.values();
+        subsystems.filter(|it| it.part.is_some()).count()
     }
 
     /// The reactor with the fewest subsystems, the first of several.
@@ -234,7 +264,7 @@ impl Catalog {
             .find(|(_, _, namespace)| match &namespace.held {
                 Held::Backing(BackingConfig::Path { path: other, .. }) => other == path,
                 Held::Backing(BackingConfig::Memory { .. } | BackingConfig::Spdk(_))
-                | Held::Volume(_) => false,
+                | Held::Pool(_) => false,
             })
             .map(|(nqn, nsid, _)| (nqn, nsid))
     }

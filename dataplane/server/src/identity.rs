@@ -69,6 +69,11 @@ pub(crate) fn volume_nqn(volume: Uuid) -> String {
     format!("{NQN_PREFIX}:volume:{volume}")
 }
 
+/// The NQN of the subsystem that exports a snapshot.
+pub(crate) fn snapshot_nqn(snapshot: Uuid) -> String {
+    format!("{NQN_PREFIX}:snapshot:{snapshot}")
+}
+
 /// The default NQN of a data plane's own discovery subsystem: what tells two of a node apart is
 /// where they listen.
 pub(crate) fn default_discovery_nqn(node: &str, bound: Option<SocketAddr>) -> String {

@@ -8,6 +8,7 @@
 //!      │       ▲                        one of them owns the pool, if there is one
 //!      │       │ closures through bounded mailboxes
 //!      ├── management: service ── manage ── catalog      gRPC, one change at a time
+//!      │               │   volumes                        what the pool is asked, in steps
 //!      │               metrics ── observe                Prometheus
 //!      └── state: one thread that writes                 what outlives the process
 //! ```
@@ -38,6 +39,7 @@ mod signals;
 mod state;
 mod takeover;
 mod view;
+mod volumes;
 
 pub use config::{
     AnaState, BackingConfig, CONNECTIONS_MAX, Config, IN_CAPSULE_DATA_BYTES, IoBackend, Limits,

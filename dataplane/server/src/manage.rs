@@ -4,7 +4,6 @@
 mod ana;
 mod failure;
 mod referral;
-mod volume;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,25 +19,28 @@ use bowline_nvmf::target::{
     SubsystemConfig, pad,
 };
 use bowline_tcp::target::NamespaceSpec;
+use tokio::sync::{Mutex, Notify};
+use uuid::Uuid;
 
 use crate::allow::AllowList;
 use crate::backing::{Backing, Opened};
-use crate::catalog::{Access, Catalog, Held, Namespace, Origin, Subsystem};
+use crate::catalog::{Access, Catalog, Held, Namespace, Origin, Subsystem, Volume};
 use crate::config::BackingConfig;
 use crate::fleet::{Fleet, Service};
 use crate::listen::Portal;
 use crate::names::{self, ANY_HOST};
+use crate::pool::PoolAccess;
 use crate::state::{Forgetting, Keeper, Kept};
 use crate::{check, identity, observe};
 
 pub(crate) use ana::AnaGroup;
-use failure::{exists, limit, missing, not_attached, not_resized, opening, refused, same_identity};
-pub(crate) use volume::{NewVolume, PoolFacts, PoolNow, VolumeDefaults};
+pub(crate) use failure::{exists, limit, missing, not_resized};
+use failure::{not_attached, opening, refused, same_identity};
 
 /// Subsystems of one data plane at most.
 const SUBSYSTEMS_MAX: usize = 1024;
 /// Hosts allowed by name in one subsystem at most.
-const HOSTS_MAX: usize = 1024;
+pub(crate) const HOSTS_MAX: usize = 1024;
 /// Backings being opened at a time at most: each that hangs holds a thread.
 const OPENING_MAX: usize = 16;
 /// Highest namespace identifier, and so the most namespaces of a subsystem, unless told otherwise.
@@ -47,7 +49,7 @@ const NAMESPACES_DEFAULT: u32 = 256;
 /// The ANA group of namespaces that were made without a word about groups.
 pub(crate) const FIRST_ANA_GROUP: u32 = 1;
 /// Controllers of a subsystem at a time, unless told otherwise.
-const CONTROLLERS_DEFAULT: u16 = 1024;
+pub(crate) const CONTROLLERS_DEFAULT: u16 = 1024;
 
 /// The only place that changes what is served.
 pub(crate) struct Manager {
@@ -55,8 +57,14 @@ pub(crate) struct Manager {
     pub(crate) catalog: Catalog,
     pub(crate) portals: Vec<Portal>,
     pub(crate) allow: AllowList,
-    /// The pool on the drive, if there is one.
-    pool: Option<PoolFacts>,
+    /// The way to the pool on the drive, if there is one.
+    pool: Option<PoolAccess>,
+    /// Held by whoever changes what is in the pool.
+    pub(crate) pool_changes: Arc<Mutex<()>>,
+    /// Volumes that are being made, with their names.
+    pub(crate) making: Vec<(Uuid, String)>,
+    /// Told when discovery is to be told of what has changed.
+    pub(crate) discovery_due: Arc<Notify>,
     /// The library whose devices may back namespaces, if there is one.
     pub(crate) spdk: Option<Spdk>,
     /// Rises with every change that discovery shows.
@@ -133,6 +141,9 @@ impl Manager {
             portals,
             allow,
             pool: None,
+            pool_changes: Arc::default(),
+            making: Vec::new(),
+            discovery_due: Arc::default(),
             spdk: None,
             discovery: Arc::default(),
             opening: Vec::new(),
@@ -150,6 +161,32 @@ impl Manager {
     ) {
         self.keeper = keeper;
         self.kept = kept;
+    }
+
+    /// From now on there is a pool.
+    pub(crate) fn serve_pool(&mut self, access: PoolAccess) {
+        self.pool = Some(access);
+    }
+
+    pub(crate) fn pool(&self) -> Result<&PoolAccess, Failure> {
+        self.pool.as_ref().ok_or_else(|| {
+            Failure::new(Reason::NoPool, "this data plane has no pool")
+                .cause("it serves its whole device as one namespace")
+                .hint("start it with --format on an empty device, or on one that has a pool")
+        })
+    }
+
+    /// The reactor that owns the pool.
+    pub(crate) fn pool_reactor(&self) -> usize {
+        self.pool.as_ref().map_or(0, |it| it.facts.reactor)
+    }
+
+    /// A volume by UUID or display name.
+    pub(crate) fn volume(&self, volume: &str) -> Result<&Volume, Failure> {
+        self.pool()?;
+        self.catalog.volumes.find(volume).ok_or_else(|| {
+            missing(names::volume_called(volume)).hint("`bowline volume list` shows what is")
+        })
     }
 
     pub(crate) async fn create_subsystem(
@@ -201,7 +238,7 @@ impl Manager {
             reactor: owner,
             origin,
             ..
-        } = *self.not_of_volume(nqn)?;
+        } = *self.not_of_pool(nqn)?;
         let name = nqn.to_owned();
         self.fleet
             .call(owner, move |service, _, now| {
@@ -360,7 +397,7 @@ impl Manager {
 
     /// Reads the backing's size anew.
     pub(crate) async fn resize_namespace(&mut self, nqn: &str, nsid: u32) -> Result<(), Failure> {
-        self.not_of_volume(nqn)?;
+        self.not_of_pool(nqn)?;
         let owner = self.namespace(nqn, nsid)?.0.reactor;
         let name = nqn.to_owned();
         let geometry = self
@@ -383,7 +420,7 @@ impl Manager {
         nqn: &str,
         nsid: u32,
     ) -> Result<Origin, Failure> {
-        self.not_of_volume(nqn)?;
+        self.not_of_pool(nqn)?;
         let (subsystem, namespace) = self.namespace(nqn, nsid)?;
         let (owner, origin) = (subsystem.reactor, namespace.origin);
         let name = nqn.to_owned();
@@ -407,28 +444,29 @@ impl Manager {
         host: &str,
         origin: Origin,
     ) -> Result<Origin, Failure> {
-        let subsystem = self.subsystem(nqn)?;
-        let mut access = subsystem.access.clone();
-        // What is allowed to use a volume is for the pool to keep.
-        let (origin, is_kept) = match subsystem.volume {
-            Some(_) => (Origin::Pool, true),
-            None => (origin, false),
-        };
-        if host != ANY_HOST {
-            check::check_host_nqn(host).map_err(|why| {
-                Failure::invalid_field("host_nqn", format!("host NQN {host:?} is not possible"))
-                    .cause(why)
-                    .hint("write what /etc/nvme/hostnqn of the host holds, or any")
-            })?;
-            if access.hosts.len() >= HOSTS_MAX && !access.hosts.contains_key(host) {
-                return Err(limit("hosts of a subsystem", HOSTS_MAX));
-            }
-        }
-        let before = access.origin(host).filter(|_| !is_kept);
-        let origin = before.unwrap_or(origin);
+        let mut access = self.subsystem(nqn)?.access.clone();
+        self.check_host(nqn, host)?;
+        let origin = access.origin(host).unwrap_or(origin);
         access.allow(host, origin);
         self.apply_access(nqn, access).await?;
         Ok(origin)
+    }
+
+    /// Whether one more host may be allowed.
+    pub(crate) fn check_host(&self, nqn: &str, host: &str) -> Result<(), Failure> {
+        if host == ANY_HOST {
+            return Ok(());
+        }
+        check::check_host_nqn(host).map_err(|why| {
+            Failure::invalid_field("host_nqn", format!("host NQN {host:?} is not possible"))
+                .cause(why)
+                .hint("write what /etc/nvme/hostnqn of the host holds, or any")
+        })?;
+        let hosts = &self.subsystem(nqn)?.access.hosts;
+        match hosts.len() >= HOSTS_MAX && !hosts.contains_key(host) {
+            true => Err(limit("hosts of a subsystem", HOSTS_MAX)),
+            false => Ok(()),
+        }
     }
 
     /// Takes a permission back, and gives who had allowed the host. Associations of hosts that
@@ -439,10 +477,7 @@ impl Manager {
             missing(names::host(nqn, host)).hint("`bowline host list` shows who is")
         })?;
         self.apply_access(nqn, access).await?;
-        match self.is_in_start_flags(nqn, host) {
-            true => Ok(Origin::Start),
-            false => Ok(origin),
-        }
+        Ok(origin)
     }
 
     /// Whether the flags at start allow a host, whoever else does.
@@ -450,8 +485,8 @@ impl Manager {
         let Some(subsystem) = self.catalog.subsystems.get(nqn) else {
             return false;
         };
-        match (&self.pool, subsystem.volume) {
-            (Some(pool), Some(_)) => pool.defaults.hosts.iter().any(|it| it == host),
+        match (&self.pool, subsystem.part) {
+            (Some(pool), Some(_)) => pool.facts.defaults.hosts.iter().any(|it| it == host),
             _ => subsystem.access.origin(host) == Some(Origin::Start),
         }
     }
@@ -483,16 +518,16 @@ impl Manager {
     }
 
     /// A subsystem that may be changed as such.
-    fn not_of_volume(&self, nqn: &str) -> Result<&Subsystem, Failure> {
+    fn not_of_pool(&self, nqn: &str) -> Result<&Subsystem, Failure> {
         let subsystem = self.subsystem(nqn)?;
-        match subsystem.volume {
+        match subsystem.part {
             None => Ok(subsystem),
-            Some(volume) => Err(Failure::new(
+            Some(part) => Err(Failure::new(
                 Reason::InUse,
                 format!("{} not changed", names::subsystem(nqn)),
             )
-            .cause(format!("it exports {}", names::volume(volume)))
-            .hint("change or delete the volume: see `bowline volume --help`")),
+            .cause(format!("it exports {}", part.name()))
+            .hint("see `bowline volume --help` and `bowline snapshot --help`")),
         }
     }
 
@@ -519,7 +554,7 @@ impl Manager {
 
     /// The reactor and the identifier of a new namespace, if it may be made.
     fn place_namespace(&self, nqn: &str, new: &NewNamespace) -> Result<(usize, u32), Failure> {
-        let subsystem = self.not_of_volume(nqn)?;
+        let subsystem = self.not_of_pool(nqn)?;
         let is_opening = |nsid: u32| self.opening.iter().any(|opening| opening.is(nqn, nsid));
         let nsid = match new.nsid {
             None => subsystem
@@ -563,16 +598,9 @@ impl Manager {
             .hint("two namespaces over one disk would corrupt each other's data"))
     }
 
-    /// Lets the reactor serve these hosts, and only then records them. Those of a volume are kept first.
-    async fn apply_access(&mut self, nqn: &str, access: Access) -> Result<(), Failure> {
-        let &Subsystem {
-            reactor: owner,
-            volume,
-            ..
-        } = self.subsystem(nqn)?;
-        if let Some(volume) = volume {
-            self.keep_hosts(volume, &access).await?;
-        }
+    /// Lets the reactor serve these hosts, and only then records them.
+    pub(crate) async fn apply_access(&mut self, nqn: &str, access: Access) -> Result<(), Failure> {
+        let owner = self.subsystem(nqn)?.reactor;
         let (name, hosts) = (nqn.to_owned(), access.allowed());
         self.fleet
             .call(owner, move |service, _, now| {
@@ -586,7 +614,7 @@ impl Manager {
 
     /// Tells the other reactors where a subsystem lives, so that they hand its
     /// connections over; or that it is gone.
-    async fn route(&self, nqn: &str, owner: Option<usize>) -> Result<(), Failure> {
+    pub(crate) async fn route(&self, nqn: &str, owner: Option<usize>) -> Result<(), Failure> {
         for index in 0..self.fleet.members.len() {
             let name = nqn.to_owned();
             match owner.and_then(|owner| self.fleet.members.get(owner)) {
@@ -608,8 +636,8 @@ impl Manager {
     }
 
     /// The same, for subsystems of the pool's reactor that have just come.
-    async fn route_all(&self, nqns: Vec<String>) -> Result<(), Failure> {
-        let owner = self.pool()?.reactor;
+    pub(crate) async fn route_all(&self, nqns: Vec<String>) -> Result<(), Failure> {
+        let owner = self.pool_reactor();
         let Some(member) = self.fleet.members.get(owner) else {
             return Ok(());
         };
@@ -625,7 +653,7 @@ impl Manager {
         Ok(())
     }
 
-    async fn tell_discovery(&mut self) -> Result<(), Failure> {
+    pub(crate) async fn tell_discovery(&mut self) -> Result<(), Failure> {
         let entries = self.catalog.discovery(&self.portals);
         let table = Arc::new(self.discovery.next(entries));
         self.discovery = Arc::clone(&table);

@@ -18,6 +18,7 @@ const HOSTS: &str = "/hosts/";
 const ANA_GROUPS: &str = "/anaGroups/";
 const REFERRALS: &str = "referrals/";
 const VOLUMES: &str = "volumes/";
+const SNAPSHOTS: &str = "/snapshots/";
 
 /// Name of the pool, of which there is one at the most.
 pub(crate) const POOL: &str = "pool";
@@ -88,6 +89,30 @@ pub(crate) fn parse_volume<'a>(field: &'static str, name: &'a str) -> Result<&'a
     match name.strip_prefix(VOLUMES) {
         Some(volume) if !volume.is_empty() && !volume.contains('/') => Ok(volume),
         _ => Err(malformed(field, name, "volumes/{volume}")),
+    }
+}
+
+pub(crate) fn snapshot(volume: Uuid, snapshot: Uuid) -> String {
+    format!("{VOLUMES}{volume}{SNAPSHOTS}{snapshot}")
+}
+
+/// As somebody named it.
+pub(crate) fn snapshot_called(volume: &str, snapshot: &str) -> String {
+    format!("{VOLUMES}{volume}{SNAPSHOTS}{snapshot}")
+}
+
+/// Volume and snapshot, each by UUID or display name.
+pub(crate) fn parse_snapshot<'a>(
+    field: &'static str,
+    name: &'a str,
+) -> Result<(&'a str, &'a str), Failure> {
+    let bad = || malformed(field, name, "volumes/{volume}/snapshots/{snapshot}");
+    let (parent, snapshot) = name.split_once(SNAPSHOTS).ok_or_else(bad)?;
+    let volume = parse_volume(field, parent).map_err(|_| bad())?;
+    match snapshot {
+        "" => Err(bad()),
+        snapshot if snapshot.contains('/') => Err(bad()),
+        snapshot => Ok((volume, snapshot)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The pool on the drive, and the reactor that owns it: opened before anything is served, polled
 //! with every turn, closed when the last host is gone.
 
+mod access;
 mod explain;
 mod export;
 mod hosts;
@@ -8,6 +9,7 @@ mod open;
 mod seat;
 mod stores;
 
+pub(crate) use access::{PoolAccess, PoolFacts, PoolNow, VolumeDefaults};
 pub(crate) use explain::{explain_operation, explain_pool};
 pub(crate) use export::{Export, Surveyed, VOLUME_NSID, export, survey, withdraw};
 pub(crate) use hosts::AllowedHosts;

@@ -25,13 +25,14 @@ use crate::config::{BackingConfig, Config};
 use crate::error::{RunError, StartError};
 use crate::fleet::{Ended, Fleet};
 use crate::listen::{Portal, Sockets};
-use crate::manage::{Manager, NewNamespace, NewSubsystem, PoolFacts, VolumeDefaults};
+use crate::manage::{Manager, NewNamespace, NewSubsystem};
 use crate::metrics;
-use crate::pool::{self, Begun, Surveyed};
+use crate::pool::{self, Begun, PoolAccess, PoolFacts, Surveyed, VolumeDefaults};
 use crate::prepare::Prepared;
 use crate::service::Management;
 use crate::signals::Signals;
 use crate::state::{Health, Keeper, Loaded, SubsystemRecord};
+use crate::volumes;
 
 /// Where a started data plane listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -272,6 +273,7 @@ impl DataPlane {
         listen(&fleet, nvme).await?;
         warn_where_exposed(&ready);
         let management = Management::new(manager, config.node, target);
+        tokio::spawn(volumes::tell_discovery(Arc::downgrade(&management.state)));
         Ok(Self {
             management,
             fleet,
@@ -448,16 +450,14 @@ impl DataPlane {
 async fn serve_pool(
     manager: &mut Manager,
     facts: PoolFacts,
-    volumes: Vec<Surveyed>,
+    found: Vec<Surveyed>,
 ) -> Result<(), Failure> {
-    let (uuid, device, hosts) = (
-        facts.uuid,
-        facts.device.clone(),
-        facts.defaults.hosts.clone(),
-    );
-    manager.serve_pool(facts, volumes).await?;
+    let access = PoolAccess::new(Arc::clone(&manager.fleet), facts);
+    let facts = Arc::clone(&access.facts);
+    volumes::serve_pool(manager, access, found).await?;
     tracing::info!(
-        pool = %uuid, %device, volumes = manager.catalog.volumes.len(), ?hosts, "pool serves"
+        pool = %facts.uuid, device = %facts.device, volumes = manager.catalog.volumes.len(),
+        hosts = ?facts.defaults.hosts, "pool serves"
     );
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! cannot leave it half done.
 
 mod ana;
+mod host;
 mod namespace;
 mod pool;
 mod referral;
@@ -349,15 +350,9 @@ impl DataPlaneService for Management {
     ) -> Result<Response<api::Host>, Status> {
         let request = request.into_inner();
         let id = request.request_id.clone();
-        self.once("AllowHost", id, request, |manager, request| {
-            Box::pin(async move {
-                let nqn = names::parse_subsystem("parent", &request.parent)?;
-                let host = request.host_nqn.as_str();
-                let origin = manager.allow_host(nqn, host, Origin::Api).await?;
-                tracing::info!(subsystem_nqn = %nqn, host_nqn = %host, "host allowed");
-                let in_flags = manager.is_in_start_flags(nqn, host);
-                Ok(view::host(nqn, host, origin, in_flags))
-            })
+        self.changed("AllowHost", id, request, async |state, request| {
+            let nqn = names::parse_subsystem("parent", &request.parent)?;
+            host::allow(&state, nqn, &request.host_nqn).await
         })
         .await
     }
@@ -368,15 +363,9 @@ impl DataPlaneService for Management {
     ) -> Result<Response<()>, Status> {
         let request = request.into_inner();
         let id = request.request_id.clone();
-        self.once("DenyHost", id, request, |manager, request| {
-            Box::pin(async move {
-                let (nqn, host) = names::parse_host("name", &request.name)?;
-                let origin = manager.deny_host(nqn, host).await?;
-                tracing::info!(
-                    subsystem_nqn = %nqn, host_nqn = %host, "host denied{}", origin.undone()
-                );
-                Ok(())
-            })
+        self.changed("DenyHost", id, request, async |state, request| {
+            let (nqn, host) = names::parse_host("name", &request.name)?;
+            host::deny(&state, nqn, host).await
         })
         .await
     }

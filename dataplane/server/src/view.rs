@@ -6,15 +6,18 @@ use std::time::{Duration, SystemTime};
 use bowline_api::dataplane::v1 as api;
 use bowline_nvme::reservation::ReservationType;
 use bowline_nvmf::target::{AnaState, TargetConfig};
-use bowline_pool::format::record::Durability;
+use bowline_pool::format::record::{Checksums, Durability};
+use bowline_pool::{Provisioning, SnapshotInfo};
 use uuid::Uuid;
 
-use crate::catalog::{Access, Held, Namespace, Origin, Referral, Subsystem, Volume, Volumes};
+use crate::catalog::{
+    Catalog, Held, Namespace, Origin, Referral, Subsystem, Volume, Volumes, called,
+};
 use crate::config::{BackingConfig, SpdkSource};
 use crate::identity;
-use crate::manage::{AnaGroup, PoolFacts, PoolNow};
+use crate::manage::AnaGroup;
 use crate::names::{self, ANY_HOST};
-use crate::pool::{PoolHealth, VOLUME_NSID};
+use crate::pool::{PoolFacts, PoolHealth, PoolNow, VOLUME_NSID};
 
 pub(crate) fn subsystem(nqn: &str, subsystem: &Subsystem) -> api::Subsystem {
     let access = match (subsystem.access.any_host, subsystem.access.hosts.is_empty()) {
@@ -101,9 +104,7 @@ pub(crate) fn namespace(nqn: &str, nsid: u32, namespace: &Namespace) -> api::Nam
     let geometry = &namespace.geometry;
     let kind = match &namespace.held {
         Held::Backing(backing) => backing_kind(backing),
-        Held::Volume(uuid) => api::backing::Kind::Volume(api::VolumeBacking {
-            name: names::volume(*uuid),
-        }),
+        Held::Pool(part) => api::backing::Kind::Volume(api::VolumeBacking { name: part.name() }),
     };
     api::Namespace {
         name: names::namespace(nqn, nsid),
@@ -153,15 +154,26 @@ pub(crate) fn pool(facts: &PoolFacts, now: PoolNow, volumes: &Volumes) -> api::P
         volume_count: count(volumes.len()),
         snapshot_count: count(snapshots.sum()),
         reactor_index: count(facts.reactor),
+        available_bytes: bytes(now.usage.available_bytes),
+        promised_bytes: bytes(now.usage.promised_bytes),
+        reclaiming_bytes: bytes(now.usage.reclaiming_bytes),
+        checksums: Some(api::ChecksumCounts {
+            verified_chunk_count: bytes(now.checksums.verified),
+            unverified_chunk_count: bytes(now.checksums.unverified),
+            mismatch_chunk_count: bytes(now.checksums.mismatches),
+            lost_page_count: bytes(now.checksums.pages_lost),
+        }),
     }
 }
 
 /// `allocated` is as hosts see it, and of the pool.
 pub(crate) fn volume(
     volume: &Volume,
-    access: Option<&Access>,
+    catalog: &Catalog,
     (mapped_bytes, pool_bytes): (u64, u64),
 ) -> api::Volume {
+    let subsystem = catalog.subsystems.get(&volume.nqn);
+    let access = subsystem.map(|it| &it.access);
     let info = &volume.info;
     let durability = match info.durability {
         Durability::Media => api::Durability::Media,
@@ -188,6 +200,41 @@ pub(crate) fn volume(
         create_time: Some(timestamp(created)),
         snapshot_count: count(info.snapshots.len()),
         not_served_reason: volume.not_served.clone().unwrap_or_default(),
+        provisioning: match info.provisioning {
+            Provisioning::Thin => api::Provisioning::Thin.into(),
+            Provisioning::Thick => api::Provisioning::Thick.into(),
+        },
+        checksums: match info.checksums {
+            Checksums::Off => api::ChecksumMode::Off.into(),
+            Checksums::Scrub => api::ChecksumMode::Scrub.into(),
+            Checksums::Verify => api::ChecksumMode::Verify.into(),
+        },
+        source_snapshot: source(volume, &catalog.volumes).unwrap_or_default(),
+    }
+}
+
+/// The snapshot that a volume began as, if it is still there.
+fn source(volume: &Volume, volumes: &Volumes) -> Option<String> {
+    let (base, number) = volume.info.base?;
+    let base = &volumes.numbered(base)?.info;
+    let snapshot = base.snapshots.iter().find(|it| it.number == number)?;
+    Some(names::snapshot(base.uuid, snapshot.uuid))
+}
+
+pub(crate) fn snapshot(volume: &Volume, info: &SnapshotInfo, catalog: &Catalog) -> api::Snapshot {
+    let nqn = identity::snapshot_nqn(info.uuid);
+    let created = SystemTime::UNIX_EPOCH + Duration::from_secs(info.created);
+    api::Snapshot {
+        name: names::snapshot(volume.info.uuid, info.uuid),
+        uuid: info.uuid.to_string(),
+        display_name: called(&info.name, info.uuid),
+        size_bytes: bytes(info.bytes),
+        create_time: Some(timestamp(created)),
+        subsystem_nqn: match catalog.subsystems.contains_key(&nqn) {
+            true => nqn,
+            false => String::new(),
+        },
+        volume_display_name: volume.called(),
     }
 }
 

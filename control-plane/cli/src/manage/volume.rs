@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::output::{self, Column, OutputFlags, Row};
 use super::pool::size;
+use super::snapshot::SnapshotName;
 use super::{PAGE_ITEMS, PoolClient, RpcFlags, done, every_page, request_id};
 use crate::dataplane::{BlockSize, Identifier};
 use crate::error::CliError;
@@ -39,13 +40,16 @@ enum Verb {
         #[command(flatten)]
         output: OutputFlags,
     },
-    /// Make a volume larger; connected hosts notice at once.
+    /// Change a volume's size; connected hosts notice at once when it gets larger.
     Resize {
         /// Name or UUID.
         volume: String,
         /// The new size, a multiple of 4 KiB.
         #[arg(long, value_name = "SIZE")]
         size: Size,
+        /// Also if it gets smaller: what is beyond its new end is lost, and hosts are cut off.
+        #[arg(long)]
+        force: bool,
     },
     /// Destroy a volume with its snapshots and all its data.
     Delete {
@@ -69,9 +73,19 @@ enum Verb {
 struct CreateFlags {
     /// Name, unique in the pool.
     name: String,
-    /// Size, a multiple of 4 KiB. Room is taken as it is written to.
-    #[arg(long, value_name = "SIZE")]
-    size: Size,
+    /// Size, a multiple of 4 KiB [default with --from: the snapshot's].
+    #[arg(long, value_name = "SIZE", required_unless_present = "from")]
+    size: Option<Size>,
+    /// Snapshot that it begins as; both go their own ways from then on.
+    #[arg(long, value_name = "VOLUME/SNAPSHOT")]
+    from: Option<SnapshotName>,
+    /// Keep room for all of it, so that its writes never fail for want of room; without this room is
+    /// taken as it is written to.
+    #[arg(long)]
+    thick: bool,
+    /// What is done with checksums of its data, for good [default: off].
+    #[arg(long, value_enum, value_name = "MODE")]
+    checksums: Option<ChecksumFlag>,
     /// Host that may connect, or "any"; may be repeated [default: those of the start flags].
     #[arg(long, value_name = "NQN|any")]
     host: Vec<String>,
@@ -94,6 +108,16 @@ enum DurabilityFlag {
     Device,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ChecksumFlag {
+    /// None are kept.
+    Off,
+    /// They are kept, and compared when the pool is scrubbed.
+    Scrub,
+    /// They are kept, and compared by every read.
+    Verify,
+}
+
 impl VolumeCommand {
     pub(crate) async fn run(self) -> Result<(), CliError> {
         let mut client = self.rpc.connect_pool().await?;
@@ -106,7 +130,11 @@ impl VolumeCommand {
                 })
                 .await
             }
-            Verb::Resize { volume, size } => resize(&mut client, &volume, size).await,
+            Verb::Resize {
+                volume,
+                size,
+                force,
+            } => resize(&mut client, &volume, size, force).await,
             Verb::Delete { volume, yes, force } => delete(&mut client, &volume, yes, force).await,
             Verb::Connect { volume } => connect(&self.rpc, &mut client, &volume).await,
         }
@@ -142,7 +170,18 @@ async fn create(client: &mut PoolClient, flags: CreateFlags) -> Result<(), CliEr
     };
     let volume = api::Volume {
         display_name: flags.name,
-        size_bytes: bytes(&what, flags.size)?,
+        size_bytes: flags.size.map_or(Ok(0), |size| bytes(&what, size))?,
+        source_snapshot: flags.from.map(|from| from.name()).unwrap_or_default(),
+        provisioning: match flags.thick {
+            true => api::Provisioning::Thick.into(),
+            false => api::Provisioning::Thin.into(),
+        },
+        checksums: match flags.checksums {
+            None => api::ChecksumMode::Unspecified.into(),
+            Some(ChecksumFlag::Off) => api::ChecksumMode::Off.into(),
+            Some(ChecksumFlag::Scrub) => api::ChecksumMode::Scrub.into(),
+            Some(ChecksumFlag::Verify) => api::ChecksumMode::Verify.into(),
+        },
         host_nqns: flags.host,
         durability: durability.into(),
         block_size_bytes: match flags.block_size {
@@ -167,11 +206,17 @@ async fn create(client: &mut PoolClient, flags: CreateFlags) -> Result<(), CliEr
     ))
 }
 
-async fn resize(client: &mut PoolClient, volume: &str, to: Size) -> Result<(), CliError> {
+async fn resize(
+    client: &mut PoolClient,
+    volume: &str,
+    to: Size,
+    force: bool,
+) -> Result<(), CliError> {
     let what = format!("volume {volume} not resized");
     let request = api::ResizeVolumeRequest {
         name: name(volume),
         size_bytes: bytes(&what, to)?,
+        force,
         request_id: request_id(),
     };
     let made = done(&what, client.resize_volume(request).await)?;
@@ -204,13 +249,17 @@ async fn delete(
     output::say(&format!("volume {volume} deleted"))
 }
 
-/// One line for each address, and nothing else.
 async fn connect(rpc: &RpcFlags, client: &mut PoolClient, volume: &str) -> Result<(), CliError> {
     let found = get(client, volume).await?;
+    say_how_to_connect(rpc, &found.subsystem_nqn).await
+}
+
+/// One line for each address of the data plane, and nothing else.
+pub(super) async fn say_how_to_connect(rpc: &RpcFlags, nqn: &str) -> Result<(), CliError> {
     let request = api::GetDataPlaneRequest {
         name: "dataplane".to_owned(),
     };
-    let what = format!("addresses of volume {volume} not found");
+    let what = "addresses of the data plane not found".to_owned();
     let plane = done(&what, rpc.connect().await?.get_data_plane(request).await)?;
     for listener in &plane.advertised_listeners {
         let address: SocketAddr = listener
@@ -222,9 +271,8 @@ async fn connect(rpc: &RpcFlags, client: &mut PoolClient, volume: &str) -> Resul
             false => address.ip(),
         };
         output::say(&format!(
-            "nvme connect -t tcp -a {ip} -s {} -n {}",
+            "nvme connect -t tcp -a {ip} -s {} -n {nqn}",
             address.port(),
-            found.subsystem_nqn
         ))?;
     }
     Ok(())
@@ -247,6 +295,12 @@ struct VolumeRow {
     block_size_bytes: i32,
     /// "media" or "device".
     durability: String,
+    /// "thin" or "thick".
+    provisioning: String,
+    /// "off", "scrub" or "verify".
+    checksums: String,
+    /// Resource name; empty if it began as zeroes.
+    source_snapshot: String,
     allocated_bytes: i64,
     pool_bytes: i64,
     snapshot_count: i32,
@@ -264,7 +318,19 @@ impl From<api::Volume> for VolumeRow {
             api::Durability::Device => "device",
             api::Durability::Media | api::Durability::Unspecified => "media",
         };
+        let provisioning = match volume.provisioning() {
+            api::Provisioning::Thick => "thick",
+            api::Provisioning::Thin | api::Provisioning::Unspecified => "thin",
+        };
+        let checksums = match volume.checksums() {
+            api::ChecksumMode::Verify => "verify",
+            api::ChecksumMode::Scrub => "scrub",
+            api::ChecksumMode::Off | api::ChecksumMode::Unspecified => "off",
+        };
         Self {
+            provisioning: provisioning.to_owned(),
+            checksums: checksums.to_owned(),
+            source_snapshot: volume.source_snapshot,
             durability: durability.to_owned(),
             name: volume.display_name,
             uuid: volume.uuid,
@@ -293,6 +359,8 @@ impl Row for VolumeRow {
         Column("UUID", true),
         Column("BLOCK", true),
         Column("DURABILITY", true),
+        Column("PROVISIONING", true),
+        Column("CHECKSUMS", true),
         Column("POOL USE", true),
         Column("SUBSYSTEM", true),
     ];
@@ -317,6 +385,8 @@ impl Row for VolumeRow {
             self.uuid.clone(),
             self.block_size_bytes.to_string(),
             self.durability.clone(),
+            self.provisioning.clone(),
+            self.checksums.clone(),
             size(self.pool_bytes),
             self.subsystem_nqn.clone(),
         ]

@@ -56,6 +56,13 @@ impl Host {
             .write_at(self.path, NamespaceId(1), 0, data, false, deadline)
     }
 
+    /// The same, from a byte on that begins a block.
+    pub(crate) fn write_at(&mut self, at: u64, data: &[u8]) -> Result<(), HostError> {
+        let deadline = soon(&self.initiator);
+        self.initiator
+            .write_at(self.path, NamespaceId(1), at, data, false, deadline)
+    }
+
     /// A reservation command with its keys.
     pub(crate) fn reserve(&mut self, sqe: Sqe, keys: &[u8]) -> Result<(), HostError> {
         let deadline = soon(&self.initiator);

@@ -4,6 +4,9 @@
 use std::fs::File;
 use std::path::Path;
 
+use bowline_nvme::Status;
+use bowline_nvme::reservation::Register;
+use bowline_tcp::host::HostError;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -210,5 +213,201 @@ fn memory_has_a_pool_too() {
     assert_eq!(line, expected);
     verb(&plane, &["volume", "resize", "db", "--size", "2GiB"]);
     assert_eq!(volumes(&plane)[0]["sizeBytes"], 2_i64 << 30);
+    assert_eq!(plane.stop().code(), Some(0));
+}
+
+/// Registers a key that persists.
+const PERSIST: Register = Register {
+    action: Register::REGISTER,
+    ignore_key: false,
+    change_persistence: Register::PERSISTENCE_SET,
+    current_key: 0,
+    new_key: 0x1234,
+};
+
+#[test]
+fn hosts_and_reservations_of_a_volume_are_on_the_drive() {
+    let drive = Drive::new();
+    let plane = drive.start(&["--format"]);
+    verb(&plane, &["volume", "create", "db", "--size", "64MiB"]);
+    let subsystem = nqn(&volumes(&plane)[0]);
+    let allowed = verb(&plane, &["host", "allow", &subsystem, HOST]);
+    assert!(!allowed.contains("forgotten"), "{allowed}");
+    verb(
+        &plane,
+        &[
+            "host",
+            "allow",
+            &subsystem,
+            "nqn.2014-08.org.nvmexpress:uuid:1",
+        ],
+    );
+    let denied = verb(
+        &plane,
+        &[
+            "host",
+            "deny",
+            &subsystem,
+            "nqn.2014-08.org.nvmexpress:uuid:1",
+        ],
+    );
+    assert!(!denied.contains("until the next restart"), "{denied}");
+    let mut host = Host::connect(&plane, 0, &subsystem).unwrap();
+    host.reserve(PERSIST.encode(), &PERSIST.data()).unwrap();
+    plane.kill();
+
+    let plane = drive.start(&[]);
+    assert_eq!(volumes(&plane)[0]["hostNqns"], serde_json::json!([HOST]));
+    let list = verb(&plane, &["reservation", "list", "-o", "json"]);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(list["items"][0]["subsystemNqn"], subsystem.as_str());
+    assert_eq!(list["items"][0]["persistThroughPowerLoss"], true);
+    // It is this host's, which takes it back.
+    let mut host = Host::connect(&plane, 0, &subsystem).unwrap();
+    let back = Register {
+        action: Register::UNREGISTER,
+        current_key: PERSIST.new_key,
+        new_key: 0,
+        ..PERSIST
+    };
+    host.reserve(back.encode(), &back.data()).unwrap();
+    plane.kill();
+    let plane = drive.start(&[]);
+    let list = verb(&plane, &["reservation", "list", "-o", "json"]);
+    assert_eq!(list.trim(), "{\n  \"items\": []\n}");
+}
+
+#[test]
+fn a_snapshot_stays_as_it_was_and_volumes_are_made_of_it() {
+    let drive = Drive::new();
+    let plane = drive.start(&["--format", "--host", "any"]);
+    verb(&plane, &["volume", "create", "db", "--size", "64MiB"]);
+    let mut host = Host::connect(&plane, 0, &nqn(&volumes(&plane)[0])).unwrap();
+    host.write(&[1; 8192]).unwrap();
+    verb(&plane, &["snapshot", "create", "db/monday"]);
+    let why = refused(&plane, &["snapshot", "create", "db/monday"]);
+    assert!(why.contains("exists already"), "{why}");
+    host.write(&[2; 4096]).unwrap();
+    verb(&plane, &["volume", "create", "copy", "--from", "db/monday"]);
+    let why = refused(&plane, &["volume", "create", "no", "--from", "db/tuesday"]);
+    assert!(
+        why.contains("volumes/db/snapshots/tuesday does not exist"),
+        "{why}"
+    );
+    verb(&plane, &["snapshot", "export", "db/monday"]);
+    let line = verb(&plane, &["snapshot", "connect", "db/monday"]);
+    let exported = line.trim().rsplit(' ').next().unwrap().to_owned();
+    let reads = |plane: &DataPlane, nqn: &str| {
+        let mut host = Host::connect(plane, 0, nqn).unwrap();
+        let mut back = [0; 8192];
+        host.read(&mut back).unwrap();
+        (back[0], back[4096])
+    };
+    assert_eq!(reads(&plane, &exported), (1, 1));
+    let mut reader = Host::connect(&plane, 0, &exported).unwrap();
+    reader.write(&[3; 4096]).unwrap_err();
+    let copy = nqn(&volumes(&plane)[0]);
+    assert_eq!(reads(&plane, &copy), (1, 1));
+    let why = refused(&plane, &["snapshot", "delete", "db/monday", "--yes"]);
+    assert!(why.contains("associations of hosts use it"), "{why}");
+    plane.kill();
+
+    // The snapshot is there again; that it was exported is forgotten.
+    let plane = drive.start(&["--host", "any"]);
+    let why = refused(&plane, &["snapshot", "connect", "db/monday"]);
+    assert!(why.contains("is not exported"), "{why}");
+    assert_eq!(
+        volumes(&plane)[0]["sourceSnapshot"].as_str().unwrap().len(),
+        91
+    );
+    // The volume and the snapshot go; what was made of them stays.
+    verb(&plane, &["snapshot", "delete", "db/monday", "--yes"]);
+    verb(&plane, &["volume", "delete", "db", "--yes"]);
+    assert_eq!(reads(&plane, &copy), (1, 1));
+    let list = verb(&plane, &["snapshot", "list"]);
+    assert_eq!(list, "VOLUME   SNAPSHOT   SIZE   EXPORTED\n");
+    assert_eq!(plane.stop().code(), Some(0));
+    let plane = drive.start(&["--host", "any"]);
+    assert_eq!(reads(&plane, &copy), (1, 1));
+}
+
+#[test]
+fn a_full_pool_fails_writes_of_the_volume_that_needs_room() {
+    let drive = Drive::new();
+    let plane = drive.start(&["--format", "--host", "any"]);
+    verb(&plane, &["volume", "create", "a", "--size", "1GiB"]);
+    verb(&plane, &["volume", "create", "b", "--size", "1GiB"]);
+    verb(
+        &plane,
+        &["volume", "create", "c", "--size", "32MiB", "--thick"],
+    );
+    let subsystems: Vec<String> = volumes(&plane).iter().map(nqn).collect();
+    let [mut a, mut b, mut c] =
+        [0, 1, 2].map(|index| Host::connect(&plane, 0, &subsystems[index]).unwrap());
+    b.write(&[2; 4096]).unwrap();
+    // A block of each extent of 1 MiB.
+    let block = [1; 4096];
+    let full = (0..1024).find_map(|index| a.write_at(index << 20, &block).err());
+    assert!(
+        matches!(full, Some(HostError::Failed(status)) if status.same_code(Status::CAPACITY_EXCEEDED)),
+        "{full:?}"
+    );
+    // What has room already is written to, and what was kept for it.
+    b.write(&[3; 4096]).unwrap();
+    c.write_at(16 << 20, &block).unwrap();
+    let why = refused(
+        &plane,
+        &["volume", "create", "d", "--size", "32MiB", "--thick"],
+    );
+    assert!(why.contains("not enough space left"), "{why}");
+    // Room that is given back is there again.
+    verb(&plane, &["volume", "delete", "a", "--yes", "--force"]);
+    let written = (0..100_000).any(|_| b.write_at(8 << 20, &block).is_ok());
+    assert!(written);
+}
+
+#[test]
+fn a_volume_gets_smaller_only_when_forced() {
+    let drive = Drive::new();
+    let plane = drive.start(&["--format", "--host", "any"]);
+    verb(&plane, &["volume", "create", "db", "--size", "64MiB"]);
+    let subsystem = nqn(&volumes(&plane)[0]);
+    let mut host = Host::connect(&plane, 0, &subsystem).unwrap();
+    host.write(&[5; 4096]).unwrap();
+    let why = refused(&plane, &["volume", "resize", "db", "--size", "32MiB"]);
+    assert!(why.contains("would be lost"), "{why}");
+    verb(
+        &plane,
+        &["volume", "resize", "db", "--size", "32MiB", "--force"],
+    );
+    assert!(host.is_ended());
+    let mut host = Host::connect(&plane, 0, &subsystem).unwrap();
+    let mut back = [0; 4096];
+    host.read(&mut back).unwrap();
+    assert_eq!(back, [5; 4096]);
+    host.write_at(40 << 20, &[1; 4096]).unwrap_err();
+    let namespaces = verb(&plane, &["namespace", "list", "-o", "json"]);
+    let namespaces: Value = serde_json::from_str(&namespaces).unwrap();
+    assert_eq!(namespaces["items"][0]["sizeBytes"], 32 << 20);
+}
+
+#[test]
+fn subsystem_of_a_volume_is_changed_by_way_of_the_volume_alone() {
+    let plane = DataPlane::start(&["--memory", "256MiB", "--format"]);
+    verb(&plane, &["volume", "create", "db", "--size", "64MiB"]);
+    let subsystem = nqn(&volumes(&plane)[0]);
+    for line in [
+        &["subsystem", "delete", &subsystem][..],
+        &["namespace", "add", &subsystem, "--memory", "1MiB"],
+        &["namespace", "remove", &subsystem, "1"],
+        &["namespace", "resize", &subsystem, "1"],
+    ] {
+        let why = refused(&plane, line);
+        assert!(why.contains("it exports volumes/"), "{line:?}: {why}");
+    }
+    // Beside it there may be subsystems of other things.
+    const OTHER: &str = "nqn.2026-11.io.bowline:test:other";
+    verb(&plane, &["subsystem", "create", OTHER]);
+    verb(&plane, &["namespace", "add", OTHER, "--memory", "1MiB"]);
     assert_eq!(plane.stop().code(), Some(0));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bowline_pool::VolumeInfo;
+use bowline_pool::{SnapshotInfo, VolumeInfo};
 use uuid::Uuid;
 
 /// By UUID, and by what people call them.
@@ -11,6 +11,7 @@ pub(crate) struct Volumes {
     all: HashMap<Uuid, Volume>,
     /// In the order of lists.
     names: BTreeMap<String, Uuid>,
+    numbers: HashMap<u32, Uuid>,
 }
 
 /// A volume.
@@ -25,15 +26,26 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// What it is called, which is its UUID if nobody gave it a name.
+    /// What it is called.
     pub(crate) fn called(&self) -> String {
-        called(&self.info)
+        called(&self.info.name, self.info.uuid)
+    }
+
+    /// A snapshot, by UUID or by what it is called.
+    pub(crate) fn snapshot(&self, snapshot: &str) -> Option<&SnapshotInfo> {
+        let uuid = Uuid::try_parse(snapshot).ok();
+        let is_it = |it: &&SnapshotInfo| match uuid {
+            Some(uuid) => it.uuid == uuid,
+            None => it.name == snapshot,
+        };
+        self.info.snapshots.iter().find(is_it)
     }
 }
 
-fn called(info: &VolumeInfo) -> String {
-    match info.name.as_str() {
-        "" => info.uuid.to_string(),
+/// What a volume or a snapshot is called, which is its UUID if nobody gave it a name.
+pub(crate) fn called(name: &str, uuid: Uuid) -> String {
+    match name {
+        "" => uuid.to_string(),
         name => name.to_owned(),
     }
 }
@@ -43,19 +55,23 @@ impl Volumes {
         self.all.len()
     }
 
-    /// Takes a volume in. One of the same name keeps that; this one is found by its UUID then.
+    /// Takes a volume in, or what has become of one. Another one of the same name keeps that; this one
+    /// is found by its UUID then.
     pub(crate) fn insert(&mut self, volume: Volume) {
+        self.remove(volume.info.uuid);
         let (name, uuid) = (volume.called(), volume.info.uuid);
         let name = match self.names.contains_key(&name) {
             true => uuid.to_string(),
             false => name,
         };
         self.names.insert(name, uuid);
+        self.numbers.insert(volume.info.volume, uuid);
         self.all.insert(uuid, volume);
     }
 
     pub(crate) fn remove(&mut self, uuid: Uuid) -> Option<Volume> {
         let volume = self.all.remove(&uuid)?;
+        self.numbers.remove(&volume.info.volume);
         for name in [volume.called(), uuid.to_string()] {
             if self.names.get(&name) == Some(&uuid) {
                 self.names.remove(&name);
@@ -77,6 +93,11 @@ impl Volumes {
 
     pub(crate) fn get_mut(&mut self, uuid: Uuid) -> Option<&mut Volume> {
         self.all.get_mut(&uuid)
+    }
+
+    /// By its number in the pool.
+    pub(crate) fn numbered(&self, number: u32) -> Option<&Volume> {
+        self.all.get(self.numbers.get(&number)?)
     }
 
     pub(crate) fn is_taken(&self, name: &str) -> bool {

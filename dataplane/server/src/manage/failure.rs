@@ -18,11 +18,11 @@ pub(super) fn not_attached(name: &str, error: &io::Error) -> Failure {
         .hint("check the size, the memory of the machine, and the limits on open files")
 }
 
-pub(super) fn exists(name: String) -> Failure {
+pub(crate) fn exists(name: String) -> Failure {
     Failure::new(Reason::AlreadyExists, format!("{name} exists already")).with("resource", name)
 }
 
-pub(super) fn missing(name: String) -> Failure {
+pub(crate) fn missing(name: String) -> Failure {
     Failure::new(Reason::NotFound, format!("{name} does not exist")).with("resource", name)
 }
 
@@ -33,7 +33,7 @@ pub(super) fn same_identity(name: &str) -> Failure {
         .with("resource", name)
 }
 
-pub(super) fn limit(what: &str, most: impl std::fmt::Display) -> Failure {
+pub(crate) fn limit(what: &str, most: impl std::fmt::Display) -> Failure {
     Failure::new(
         Reason::LimitReached,
         format!("the limit of {most} {what} is reached"),
@@ -66,7 +66,7 @@ pub(super) fn refused(name: &str, error: ConfigError) -> Failure {
         .hint(hint)
 }
 
-pub(super) fn not_resized(name: &str, error: &RefreshError) -> Failure {
+pub(crate) fn not_resized(name: &str, error: &RefreshError) -> Failure {
     let message = format!("{name} not resized");
     match error {
         RefreshError::Config(error) => refused(name, *error),

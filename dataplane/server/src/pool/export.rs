@@ -3,7 +3,7 @@
 use bowline_api::{Failure, Reason};
 use bowline_block::{Device, Geometry};
 use bowline_nvme::Nanos;
-use bowline_nvmf::target::{Persistence, ReservationState, SubsystemConfig};
+use bowline_nvmf::target::{Persistence, ReservationState, ReservationStateError, SubsystemConfig};
 use bowline_pool::{Pool, VolumeInfo};
 use bowline_tcp::target::NamespaceSpec;
 
@@ -23,11 +23,13 @@ pub(crate) struct Surveyed {
     pub(crate) hosts: Option<AllowedHosts>,
 }
 
-/// A volume that is to be exported.
+/// A volume, or a snapshot of it, that is to be exported.
 #[derive(Debug)]
 pub(crate) struct Export {
     /// Its number.
     pub(crate) volume: u32,
+    /// Number of the snapshot.
+    pub(crate) snapshot: Option<u32>,
     pub(crate) subsystem: SubsystemConfig,
     pub(crate) uuid: [u8; 16],
     pub(crate) nguid: [u8; 16],
@@ -48,6 +50,7 @@ pub(crate) fn survey(pool: &Pool<Drive>) -> Vec<Surveyed> {
 pub(crate) fn export(served: &mut Served, now: Nanos, export: Export) -> Result<Geometry, Failure> {
     let Export {
         volume,
+        snapshot,
         subsystem,
         uuid,
         nguid,
@@ -57,21 +60,23 @@ pub(crate) fn export(served: &mut Served, now: Nanos, export: Export) -> Result<
         |cause: String| Failure::new(Reason::Internal, "the volume was not exported").cause(cause);
     let pool = served.pool.as_ref().map(|seat| seat.pool());
     let pool = pool.ok_or_else(|| failed("there is no pool on this reactor".to_owned()))?;
-    let opened = pool.open_volume(volume);
+    let opened = match snapshot {
+        None => pool.open_volume(volume),
+        Some(number) => pool.open_snapshot(volume, number),
+    };
     let device = opened.map_err(|error| explain_operation("the volume was not opened", error))?;
-    let kept = pool.attribute(volume, attribute::RESERVATIONS);
-    // Without them a host would write where another one has reserved.
-    let reservations = kept.map(|image| ReservationState::decode(&image));
-    let reservations = reservations
-        .transpose()
-        .map_err(|error| failed(format!("its reservations cannot be read: {error}")))?;
+    let persistence = match snapshot {
+        None => persistence(pool, volume)
+            .map_err(|error| failed(format!("its reservations cannot be read: {error}")))?,
+        Some(_) => Persistence::Unsupported,
+    };
     let geometry = device.geometry();
     let spec = NamespaceSpec {
         nsid: Some(VOLUME_NSID),
         uuid,
         nguid,
         ana_group: None,
-        persistence: Persistence::Stored(reservations),
+        persistence,
         shared: false,
     };
     let service = &mut served.service;
@@ -82,8 +87,18 @@ pub(crate) fn export(served: &mut Served, now: Nanos, export: Export) -> Result<
         let _gone = service.remove_subsystem(now, &nqn);
         return Err(failed(error.to_string()));
     }
-    served.stores.add_volume(nqn, volume);
+    if snapshot.is_none() {
+        served.stores.add_volume(nqn, volume);
+    }
     Ok(geometry)
+}
+
+/// The reservations that are in force from the start. Without them a host would write where another
+/// one has reserved, so that a volume is not exported when they cannot be read.
+fn persistence(pool: &Pool<Drive>, volume: u32) -> Result<Persistence, ReservationStateError> {
+    let kept = pool.attribute(volume, attribute::RESERVATIONS);
+    let kept = kept.map(|image| ReservationState::decode(&image));
+    kept.transpose().map(Persistence::Stored)
 }
 
 /// Ends all associations with a volume's subsystem, and removes it.

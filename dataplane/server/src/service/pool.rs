@@ -1,16 +1,54 @@
-//! The gRPC side of the pool: reads requests, lets the manager decide, and writes answers.
+//! The gRPC side of the pool: reads requests, has them carried out, and writes answers.
 
-use bowline_api::Failure;
+use std::future::Future;
+use std::sync::Arc;
+
 use bowline_api::dataplane::v1 as api;
 use bowline_api::dataplane::v1::pool_service_server::PoolService;
+use bowline_api::{Failure, Reason};
+use prost::Message;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Management, State, volume};
-use crate::manage::Manager;
+use super::{Management, change, volume};
 use crate::names::{self, POOL};
 use crate::page::Page;
-use crate::view;
+use crate::requests::Seen;
+use crate::volumes::{self, Shared};
+use crate::{service::State, view};
+
+impl Management {
+    /// Makes a change that waits for the drive, so without the lock; a request that is repeated gets
+    /// the answer of the first.
+    pub(super) async fn changed<Q, A, F>(
+        &self,
+        method: &'static str,
+        id: String,
+        request: Q,
+        work: impl FnOnce(Arc<Shared>, Q) -> F + Send + 'static,
+    ) -> Result<Response<A>, Status>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+        F: Future<Output = Result<A, Failure>> + Send,
+    {
+        self.settled(method, &id, &request).await?;
+        let state = Arc::clone(&self.state);
+        change(async move {
+            let (ticket, _running) = {
+                let requests = &mut state.lock().await.requests;
+                match requests.look_up(method, &id, &request)? {
+                    Seen::Done(answer) => return Ok(answer),
+                    Seen::New(ticket) => (ticket, requests.begin(ticket)),
+                }
+            };
+            let answer = work(Arc::clone(&state), request).await?;
+            state.lock().await.requests.remember(ticket, &answer);
+            Ok(answer)
+        })
+        .await
+    }
+}
 
 #[tonic::async_trait]
 impl PoolService for Management {
@@ -23,15 +61,11 @@ impl PoolService for Management {
             let message = format!("name {name:?} is not {POOL:?}");
             return Err(Failure::invalid_field("name", message).into());
         }
+        let access = self.state.lock().await.manager.pool()?.clone();
+        let now = access.now().await?;
         let state = self.state.lock().await;
-        let manager = &state.manager;
-        let now = manager.pool_now().await?;
-        let facts = manager.pool()?;
-        Ok(Response::new(view::pool(
-            facts,
-            now,
-            &manager.catalog.volumes,
-        )))
+        let volumes = &state.manager.catalog.volumes;
+        Ok(Response::new(view::pool(&access.facts, now, volumes)))
     }
 
     async fn list_volumes(
@@ -40,13 +74,14 @@ impl PoolService for Management {
     ) -> Result<Response<api::ListVolumesResponse>, Status> {
         let request = request.into_inner();
         let page = Page::parse(request.page_size, &request.page_token, "volumes")?;
-        let state = self.state.lock().await;
-        state.manager.pool()?;
-        let all = state.manager.catalog.volumes.iter();
-        let (uuids, next_page_token) =
-            page.cut(all.map(|(name, found)| (name.to_owned(), found.info.uuid)));
+        let (uuids, next_page_token) = {
+            let state = self.state.lock().await;
+            state.manager.pool()?;
+            let all = state.manager.catalog.volumes.iter();
+            page.cut(all.map(|(name, found)| (name.to_owned(), found.info.uuid)))
+        };
         Ok(Response::new(api::ListVolumesResponse {
-            volumes: state.volumes(&uuids).await?,
+            volumes: show(&self.state, &uuids).await?,
             next_page_token,
         }))
     }
@@ -57,9 +92,8 @@ impl PoolService for Management {
     ) -> Result<Response<api::Volume>, Status> {
         let request = request.into_inner();
         let asked = names::parse_volume("name", &request.name)?;
-        let state = self.state.lock().await;
-        let uuid = state.manager.volume(asked)?.info.uuid;
-        Ok(Response::new(shown(&state.manager, uuid).await?))
+        let uuid = self.state.lock().await.manager.volume(asked)?.info.uuid;
+        Ok(Response::new(show_one(&self.state, uuid).await?))
     }
 
     async fn create_volume(
@@ -68,17 +102,14 @@ impl PoolService for Management {
     ) -> Result<Response<api::Volume>, Status> {
         let request = request.into_inner();
         let id = request.request_id.clone();
-        self.once("CreateVolume", id, request, |manager, request| {
-            Box::pin(async move {
-                let new = volume::new(request.volume)?;
-                let uuid = manager.create_volume(new).await?;
-                let made = shown(manager, uuid).await?;
-                tracing::info!(
-                    volume = %uuid, name = %made.display_name, size_bytes = made.size_bytes,
-                    "volume created"
-                );
-                Ok(made)
-            })
+        self.changed("CreateVolume", id, request, async |state, request| {
+            let uuid = volumes::create(&state, volume::new(request.volume)?).await?;
+            let made = show_one(&state, uuid).await?;
+            tracing::info!(
+                volume = %uuid, name = %made.display_name, size_bytes = made.size_bytes,
+                "volume created"
+            );
+            Ok(made)
         })
         .await
     }
@@ -89,14 +120,12 @@ impl PoolService for Management {
     ) -> Result<Response<api::Volume>, Status> {
         let request = request.into_inner();
         let id = request.request_id.clone();
-        self.once("ResizeVolume", id, request, |manager, request| {
-            Box::pin(async move {
-                let asked = names::parse_volume("name", &request.name)?;
-                let bytes = volume::size("size_bytes", request.size_bytes)?;
-                let uuid = manager.resize_volume(asked, bytes).await?;
-                tracing::info!(volume = %uuid, size_bytes = bytes, "volume resized");
-                shown(manager, uuid).await
-            })
+        self.changed("ResizeVolume", id, request, async |state, request| {
+            let asked = names::parse_volume("name", &request.name)?;
+            let bytes = volume::size("size_bytes", request.size_bytes)?;
+            let uuid = volumes::resize(&state, asked, bytes, request.force).await?;
+            tracing::info!(volume = %uuid, size_bytes = bytes, "volume resized");
+            show_one(&state, uuid).await
         })
         .await
     }
@@ -107,48 +136,171 @@ impl PoolService for Management {
     ) -> Result<Response<()>, Status> {
         let request = request.into_inner();
         let id = request.request_id.clone();
-        self.once("DeleteVolume", id, request, |manager, request| {
-            Box::pin(async move {
-                let asked = names::parse_volume("name", &request.name)?;
-                manager.delete_volume(asked, request.force).await?;
-                tracing::info!(volume = asked, force = request.force, "volume deleted");
-                Ok(())
-            })
+        self.changed("DeleteVolume", id, request, async |state, request| {
+            let asked = names::parse_volume("name", &request.name)?;
+            volumes::delete(&state, asked, request.force).await?;
+            tracing::info!(volume = asked, force = request.force, "volume deleted");
+            Ok(())
+        })
+        .await
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<api::ListSnapshotsRequest>,
+    ) -> Result<Response<api::ListSnapshotsResponse>, Status> {
+        let request = request.into_inner();
+        let parent = names::parse_volume("parent", &request.parent)?;
+        let scope = format!("snapshots {}", request.parent);
+        let page = Page::parse(request.page_size, &request.page_token, &scope)?;
+        let state = self.state.lock().await;
+        let catalog = &state.manager.catalog;
+        let of = match parent {
+            "-" => {
+                state.manager.pool()?;
+                None
+            }
+            volume => Some(state.manager.volume(volume)?.info.uuid),
+        };
+        let volumes = catalog.volumes.iter();
+        let volumes = volumes.filter(|(_, it)| of.is_none_or(|uuid| it.info.uuid == uuid));
+        let all = volumes.flat_map(|(name, volume)| {
+            let each = volume.info.snapshots.iter();
+            // Ten digits, so that the order of keys is the order of numbers.
+            each.map(move |it| (format!("{name}\0{:010}", it.number), (volume, it)))
+        });
+        let (found, next_page_token) = page.cut(all);
+        let shown = found.into_iter();
+        Ok(Response::new(api::ListSnapshotsResponse {
+            snapshots: shown
+                .map(|(volume, it)| view::snapshot(volume, it, catalog))
+                .collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<api::GetSnapshotRequest>,
+    ) -> Result<Response<api::Snapshot>, Status> {
+        let request = request.into_inner();
+        let (volume, snapshot) = names::parse_snapshot("name", &request.name)?;
+        let state = self.state.lock().await;
+        Ok(Response::new(snapshot_of(&state, volume, snapshot)?))
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<api::CreateSnapshotRequest>,
+    ) -> Result<Response<api::Snapshot>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.changed("CreateSnapshot", id, request, async |state, request| {
+            let volume = names::parse_volume("parent", &request.parent)?;
+            let new = volume::new_snapshot(request.snapshot)?;
+            let made = volumes::create_snapshot(&state, volume, new).await?;
+            tracing::info!(volume = %made.0, snapshot = %made.1, "snapshot taken");
+            show_snapshot(&state, made).await
+        })
+        .await
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<api::DeleteSnapshotRequest>,
+    ) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.changed("DeleteSnapshot", id, request, async |state, request| {
+            let snapshot = names::parse_snapshot("name", &request.name)?;
+            volumes::delete_snapshot(&state, snapshot, request.force).await?;
+            tracing::info!(
+                volume = snapshot.0,
+                snapshot = snapshot.1,
+                "snapshot deleted"
+            );
+            Ok(())
+        })
+        .await
+    }
+
+    async fn export_snapshot(
+        &self,
+        request: Request<api::ExportSnapshotRequest>,
+    ) -> Result<Response<api::Snapshot>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.changed("ExportSnapshot", id, request, async |state, request| {
+            let snapshot = names::parse_snapshot("name", &request.name)?;
+            let hosts = volumes::hosts("host_nqns", request.host_nqns)?;
+            let found = volumes::export_snapshot(&state, snapshot, hosts).await?;
+            tracing::info!(volume = %found.0, snapshot = %found.1, "snapshot exported, until the process ends");
+            show_snapshot(&state, found).await
+        })
+        .await
+    }
+
+    async fn withdraw_snapshot(
+        &self,
+        request: Request<api::WithdrawSnapshotRequest>,
+    ) -> Result<Response<api::Snapshot>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.changed("WithdrawSnapshot", id, request, async |state, request| {
+            let snapshot = names::parse_snapshot("name", &request.name)?;
+            let found = volumes::withdraw_snapshot(&state, snapshot).await?;
+            tracing::info!(volume = %found.0, snapshot = %found.1, "snapshot withdrawn");
+            show_snapshot(&state, found).await
         })
         .await
     }
 }
 
-impl State {
-    /// As the API shows them.
-    async fn volumes(&self, uuids: &[Uuid]) -> Result<Vec<api::Volume>, Failure> {
-        show(&self.manager, uuids).await
-    }
+fn snapshot_of(state: &State, volume: &str, snapshot: &str) -> Result<api::Snapshot, Failure> {
+    let volume = state.manager.volume(volume)?;
+    let found = volume.snapshot(snapshot).ok_or_else(|| {
+        let name = names::snapshot_called(&volume.called(), snapshot);
+        Failure::new(Reason::NotFound, format!("{name} does not exist"))
+            .with("resource", name)
+            .hint("`bowline snapshot list` shows what is")
+    })?;
+    Ok(view::snapshot(volume, found, &state.manager.catalog))
 }
 
-async fn shown(manager: &Manager, uuid: Uuid) -> Result<api::Volume, Failure> {
-    let found = show(manager, &[uuid]).await?.pop();
+async fn show_snapshot(
+    state: &Shared,
+    (volume, snapshot): (Uuid, Uuid),
+) -> Result<api::Snapshot, Failure> {
+    let state = state.lock().await;
+    snapshot_of(&state, &volume.to_string(), &snapshot.to_string())
+}
+
+async fn show_one(state: &Shared, uuid: Uuid) -> Result<api::Volume, Failure> {
+    let found = show(state, &[uuid]).await?.pop();
     found.ok_or_else(|| {
-        Failure::new(
-            bowline_api::Reason::NotFound,
-            format!("volume {uuid} is gone"),
-        )
+        let name = names::volume(uuid);
+        Failure::new(Reason::NotFound, format!("{name} is not there any more"))
+            .with("resource", name)
     })
 }
 
-async fn show(manager: &Manager, uuids: &[Uuid]) -> Result<Vec<api::Volume>, Failure> {
-    let catalog = &manager.catalog;
-    let volumes: Vec<_> = uuids
-        .iter()
-        .filter_map(|uuid| catalog.volumes.get(*uuid))
-        .collect();
-    let numbers = volumes.iter().map(|it| it.info.volume).collect();
-    let allocated = manager.allocated(numbers).await?;
-    let each = volumes.into_iter().zip(allocated);
+/// Volumes with what they have allocated now; those that are gone meanwhile are left out.
+async fn show(state: &Shared, uuids: &[Uuid]) -> Result<Vec<api::Volume>, Failure> {
+    let (access, numbers) = {
+        let manager = &state.lock().await.manager;
+        let volumes = uuids
+            .iter()
+            .filter_map(|uuid| manager.catalog.volumes.get(*uuid));
+        let numbers: Vec<u32> = volumes.map(|it| it.info.volume).collect();
+        (manager.pool()?.clone(), numbers)
+    };
+    let allocated = access.allocated(numbers.clone()).await?;
+    let catalog = &state.lock().await.manager.catalog;
+    let each = numbers.into_iter().zip(allocated);
     Ok(each
-        .map(|(volume, allocated)| {
-            let subsystem = catalog.subsystems.get(&volume.nqn);
-            view::volume(volume, subsystem.map(|it| &it.access), allocated)
+        .filter_map(|(number, allocated)| {
+            let volume = catalog.volumes.numbered(number)?;
+            Some(view::volume(volume, catalog, allocated))
         })
         .collect())
 }

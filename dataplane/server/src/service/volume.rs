@@ -1,16 +1,16 @@
-//! What a request for a volume asks for.
+//! What a request for a volume or a snapshot asks for.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bowline_api::Failure;
 use bowline_api::dataplane::v1 as api;
-use bowline_pool::format::record::Durability;
+use bowline_pool::Provisioning;
+use bowline_pool::format::record::{Checksums, Durability};
 use uuid::Uuid;
 
 use super::namespace::{block_bytes, identifier};
-use crate::manage::NewVolume;
-use crate::names::ANY_HOST;
-use crate::pool::AllowedHosts;
+use crate::names;
+use crate::volumes::{self, NewSnapshot, NewVolume};
 
 /// Zero and empty take the default; whether the rest is possible is decided later.
 pub(super) fn new(asked: Option<api::Volume>) -> Result<NewVolume, Failure> {
@@ -19,25 +19,54 @@ pub(super) fn new(asked: Option<api::Volume>) -> Result<NewVolume, Failure> {
         api::Durability::Unspecified | api::Durability::Media => Durability::Media,
         api::Durability::Device => Durability::Device,
     };
-    let mut hosts = AllowedHosts::default();
-    for host in asked.host_nqns {
-        match host.as_str() {
-            ANY_HOST => hosts.any = true,
-            _ => {
-                hosts.names.insert(host);
-            }
+    let provisioning = match asked.provisioning() {
+        api::Provisioning::Unspecified | api::Provisioning::Thin => Provisioning::Thin,
+        api::Provisioning::Thick => Provisioning::Thick,
+    };
+    let checksums = match asked.checksums() {
+        api::ChecksumMode::Unspecified | api::ChecksumMode::Off => Checksums::Off,
+        api::ChecksumMode::Scrub => Checksums::Scrub,
+        api::ChecksumMode::Verify => Checksums::Verify,
+    };
+    let source = match asked.source_snapshot.as_str() {
+        "" => None,
+        name => {
+            let (volume, snapshot) = names::parse_snapshot("volume.source_snapshot", name)?;
+            Some((volume.to_owned(), snapshot.to_owned()))
         }
-    }
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    };
+    let bytes = size("volume.size_bytes", asked.size_bytes)?;
     Ok(NewVolume {
-        uuid: identifier("volume.uuid", &asked.uuid)?.map(Uuid::from_bytes),
+        uuid: uuid("volume.uuid", &asked.uuid)?,
         name: asked.display_name,
-        bytes: size("volume.size_bytes", asked.size_bytes)?,
+        bytes: (bytes != 0).then_some(bytes),
         block_bytes: block_bytes("volume.block_size_bytes", asked.block_size_bytes)?,
+        provisioning,
         durability,
-        hosts,
-        created: since.map_or(0, |since| since.as_secs()),
+        checksums,
+        source,
+        hosts: volumes::hosts("volume.host_nqns", asked.host_nqns)?,
+        created: now(),
     })
+}
+
+pub(super) fn new_snapshot(asked: Option<api::Snapshot>) -> Result<NewSnapshot, Failure> {
+    let asked = asked.unwrap_or_default();
+    Ok(NewSnapshot {
+        uuid: uuid("snapshot.uuid", &asked.uuid)?,
+        name: asked.display_name,
+        created: now(),
+    })
+}
+
+fn uuid(field: &'static str, text: &str) -> Result<Option<Uuid>, Failure> {
+    Ok(identifier(field, text)?.map(Uuid::from_bytes))
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 pub(super) fn size(field: &'static str, bytes: i64) -> Result<u64, Failure> {

@@ -1,0 +1,125 @@
+//! The way to the pool for who is not on its reactor.
+
+use std::sync::Arc;
+
+use bowline_api::{Failure, Reason};
+use bowline_nvme::Nanos;
+use bowline_nvmf::target::AnaState;
+use bowline_pool::{ChecksumCounts, Operation, Outcome, Pool, PoolError, Usage, VolumeInfo};
+use uuid::Uuid;
+
+use super::{Ending, PoolHealth, explain_operation};
+use crate::drive::Drive;
+use crate::fleet::{Fleet, Served};
+
+/// The pool that this data plane serves.
+#[derive(Debug)]
+pub(crate) struct PoolFacts {
+    pub(crate) uuid: Uuid,
+    /// As it was given at start.
+    pub(crate) device: String,
+    /// The reactor that owns it and all its volumes.
+    pub(crate) reactor: usize,
+    /// What the flags at start say of every volume's subsystem.
+    pub(crate) defaults: VolumeDefaults,
+}
+
+/// What the flags at start say of every volume's subsystem.
+#[derive(Debug)]
+pub(crate) struct VolumeDefaults {
+    pub(crate) cntlids: Option<(u16, u16)>,
+    pub(crate) controllers_max: Option<u16>,
+    /// State of an ANA group at first. Hosts are always told of ANA: a volume may get other paths
+    /// later, and a host asks only when it connects.
+    pub(crate) ana: AnaState,
+    /// Hosts that may use every volume.
+    pub(crate) hosts: Vec<String>,
+}
+
+/// What changes with every write.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PoolNow {
+    pub(crate) usage: Usage,
+    pub(crate) health: PoolHealth,
+    pub(crate) checksums: ChecksumCounts,
+}
+
+/// Cheap to clone; needs no lock.
+#[derive(Clone)]
+pub(crate) struct PoolAccess {
+    fleet: Arc<Fleet>,
+    pub(crate) facts: Arc<PoolFacts>,
+}
+
+impl PoolAccess {
+    pub(crate) fn new(fleet: Arc<Fleet>, facts: PoolFacts) -> Self {
+        let facts = Arc::new(facts);
+        Self { fleet, facts }
+    }
+
+    /// Runs a closure on the pool's reactor, and waits for what it returns. The drive is not waited
+    /// for.
+    pub(crate) async fn work<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Served, Nanos) -> R + Send + 'static,
+    ) -> Result<R, Failure> {
+        let reactor = self.facts.reactor;
+        self.fleet
+            .work(reactor, move |served, _, now| job(served, now))
+            .await
+    }
+
+    /// Has the pool do something, and waits until it is durable: for the drive, so never under a
+    /// lock.
+    pub(crate) async fn operate(
+        &self,
+        what: &str,
+        start: impl FnOnce(&mut Pool<Drive>) -> Result<Operation, PoolError> + Send + 'static,
+    ) -> Result<Outcome, Failure> {
+        let begun = self.work(|served, _| -> Result<Ending, PoolError> {
+            let seat = served.pool.as_mut().ok_or(PoolError::Closing)?;
+            seat.start(start)
+        });
+        let explain = |error| explain_operation(what, error);
+        let ending = begun.await?.map_err(explain)?;
+        ending
+            .await
+            .unwrap_or(Err(PoolError::Closing))
+            .map_err(explain)
+    }
+
+    /// Asks the pool itself.
+    async fn ask<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(&super::PoolSeat) -> R + Send + 'static,
+    ) -> Result<R, Failure> {
+        let answer = self.work(move |served, _| served.pool.as_ref().map(question));
+        answer.await?.ok_or_else(|| {
+            Failure::new(Reason::Stopping, "the pool is being closed")
+                .hint("ask again after the restart")
+        })
+    }
+
+    pub(crate) async fn now(&self) -> Result<PoolNow, Failure> {
+        self.ask(|seat| PoolNow {
+            usage: seat.pool().usage(),
+            health: seat.health(),
+            checksums: seat.pool().checksum_counts(),
+        })
+        .await
+    }
+
+    /// What these volumes have allocated now: as hosts see it, and of the pool.
+    pub(crate) async fn allocated(&self, volumes: Vec<u32>) -> Result<Vec<(u64, u64)>, Failure> {
+        self.ask(move |seat| {
+            let pool = seat.pool();
+            let each = |volume: &u32| pool.allocated(*volume).unwrap_or_default();
+            volumes.iter().map(each).collect()
+        })
+        .await
+    }
+
+    pub(crate) async fn volume(&self, volume: u32) -> Result<Option<VolumeInfo>, Failure> {
+        self.ask(move |seat| seat.pool().volume(volume)).await
+    }
+}

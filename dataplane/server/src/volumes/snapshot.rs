@@ -1,0 +1,135 @@
+//! Snapshots: taken, deleted, and exported for reading.
+
+use bowline_api::Failure;
+use bowline_pool::SnapshotInfo;
+use uuid::Uuid;
+
+use super::{NewSnapshot, Shared, find, label, look_again, new, refuse_used, turn};
+use crate::catalog::{Access, Origin, Volume};
+use crate::manage::{exists, missing};
+use crate::pool::{self, AllowedHosts};
+use crate::{identity, names};
+
+/// A snapshot, by its volume's and its own UUID.
+type Id = (Uuid, Uuid);
+
+/// Takes a snapshot of a volume. One of the same UUID that is there already is as good.
+pub(crate) async fn create(state: &Shared, volume: &str, new: NewSnapshot) -> Result<Id, Failure> {
+    new::check_name("snapshot.display_name", &new.name)?;
+    let (access, _turn) = turn(state).await?;
+    let found = find(state, volume).await?;
+    let uuid = new.uuid.unwrap_or_else(Uuid::new_v4);
+    let volume = found.info.uuid;
+    let snapshots = &found.info.snapshots;
+    if let Some(there) = snapshots.iter().find(|it| it.uuid == uuid) {
+        return match there.name == new.name {
+            true => Ok((volume, uuid)),
+            false => Err(exists(names::snapshot(volume, uuid)).hint("choose another UUID")),
+        };
+    }
+    if !new.name.is_empty() && found.snapshot(&new.name).is_some() {
+        let name = names::snapshot_called(&found.called(), &new.name);
+        return Err(exists(name).hint("choose another name"));
+    }
+    let number = found.info.volume;
+    let what = format!("snapshot of volume {} not taken", found.called());
+    let NewSnapshot { name, created, .. } = new;
+    access
+        .operate(&what, move |pool| {
+            pool.create_snapshot(number, uuid, name, created)
+        })
+        .await?;
+    look_again(state, &access, volume, number).await?;
+    Ok((volume, uuid))
+}
+
+/// Deletes a snapshot.
+pub(crate) async fn delete(
+    state: &Shared,
+    (volume, snapshot): (&str, &str),
+    force: bool,
+) -> Result<(), Failure> {
+    let (access, _turn) = turn(state).await?;
+    let found = find(state, volume).await?;
+    let info = find_snapshot(&found, snapshot)?;
+    let what = format!("snapshot {} not deleted", label(&info.name, info.uuid));
+    let nqn = identity::snapshot_nqn(info.uuid);
+    refuse_used(&access, vec![nqn.clone()], force, &what).await?;
+    let (number, of) = (info.number, found.info.volume);
+    access
+        .operate(&what, move |pool| pool.delete_snapshot(of, number))
+        .await?;
+    withdraw_nqn(state, &access, nqn).await?;
+    look_again(state, &access, found.info.uuid, of).await
+}
+
+/// Lets hosts read a snapshot, besides those that the flags at start allow.
+pub(crate) async fn export(
+    state: &Shared,
+    (volume, snapshot): (&str, &str),
+    hosts: AllowedHosts,
+) -> Result<Id, Failure> {
+    let (access, _turn) = turn(state).await?;
+    let found = find(state, volume).await?;
+    let info = find_snapshot(&found, snapshot)?;
+    let id = (found.info.uuid, info.uuid);
+    let mut allowed = Access::of_volume(&AllowedHosts::default(), &access.facts.defaults.hosts);
+    for host in hosts.iter() {
+        allowed.allow(host, Origin::Api);
+    }
+    let nqn = identity::snapshot_nqn(info.uuid);
+    let is_there = {
+        let manager = &mut state.lock().await.manager;
+        let is_there = manager.subsystem(&nqn).is_ok();
+        if is_there {
+            manager.apply_access(&nqn, allowed.clone()).await?;
+        }
+        is_there
+    };
+    if !is_there {
+        let (number, uuid) = (info.number, info.uuid);
+        let exported =
+            super::export::export_snapshot(&access, found.info.clone(), (number, uuid), allowed);
+        let exported = exported.await?;
+        if let Some(failure) = exported.failure() {
+            return Err(failure);
+        }
+        let manager = &mut state.lock().await.manager;
+        let nqn = exported.nqn().to_owned();
+        manager.record([exported]);
+        manager.announce(&nqn).await?;
+    }
+    Ok(id)
+}
+
+/// Exports a snapshot no more.
+pub(crate) async fn withdraw(
+    state: &Shared,
+    (volume, snapshot): (&str, &str),
+) -> Result<Id, Failure> {
+    let (access, _turn) = turn(state).await?;
+    let found = find(state, volume).await?;
+    let info = find_snapshot(&found, snapshot)?;
+    withdraw_nqn(state, &access, identity::snapshot_nqn(info.uuid)).await?;
+    Ok((found.info.uuid, info.uuid))
+}
+
+async fn withdraw_nqn(
+    state: &Shared,
+    access: &pool::PoolAccess,
+    nqn: String,
+) -> Result<(), Failure> {
+    let name = nqn.clone();
+    access
+        .work(move |served, now| pool::withdraw(served, now, &name))
+        .await?;
+    let manager = &mut state.lock().await.manager;
+    manager.forget_exports(vec![nqn]).await
+}
+
+fn find_snapshot<'a>(volume: &'a Volume, snapshot: &str) -> Result<&'a SnapshotInfo, Failure> {
+    volume.snapshot(snapshot).ok_or_else(|| {
+        let name = names::snapshot_called(&volume.called(), snapshot);
+        missing(name).hint("`bowline snapshot list` shows what is")
+    })
+}

@@ -62,16 +62,18 @@ impl Reactor {
         if self.waker.take_stop() {
             service.stopping(self, now);
         }
-        let more_messages = self.deliver_messages(service, inbox);
-        self.accept_connections(service);
         while let Some((id, result)) = self.connected.pop_front() {
             self.burst = true;
             service.connected(self, now, id, result);
         }
+        // Sockets first: what wakes a reactor after a pause is most likely a command, and whatever
+        // is looked at before it is fetched from far away while its host waits.
         self.deliver_finished(service);
         self.deliver_readable(service);
         // Of what was sent early.
         self.deliver_finished(service);
+        let more_messages = self.deliver_messages(service, inbox);
+        self.accept_connections(service);
         service.turn(self, now);
         for _ in 0..SEND_ROUNDS {
             self.flush();

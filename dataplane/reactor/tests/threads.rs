@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -11,7 +12,8 @@ use std::thread;
 
 use bowline_nvme::Nanos;
 use bowline_reactor::{
-    Backend, Config, Counters, Handle, IoBackend, PollMode, monotonic_now, spawn,
+    Backend, Config, Counters, Gather, Handle, IoBackend, ListenerId, LocalReactor, PollMode,
+    Reactor, Service, SocketId, monotonic_now, spawn,
 };
 use common::{Call, Echo, client, config, deadline, listener, local, local_with, run};
 
@@ -20,6 +22,7 @@ on_both_engines!(
     spinning_reactor_answers_messages,
     no_message_of_many_senders_is_lost,
     flood_of_messages_does_not_hold_up_sockets,
+    command_is_received_before_messages_are_looked_at,
     full_mailbox_hands_the_message_back,
     mailbox_of_a_stopped_reactor_refuses,
     waker_causes_a_turn,
@@ -124,6 +127,68 @@ fn flood_of_messages_does_not_hold_up_sockets(io: IoBackend) {
     over.store(true, Ordering::Relaxed);
     flood.join().unwrap();
     finish(handle);
+}
+
+/// Writes down what it is shown.
+#[derive(Default)]
+struct Order(Vec<&'static str>);
+
+impl Service for Order {
+    type Message = ();
+
+    fn message(&mut self, _: &mut Reactor, _: Nanos, (): ()) {
+        self.0.push("message");
+    }
+
+    fn accepted(
+        &mut self,
+        cx: &mut Reactor,
+        _: Nanos,
+        _: ListenerId,
+        stream: TcpStream,
+        _: SocketAddr,
+    ) {
+        cx.attach(stream).unwrap();
+        self.0.push("accepted");
+    }
+
+    fn readable(&mut self, cx: &mut Reactor, _: Nanos, id: SocketId) {
+        cx.recv(id, &mut [IoSliceMut::new(&mut [0; 8])]);
+        self.0.push("readable");
+    }
+
+    fn sent(&mut self, _: &mut Reactor, _: Nanos, _: SocketId, _: Gather, _: io::Result<()>) {}
+    fn turn(&mut self, _: &mut Reactor, _: Nanos) {}
+
+    fn poll_timeout(&self) -> Option<Nanos> {
+        None
+    }
+
+    fn is_stopped(&self) -> bool {
+        false
+    }
+}
+
+/// Whatever is looked at before it is fetched from far away, after a pause, while its host waits.
+fn command_is_received_before_messages_are_looked_at(io: IoBackend) {
+    let (listener, address) = listener();
+    let mut local = LocalReactor::new(&config(io), |cx, _| {
+        cx.listen(listener).map(|_| Order::default())
+    })
+    .unwrap();
+    let mut host = client(address);
+    let mailbox = local.mailbox();
+    let mut is_prepared = false;
+    // Both are there before the reactor looks for what has happened.
+    local.run_until_that(deadline(), |service, _| {
+        if service.0 == ["accepted"] && !is_prepared {
+            is_prepared = true;
+            host.write_all(b"command").unwrap();
+            mailbox.try_send(()).unwrap();
+        }
+        service.0.len() == 3
+    });
+    assert_eq!(local.service().0, ["accepted", "readable", "message"]);
 }
 
 fn full_mailbox_hands_the_message_back(io: IoBackend) {

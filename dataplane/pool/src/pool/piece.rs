@@ -40,6 +40,8 @@ pub(super) enum Stage {
     InPlace,
     /// Reading the rest of its chunk.
     Old,
+    /// Reading the chunk of which it is going to write a part in place, for its checksum.
+    Rest,
     /// Writing to chunks that are not there yet.
     Data,
     /// Its chunks are to be there, or not to be there any more (`is_clear`): it waits for a group.
@@ -68,6 +70,8 @@ pub(super) struct Piece {
     pub(super) work: Option<u32>,
     /// Of the write under way, for its checksums.
     pub(super) claim: Option<u32>,
+    /// What comes after [`Stage::Rest`].
+    pub(super) after: Stage,
     /// How often what it has read was not what was written, or was written meanwhile.
     pub(super) doubts: u8,
     /// Bytes that the read under way is to give it.
@@ -97,6 +101,7 @@ impl Piece {
             stage: Stage::Waiting,
             work: None,
             claim: None,
+            after: Stage::Waiting,
             doubts: 0,
             part: 0,
             is_unknown: false,
@@ -372,20 +377,41 @@ impl<D: Device> Engine<D> {
 
     /// Writes a chunk: `buf` with the piece's bytes over it.
     fn write_composed(&mut self, index: u32, mut buf: IoBuf, physical: u32) {
-        let Some(piece) = self.pieces.get(index) else {
+        let Some(start) = self.pieces.get(index).map(|piece| piece.start) else {
             return;
+        };
+        if !self.is_expected(index, &buf) {
+            return self.end_piece(index, Err(IoError::CompareMismatch));
+        }
+        if !self.overlay(index, &mut buf) {
+            return self.end_piece(index, Err(IoError::Internal));
+        }
+        self.write_chunk(index, buf, start - start % CHUNK_BYTES, physical);
+    }
+
+    /// Whether a chunk has what a piece compares it with, if it does.
+    fn is_expected(&self, index: u32, chunk: &IoBuf) -> bool {
+        let compared = self.pieces.get(index).filter(|it| it.kind == Kind::Compare);
+        compared.is_none_or(|piece| {
+            let at = usize::try_from(piece.start % CHUNK_BYTES).unwrap_or(0);
+            let len = usize::try_from(piece.len).unwrap_or(0);
+            let expected = self.compared(piece).slice(0..len);
+            let place = chunk.as_slice().get(at..at + len);
+            place.is_some_and(|place| is_same(place, &expected))
+        })
+    }
+
+    /// Lays a piece's bytes over its chunk. False if that is not possible.
+    pub(super) fn overlay(&self, index: u32, chunk: &mut IoBuf) -> bool {
+        let Some(piece) = self.pieces.get(index) else {
+            return false;
         };
         let at = usize::try_from(piece.start % CHUNK_BYTES).unwrap_or(0);
         let len = usize::try_from(piece.len).unwrap_or(0);
-        let chunk_start = piece.start - piece.start % CHUNK_BYTES;
         let data = self.payload(piece);
-        let expected = (piece.kind == Kind::Compare).then(|| self.compared(piece).slice(0..len));
-        let Some(place) = buf.as_mut().and_then(|bytes| bytes.get_mut(at..at + len)) else {
-            return self.end_piece(index, Err(IoError::Internal));
+        let Some(place) = chunk.as_mut().and_then(|bytes| bytes.get_mut(at..at + len)) else {
+            return false;
         };
-        if expected.is_some_and(|expected| !is_same(place, &expected)) {
-            return self.end_piece(index, Err(IoError::CompareMismatch));
-        }
         if data.is_empty() {
             place.fill(0);
         } else {
@@ -395,8 +421,7 @@ impl<D: Device> Engine<D> {
                 done += bytes.len();
             }
         }
-        drop(data);
-        self.write_chunk(index, buf, chunk_start, physical);
+        true
     }
 
     /// Writes a chunk that was composed; while that has to wait, the piece keeps it.
@@ -417,9 +442,16 @@ impl<D: Device> Engine<D> {
 
     /// Writes the piece's bytes to their place in `physical`.
     pub(super) fn write_at(&mut self, index: u32, physical: u32, stage: Stage) {
-        let Some(piece) = self.pieces.get(index) else {
-            return;
-        };
+        let range = self.pieces.get(index).map(|it| (it.start, it.len));
+        let access = self.piece_access(index, physical, stage);
+        if let (Some(range), Some(access)) = (range, access) {
+            self.submit_write(index, stage, physical, range, access);
+        }
+    }
+
+    /// The access that writes the piece's bytes to their place in `physical`.
+    pub(super) fn piece_access(&self, index: u32, physical: u32, stage: Stage) -> Option<Access> {
+        let piece = self.pieces.get(index)?;
         let op = match piece.kind {
             Kind::Zero => Op::WriteZeroes { deallocate: false },
             Kind::Read | Kind::Write => Op::Write,
@@ -431,11 +463,8 @@ impl<D: Device> Engine<D> {
         if piece.kind == Kind::Compare {
             data = self.compared(piece);
         }
-        let access = self
-            .shape
-            .access(op, physical, piece.start, piece.len, fua, data);
-        let range = (piece.start, piece.len);
-        self.submit_write(index, stage, physical, range, access);
+        let (start, len) = (piece.start, piece.len);
+        Some(self.shape.access(op, physical, start, len, fua, data))
     }
 
     /// Whether the request must be stable when it completes.
@@ -467,6 +496,10 @@ impl<D: Device> Engine<D> {
         let Completion {
             result, mut data, ..
         } = completion;
+        if stage == Stage::Rest {
+            self.rest_read(index, result, data);
+            return self.buffer_came_back();
+        }
         if stage == Stage::InPlace && piece.kind == Kind::Compare {
             // The second half is what was written.
             let len = data.len_bytes();
@@ -487,11 +520,18 @@ impl<D: Device> Engine<D> {
             }
             (Stage::Part, Ok(())) => self.part_read(index, &data),
             (Stage::Old, Ok(())) => self.old_read(index, data),
+            (stage, result) => self.piece_written(index, stage, result),
+        }
+        self.buffer_came_back();
+    }
+
+    /// What a piece writes is written, or not.
+    pub(super) fn piece_written(&mut self, index: u32, stage: Stage, result: Result<(), IoError>) {
+        match (stage, result) {
             (Stage::Data, Ok(())) => self.become_ready(index, false),
             (Stage::Fresh, result) => self.fresh_written(index, result),
             (_, result) => self.end_piece(index, result),
         }
-        self.buffer_came_back();
     }
 
     /// The rest of a chunk is known.

@@ -160,7 +160,9 @@ impl<D: Device> Engine<D> {
         let (logical, start) = self.shape.split(request.cursor);
         let mut len = self.shape.within(start, request.end - request.cursor);
         let chunks = self.shape.chunks(start, len);
-        if kind != Kind::Compare && self.place_of((slot, logical), chunks).is_none() {
+        // A part of a chunk is not written with others: for its checksum the rest may have to be read.
+        let is_parted = self.has_sums(slot) || self.place_of((slot, logical), chunks).is_none();
+        if kind != Kind::Compare && is_parted {
             len = until_edge(start, len);
         }
         let piece = self.new_piece(index, kind, (slot, logical), start, len);

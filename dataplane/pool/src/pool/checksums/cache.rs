@@ -108,6 +108,15 @@ impl Entry {
         }
     }
 
+    /// What was known of a chunk that only one writes.
+    pub(super) fn sole_slot(&self, at: usize) -> Option<u32> {
+        let is_sole = self.writers.get(at) == Some(&1);
+        self.slots
+            .get(at)
+            .copied()
+            .filter(|slot| is_sole && *slot != 0)
+    }
+
     /// What is known of chunks that nobody writes.
     pub(super) fn set(&mut self, at: usize, slot: u32) {
         if let Some(place) = self.slots.get_mut(at) {

@@ -508,7 +508,7 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    fn tell_mismatch(
+    pub(super) fn tell_mismatch(
         &mut self,
         origin: Origin,
         (physical, chunk): (u32, u32),

@@ -3,11 +3,12 @@
 
 use std::ops::Range;
 
-use bowline_block::{Completion, Device, IoError, Segments};
+use bowline_block::{Completion, Device, IoError, Op, Segments};
 
 use super::Waiting;
 use super::activity::Need;
 use super::cache::Known;
+use super::read::Origin;
 use crate::format::pages::{slot_of, slot_of_chunk};
 use crate::pool::drive::Access;
 use crate::pool::engine::Engine;
@@ -26,6 +27,8 @@ pub(in crate::pool) struct Claim {
     len: u32,
     /// Whether what is written is known to be right.
     is_known: bool,
+    /// Of a part of a chunk: the slot of the whole chunk with it, once that is known.
+    slot: Option<u32>,
 }
 
 /// An extent for what is written.
@@ -59,7 +62,11 @@ impl<D: Device> Engine<D> {
             .cache
             .entry(group)
             .is_some_and(|entry| entry.is_writable());
-        let Some(len) = u32::try_from(access.len).ok().filter(|_| is_active) else {
+        let is_whole = is_aligned(start, access.len);
+        let Some(len) = u32::try_from(access.len)
+            .ok()
+            .filter(|_| is_active && is_whole)
+        else {
             return Some(access);
         };
         let Some(claim) = self.claim(physical, (start, len), true) else {
@@ -150,12 +157,109 @@ impl<D: Device> Engine<D> {
             if !self.need(group, need, Waiting::Piece(index)) {
                 return self.set_stage(index, Stage::Waiting);
             }
+            let rest = match self.wants_rest(physical, (start, len)) {
+                false => None,
+                true => match self.bounce(CHUNK_BYTES) {
+                    Some((buffer, _)) => Some(buffer),
+                    None => {
+                        self.sums.roomless.push_back(Waiting::Piece(index));
+                        return self.set_stage(index, Stage::Waiting);
+                    }
+                },
+            };
             let claim = self.claim(physical, (start, len), is_known);
             if let Some(piece) = self.pieces.get_mut(index) {
                 piece.claim = claim;
+                piece.after = stage;
+            }
+            if let Some(rest) = rest {
+                let start = start - start % CHUNK_BYTES;
+                let access =
+                    self.shape
+                        .access(Op::Read, physical, start, CHUNK_BYTES, false, rest.into());
+                return self.submit_for(index, Stage::Rest, access);
             }
         }
         self.submit_for(index, stage, access);
+    }
+
+    /// Whether it is a part of a chunk whose checksum is known: then the rest is read first, so that it is known afterwards
+    /// too. If somebody else writes the chunk just now, it will not be.
+    fn wants_rest(&mut self, physical: u32, (start, len): (u32, u32)) -> bool {
+        let is_one = start % CHUNK_BYTES + len <= CHUNK_BYTES;
+        if !is_one || is_aligned(start, u64::from(len)) {
+            return false;
+        }
+        let map = self.sums.map;
+        let at = map.slot_in_group(physical, start / CHUNK_BYTES) as usize;
+        let entry = self.sums.cache.entry(map.group_of(physical));
+        entry.is_some_and(|entry| matches!(entry.known(at), Known::Slot(_)))
+    }
+
+    /// The chunk that a piece is to write a part of was read.
+    pub(in crate::pool) fn rest_read(
+        &mut self,
+        index: u32,
+        result: Result<(), IoError>,
+        data: Segments,
+    ) {
+        let result = match result {
+            Ok(()) => self.rest_compared(index, data),
+            Err(error) => Err(error),
+        };
+        let Some(piece) = self.pieces.get_mut(index) else {
+            return;
+        };
+        let (stage, claim) = (piece.after, piece.claim);
+        let claimed = claim.and_then(|claim| self.sums.claims.get(claim));
+        match (result, claimed.map(|claim| claim.physical)) {
+            (Ok(()), Some(physical)) => {
+                if let Some(access) = self.piece_access(index, physical, stage) {
+                    self.submit_for(index, stage, access);
+                }
+            }
+            (Err(error), _) => {
+                if let Some(claim) = self.pieces.get_mut(index).and_then(|it| it.claim.take()) {
+                    self.settle_unchanged(claim);
+                }
+                self.piece_written(index, stage, Err(error));
+            }
+            (Ok(()), None) => self.end_piece(index, Err(IoError::Internal)),
+        }
+    }
+
+    /// Compares a chunk with its checksum and computes that of the chunk with the piece's bytes.
+    fn rest_compared(&mut self, index: u32, mut data: Segments) -> Result<(), IoError> {
+        let piece = self.pieces.get(index).ok_or(IoError::Internal)?;
+        let key = piece.claim.ok_or(IoError::Internal)?;
+        let claim = self.sums.claims.get(key).ok_or(IoError::Internal)?;
+        let (physical, chunk) = (claim.physical, claim.start / CHUNK_BYTES);
+        let at = self.sums.map.slot_in_group(physical, chunk) as usize;
+        let entry = self.sums.cache.get(claim.entry);
+        let Some(expected) = entry.and_then(|entry| entry.sole_slot(at)) else {
+            // Somebody else writes it too: nothing is known afterwards.
+            return Ok(());
+        };
+        let found = slot_of_part(&data, 0);
+        if found != expected {
+            self.tell_mismatch(Origin::Piece(index), (physical, chunk), (expected, found));
+            return Err(IoError::MediaRead);
+        }
+        let mut whole = data.pop().ok_or(IoError::Internal)?;
+        if !self.overlay(index, &mut whole) {
+            return Err(IoError::Internal);
+        }
+        let slot = slot_of_chunk(whole.as_slice());
+        if let Some(claim) = self.sums.claims.get_mut(key) {
+            claim.slot = Some(slot);
+        }
+        Ok(())
+    }
+
+    /// Nothing was written.
+    fn settle_unchanged(&mut self, claim: u32) {
+        // As a comparison that has failed: then nothing is written either.
+        self.settle(claim, Err(IoError::CompareMismatch), &Segments::new());
     }
 
     /// Whether an extent cannot become active any more: nothing is recorded.
@@ -269,6 +373,7 @@ impl<D: Device> Engine<D> {
             start,
             len,
             is_known,
+            slot: None,
         }))
     }
 
@@ -296,6 +401,7 @@ impl<D: Device> Engine<D> {
                 Ok(()) if is_whole && claim.is_known => {
                     Some(slot_of_part(data, chunk_start - claim.start))
                 }
+                Ok(()) if claim.slot.is_some() => claim.slot,
                 Err(IoError::CompareMismatch) => None,
                 // What the rest of the chunk holds was not looked at, or nobody knows what was written.
                 _ => Some(0),

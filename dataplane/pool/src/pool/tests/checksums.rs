@@ -260,3 +260,124 @@ fn a_scrub_keeps_its_rate_pauses_and_stops() {
         (ScrubState::Stopped, stopped)
     );
 }
+
+#[test]
+fn a_write_of_a_part_of_a_chunk_reads_the_rest_and_keeps_it_verified() {
+    let mut world = World::new(6 << 20, plan(6));
+    let (number, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut a, 0, &values(100, 64)).unwrap();
+    world.write(&mut a, 11, &values(1, 3)).unwrap();
+    world.write(&mut a, 22, &values(4, 12)).unwrap();
+    world
+        .change(&mut a, Op::WriteZeroes { deallocate: false }, 42, 2)
+        .unwrap();
+    let before = world.pool.checksum_counts();
+    let mut expected = values(100, 64);
+    expected[11..14].copy_from_slice(&values(1, 3));
+    expected[22..34].copy_from_slice(&values(4, 12));
+    expected[42..44].fill(0);
+    assert_eq!(world.read(&mut a, 0, 64), expected);
+    let after = world.pool.checksum_counts();
+    assert_eq!(after.verified - before.verified, 8);
+    assert_eq!(after.unverified, before.unverified);
+    // Nothing is put over a chunk that is damaged: it would look right afterwards.
+    let offset = world.place(number, 9);
+    world.flip(offset);
+    let result = world.write(&mut a, 12, &[7]);
+    assert_eq!(result.err(), Some(IoError::MediaRead));
+    assert_eq!(world.try_read(&mut a, 8, 8).err(), Some(IoError::MediaRead));
+}
+
+#[test]
+fn a_read_of_what_is_being_overwritten_is_no_mismatch() {
+    let mut world = World::new(6 << 20, plan(7));
+    let (_, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut a, 0, &values(1, 32)).unwrap();
+    let mut out = Completions::with_capacity(64);
+    for round in 0..200 {
+        // Reads before, between and after two writes of which the second begins when the first has ended.
+        for part in 0..2 {
+            let data = world.payload(&[round * 2 + part; 32]);
+            let mut write = io(Op::Write, 0, 32, data);
+            write.token = 1;
+            a.try_submit(write).unwrap();
+            for lba in 0..4 {
+                let data = world.payload(&[0; 24]);
+                a.try_submit(io(Op::Read, lba, 24, data)).unwrap();
+            }
+            let mut is_written = false;
+            while !is_written {
+                world.poll();
+                a.poll(*world.now.borrow(), &mut out);
+                for completion in out.drain() {
+                    completion.result.unwrap();
+                    is_written |= completion.token == 1;
+                }
+            }
+        }
+    }
+    world.settle();
+    a.poll(*world.now.borrow(), &mut out);
+    assert!(out.drain().all(|completion| completion.result.is_ok()));
+    assert_eq!(world.pool.checksum_counts().mismatches, 0);
+}
+
+#[test]
+fn a_damaged_page_of_checksums_is_told_and_makes_nothing_unreadable() {
+    let mut world = World::new(6 << 20, plan(8));
+    let (number, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut a, 0, &values(1, 64)).unwrap();
+    drop(a);
+    let mut world = world.reopen();
+    let offset = world
+        .pool
+        .engine
+        .borrow()
+        .superblock
+        .layout
+        .checksums
+        .offset;
+    world.flip(offset + 100);
+    let mut a = world.pool.open_volume(number).unwrap();
+    assert_eq!(world.read(&mut a, 0, 64), values(1, 64));
+    let counts = world.pool.checksum_counts();
+    assert_eq!((counts.pages_lost, counts.unverified), (1, 8));
+    assert_eq!(world.pool.poll_event(), Some(PoolEvent::ChecksumsLost));
+    world.write(&mut a, 8, &values(9, 8)).unwrap();
+    drop(a);
+    // The page is written again, and right.
+    let mut world = world.reopen();
+    let mut a = world.pool.open_volume(number).unwrap();
+    world.read(&mut a, 0, 64);
+    let counts = world.pool.checksum_counts();
+    assert_eq!(
+        (counts.pages_lost, counts.verified, counts.unverified),
+        (0, 1, 7)
+    );
+}
+
+#[test]
+fn an_extent_that_was_another_volumes_has_no_checksums_of_it() {
+    let mut world = World::new(6 << 20, plan(9));
+    let (first, mut a) = volume(&mut world, Checksums::Verify, 4 << 20);
+    for lba in (0..8192).step_by(64) {
+        world.write(&mut a, lba, &values(lba, 64)).unwrap();
+    }
+    let operation = world.pool.delete_volume(first);
+    world.wait(operation).unwrap();
+    drop(a);
+    let mut world = world.reopen();
+    // In part, so that the rest of each extent is whatever it is; and in between for a volume without checksums.
+    let (_, mut plain) = volume(&mut world, Checksums::Off, 1 << 20);
+    let (_, mut b) = volume(&mut world, Checksums::Verify, 2 << 20);
+    for lba in (0..2048).step_by(32) {
+        world.write(&mut plain, lba, &values(lba, 8)).unwrap();
+        world.write(&mut b, lba + 8, &values(7 * lba, 16)).unwrap();
+    }
+    for lba in (0..2048).step_by(32) {
+        let found = world.read(&mut b, lba, 32);
+        assert_eq!(found[..8], [0; 8]);
+        assert_eq!(found[8..24], values(7 * lba, 16));
+    }
+    assert_eq!(world.pool.checksum_counts().mismatches, 0);
+}

@@ -2,9 +2,10 @@
 //! and journal say, and everything that is wrong with it, explained.
 //!
 //! What is read is what recovery reads, by the same code; but where recovery refuses, this goes on
-//! as far as that makes sense. Nothing here says whether the data of the volumes is right: that is
-//! what scrubbing is for.
+//! as far as that makes sense. Whether the data of volumes is what was written is looked at only if
+//! that is asked for.
 
+mod data;
 mod erase;
 mod mend;
 mod replay;
@@ -19,6 +20,7 @@ use crate::format::superblock::{
 };
 use crate::map::State;
 
+pub use data::DataSummary;
 pub use erase::{EraseError, erase};
 pub use mend::{MendError, Mended, mend};
 pub use source::{Source, Target};
@@ -91,6 +93,8 @@ pub struct Inspection {
     pub state: State,
     /// Pages of checksums that were looked at.
     pub pages: u64,
+    /// What the data is, if that was asked for and the map could be read.
+    pub data: Option<DataSummary>,
     /// What is wrong.
     pub findings: Vec<Finding>,
 }
@@ -102,6 +106,8 @@ pub enum Depth {
     Opening,
     /// Every invariant, and the pages of checksums.
     Everything,
+    /// The data of volumes with checksums, too.
+    Data,
 }
 
 /// Why there is nothing to look at.
@@ -136,13 +142,16 @@ impl Inspection {
 pub fn inspect(source: &mut dyn Source, depth: Depth) -> Result<Inspection, InspectError> {
     let mut inspection = superblocks(source)?;
     let is_read = replay::replay(source, &mut inspection);
-    if depth == Depth::Everything {
+    if depth != Depth::Opening {
         if is_read {
             for text in inspection.state.check() {
                 inspection.find(Severity::Damage, "map", text);
             }
         }
         pages(source, &mut inspection);
+        if is_read && depth == Depth::Data {
+            data::compare(source, &mut inspection);
+        }
     }
     Ok(inspection)
 }
@@ -194,6 +203,7 @@ fn superblocks(source: &mut dyn Source) -> Result<Inspection, InspectError> {
         },
         state: State::new(superblock.layout.limits()),
         pages: 0,
+        data: None,
         findings: Vec::new(),
         superblock,
     };

@@ -16,7 +16,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const BLOCKS: u64 = 4096;
 
-fn volume() -> (Pool<MemDevice>, Volume<MemDevice>) {
+fn volume(checksums: Checksums) -> (Pool<MemDevice>, Volume<MemDevice>) {
     let mut time = || Nanos(0);
     let mut drive = MemDevice::new(64 << 20, 4096).unwrap();
     let options = FormatOptions {
@@ -35,7 +35,7 @@ fn volume() -> (Pool<MemDevice>, Volume<MemDevice>) {
         block_bytes: None,
         provisioning: Provisioning::Thin,
         durability: Durability::Media,
-        checksums: Checksums::Off,
+        checksums,
         base: None,
         created: 0,
     };
@@ -67,13 +67,21 @@ fn run(volume: &mut Volume<MemDevice>, buffers: &BufPool, op: Op, out: &mut Comp
 
 #[test]
 fn reading_and_overwriting_ask_for_no_memory() {
-    let (_pool, mut volume) = volume();
+    // With checksums too, once those that are in use are in memory.
+    for checksums in [Checksums::Off, Checksums::Scrub, Checksums::Verify] {
+        let (pool, volume) = volume(checksums);
+        read_and_overwrite(pool, volume);
+    }
+}
+
+fn read_and_overwrite(pool: Pool<MemDevice>, mut volume: Volume<MemDevice>) {
     let buffers = BufPool::new(PoolConfig::with_budget(1 << 20)).unwrap();
     let mut out = Completions::with_capacity(4);
     run(&mut volume, &buffers, Op::Write, &mut out);
-    run(&mut volume, &buffers, Op::Write, &mut out);
+    run(&mut volume, &buffers, Op::Read, &mut out);
     let region = Region::new(ALLOCATOR);
     run(&mut volume, &buffers, Op::Write, &mut out);
     run(&mut volume, &buffers, Op::Read, &mut out);
     assert_eq!(region.change().allocations, 0);
+    drop(pool);
 }

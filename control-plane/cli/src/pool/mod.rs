@@ -36,9 +36,15 @@ enum Verb {
     Inspect(Flags),
     /// Look for everything that can be wrong with a pool, and explain it. Changes nothing.
     ///
-    /// Volumes' data is not read: that is what scrubbing is for. Ends with exit code 1 if anything
-    /// is damaged or lost.
-    Check(Flags),
+    /// Volumes' data is not read, unless that is asked for. Ends with exit code 1 if anything is
+    /// damaged or lost.
+    Check {
+        #[command(flatten)]
+        flags: Flags,
+        /// Read the data of volumes that have checksums too, and compare it with them.
+        #[arg(long)]
+        data: bool,
+    },
     /// Put right what can be without losing anything: a damaged superblock.
     Repair {
         /// The drive, or a copy of one in a file.
@@ -84,9 +90,10 @@ impl PoolCommand {
                 let inspection = look(&flags.device, &mut device, Depth::Opening)?;
                 print(&flags, &inspection, is_in_use)
             }
-            Verb::Check(flags) => {
+            Verb::Check { flags, data } => {
                 let mut device = Device::open(&flags.device, Access::Read)?;
-                let inspection = look(&flags.device, &mut device, Depth::Everything)?;
+                let depth = if data { Depth::Data } else { Depth::Everything };
+                let inspection = look(&flags.device, &mut device, depth)?;
                 print(&flags, &inspection, false)?;
                 verdict(&flags.device, &inspection)
             }
@@ -123,9 +130,19 @@ fn verdict(path: &Path, inspection: &Inspection) -> Result<(), CliError> {
     let failed = |what: &str| CliError::failed(format!("the pool on {} {what}", path.display()));
     match inspection.worst() {
         None | Some(Severity::Notice) => Ok(()),
-        Some(Severity::Loss) => Err(failed("has lost checksums").hint(
-            "volumes can be used; what is not verified any more is known again once it is written",
-        )),
+        Some(Severity::Loss) => {
+            let lost = inspection.data.unwrap_or_default();
+            if lost.mismatches + lost.unreadable > 0 {
+                return Err(failed("has lost data").hint(
+                    "restore what is listed from replicas or backups; reading it fails until it is \
+                     written again, if the volume verifies what is read",
+                ));
+            }
+            Err(failed("has lost checksums").hint(
+                "volumes can be used; what is not verified any more is known again once it is \
+                 written",
+            ))
+        }
         Some(Severity::Damage) => Err(failed("is damaged").hint(
             "copy the drive before anything else is tried with it; restore the volumes from \
              replicas or backups",

@@ -30,7 +30,19 @@ pub(super) struct Report {
     checkpoint: Option<CheckpointReport>,
     journal: JournalReport,
     volumes: Vec<VolumeReport>,
+    /// Only if it was asked for.
+    data: Option<DataReport>,
     findings: Vec<FindingReport>,
+}
+
+/// Chunks of 4,096 bytes of volumes that have checksums.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DataReport {
+    verified_chunks: u64,
+    unverified_chunks: u64,
+    mismatched_chunks: u64,
+    unreadable_chunks: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -166,6 +178,12 @@ impl Report {
                 .volumes()
                 .map(|(_, volume)| VolumeReport::of(volume, layout.extent_bytes))
                 .collect(),
+            data: inspection.data.map(|data| DataReport {
+                verified_chunks: data.verified,
+                unverified_chunks: data.unverified,
+                mismatched_chunks: data.mismatches,
+                unreadable_chunks: data.unreadable,
+            }),
             findings: inspection.findings.iter().map(FindingReport::of).collect(),
         }
     }

@@ -72,6 +72,8 @@ pub(super) struct Sums {
     /// Those who need a group for which there is no room.
     roomless: VecDeque<Waiting>,
     saving: Option<activity::Saving>,
+    /// When it is looked next for groups that nobody writes to any more.
+    next_look: Nanos,
     scrub: Option<scrub::Scrub>,
     /// The slot of a chunk that is zero.
     zero: u32,
@@ -92,6 +94,7 @@ impl Sums {
             claims: Slab::new(),
             roomless: VecDeque::new(),
             saving: None,
+            next_look: Nanos::ZERO,
             scrub: None,
             zero: slot_of_chunk(&[0; 4096]),
             counts: ChecksumCounts::default(),

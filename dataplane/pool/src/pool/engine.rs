@@ -422,10 +422,12 @@ impl<D: Device> Engine<D> {
         if self.has_more || self.journal.wants_seal() || !self.todo.is_empty() {
             return Some(Nanos::ZERO);
         }
-        match (self.drive.poll_timeout(), self.scrub_timeout()) {
-            (Some(drive), Some(scrub)) => Some(drive.min(scrub)),
-            (drive, scrub) => drive.or(scrub),
-        }
+        let timeouts = [
+            self.drive.poll_timeout(),
+            self.scrub_timeout(),
+            self.activity_timeout(),
+        ];
+        timeouts.into_iter().flatten().min()
     }
 
     /// Nothing is under way.

@@ -1,6 +1,7 @@
 //! Which groups are active: their pages read, the records before they are changed, and their pages written again.
 
 use bowline_block::{Completion, Device, IoError, Op, Segments};
+use bowline_nvme::Nanos;
 
 use super::Waiting;
 use super::cache::Phase;
@@ -15,6 +16,12 @@ const BATCH_MAX: usize = 16;
 
 /// More groups than this of each 8 are not left active: there must be room for those that are only read.
 const DIRTY_EIGHTHS_MAX: usize = 6;
+
+/// A group that was not written to for so long is retired, so that a crash does not make it unknown.
+const REST: Nanos = Nanos::from_secs(30);
+
+/// How often that is looked at.
+const LOOK_INTERVAL: Nanos = Nanos::from_secs(10);
 
 /// What a page's access is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,8 +201,11 @@ impl<D: Device> Engine<D> {
         let is_closing = self.operations.is_closing();
         let is_wanted =
             cache.dirty > 0 && (is_full || is_closing || !self.sums.roomless.is_empty());
-        if self.sums.saving.is_some() || !is_wanted {
+        if self.sums.saving.is_some() {
             return false;
+        }
+        if !is_wanted {
+            return self.retire_rested();
         }
         if self.journal.has_failed() {
             return self.give_up_one();
@@ -207,6 +217,10 @@ impl<D: Device> Engine<D> {
         {
             entries.push(entry);
         }
+        self.start_saving(entries)
+    }
+
+    fn start_saving(&mut self, entries: Vec<u32>) -> bool {
         let outstanding = entries.len();
         if outstanding > 0 {
             self.sums.saving = Some(Saving {
@@ -215,6 +229,26 @@ impl<D: Device> Engine<D> {
             });
         }
         outstanding > 0
+    }
+
+    /// When it is looked next for groups to retire.
+    pub(in crate::pool) fn activity_timeout(&self) -> Option<Nanos> {
+        let is_needed = self.sums.cache.dirty > 0 && !self.journal.has_failed();
+        is_needed.then_some(self.sums.next_look)
+    }
+
+    /// Retires groups that nobody writes to any more.
+    fn retire_rested(&mut self) -> bool {
+        if self.activity_timeout().is_none_or(|at| self.now < at) {
+            return false;
+        }
+        let before = Nanos(self.now.0.saturating_sub(REST.0));
+        let mut entries = self.sums.cache.rested(before, BATCH_MAX);
+        if entries.len() < BATCH_MAX {
+            self.sums.next_look = self.now.after(LOOK_INTERVAL);
+        }
+        entries.retain(|entry| self.save(*entry));
+        self.start_saving(entries)
     }
 
     /// Without a journal nothing is retired. What is forgotten is not known any more, which is the truth.

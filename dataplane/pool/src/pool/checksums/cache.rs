@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use bowline_nvme::Nanos;
 use uuid::Uuid;
 
 use super::Waiting;
@@ -56,6 +57,8 @@ pub(super) struct Entry {
     pub(super) watches: u32,
     /// Changed since they were last written.
     pub(super) is_touched: bool,
+    /// When a chunk was written last.
+    written: Nanos,
     /// Which it was, of all that came, as long as it is on trial.
     trial: Option<u64>,
     /// Asked for since the clock's hand was here.
@@ -74,6 +77,7 @@ impl Entry {
             writes: 0,
             watches: 0,
             is_touched: false,
+            written: Nanos::ZERO,
             trial: None,
             is_used: false,
             waiting: Vec::new(),
@@ -123,6 +127,12 @@ impl Entry {
             *place = slot;
             self.is_touched = true;
         }
+    }
+
+    /// A write begins.
+    pub(super) const fn begin_write(&mut self, now: Nanos) {
+        self.writes += 1;
+        self.written = now;
     }
 
     /// A write of a chunk begins.
@@ -382,6 +392,19 @@ impl Cache {
             self.on_trial -= usize::from(entry.trial.take().is_some());
             self.free.push(at);
         }
+    }
+
+    /// Entries that could be written and retired and were not written to since `before`, at most so many.
+    pub(super) fn rested(&self, before: Nanos, count_max: usize) -> Vec<u32> {
+        let is_rested = |entry: &Entry| {
+            entry.phase == Phase::Active && entry.is_idle() && entry.written <= before
+        };
+        (0..)
+            .zip(&self.entries)
+            .filter(|(_, entry)| is_rested(entry))
+            .map(|(at, _)| at)
+            .take(count_max)
+            .collect()
     }
 
     /// An entry that could be written and retired, from the hand on.

@@ -357,8 +357,9 @@ impl<D: Device> Engine<D> {
         let group = map.group_of(physical);
         let at = self.sums.cache.find(group)?;
         let chunks = self.shape.chunks(start, len);
+        let now = self.now;
         let entry = self.sums.cache.get_mut(at)?;
-        entry.writes += 1;
+        entry.begin_write(now);
         for chunk in chunks.clone() {
             entry.begin(map.slot_in_group(physical, chunk) as usize);
         }

@@ -234,7 +234,9 @@ fn a_scrub_keeps_its_rate_pauses_and_stops() {
     // Half a MiB takes half a second, whose end is known beforehand.
     while report(&world).state == ScrubState::Running {
         world.poll();
-        if let Some(at) = world.pool.poll_timeout() {
+        if report(&world).state == ScrubState::Running
+            && let Some(at) = world.pool.poll_timeout()
+        {
             let mut now = world.now.borrow_mut();
             now.0 = now.0.max(at.0);
         }
@@ -246,7 +248,12 @@ fn a_scrub_keeps_its_rate_pauses_and_stops() {
     world.settle();
     let paused = report(&world);
     assert_eq!(paused.state, ScrubState::Paused);
-    assert_eq!(world.pool.poll_timeout(), None);
+    let now = world.now.borrow().0;
+    let soon = world
+        .pool
+        .poll_timeout()
+        .is_some_and(|at| at.0 < now + 1_000_000_000);
+    assert!(!soon, "it does not go on by itself");
     world.pool.set_scrub_rate(None);
     world.pool.resume_scrub();
     world.poll();
@@ -293,6 +300,7 @@ fn a_read_of_what_is_being_overwritten_is_no_mismatch() {
     let mut world = World::new(6 << 20, plan(7));
     let (_, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
     world.write(&mut a, 0, &values(1, 32)).unwrap();
+    world.drive.late().polls = 5;
     let mut out = Completions::with_capacity(64);
     for round in 0..200 {
         // Reads before, between and after two writes of which the second begins when the first has ended.
@@ -359,6 +367,10 @@ fn a_damaged_page_of_checksums_is_told_and_makes_nothing_unreadable() {
 #[test]
 fn an_extent_that_was_another_volumes_has_no_checksums_of_it() {
     let mut world = World::new(6 << 20, plan(9));
+    // So that the page of checksums still matters.
+    let (_, mut other) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut other, 0, &values(1, 8)).unwrap();
+    drop(other);
     let (first, mut a) = volume(&mut world, Checksums::Verify, 4 << 20);
     for lba in (0..8192).step_by(64) {
         world.write(&mut a, lba, &values(lba, 64)).unwrap();
@@ -380,4 +392,31 @@ fn an_extent_that_was_another_volumes_has_no_checksums_of_it() {
         assert_eq!(found[8..24], values(7 * lba, 16));
     }
     assert_eq!(world.pool.checksum_counts().mismatches, 0);
+}
+
+#[test]
+fn groups_that_rest_are_retired_and_outlive_a_crash() {
+    let mut world = World::new(6 << 20, plan(10));
+    let (number, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut a, 0, &values(1, 64)).unwrap();
+    world.settle();
+    let wait = |world: &mut World, seconds: u64| {
+        world.now.borrow_mut().0 += seconds * 1_000_000_000;
+        world.settle();
+    };
+    wait(&mut world, 20);
+    assert_eq!(world.pool.checksum_counts().pages_written, 0);
+    wait(&mut world, 20);
+    assert_eq!(world.pool.checksum_counts().pages_written, 1);
+    assert_eq!(
+        world.pool.poll_timeout(),
+        None,
+        "there is nothing left to do"
+    );
+    drop(a);
+    let mut world = world.crash();
+    let mut a = world.pool.open_volume(number).unwrap();
+    assert_eq!(world.read(&mut a, 0, 64), values(1, 64));
+    let counts = world.pool.checksum_counts();
+    assert_eq!((counts.verified, counts.unverified), (8, 0));
 }

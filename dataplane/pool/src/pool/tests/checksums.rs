@@ -420,3 +420,29 @@ fn groups_that_rest_are_retired_and_outlive_a_crash() {
     let counts = world.pool.checksum_counts();
     assert_eq!((counts.verified, counts.unverified), (8, 0));
 }
+
+#[test]
+fn compare_and_write_keeps_checksums_whether_it_writes_or_not() {
+    let mut world = World::new(6 << 20, plan(11));
+    let (_, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut a, 0, &values(100, 64)).unwrap();
+    // A block, a chunk; what is expected, and something else.
+    for (lba, blocks) in [(11, 1), (16, 8)] {
+        for is_same in [false, true] {
+            let expected = if is_same {
+                values(100 + lba, blocks)
+            } else {
+                vec![1; blocks]
+            };
+            let data = world.payload(&[expected, values(900 + lba, blocks)].concat());
+            let result = world.run(&mut a, io(Op::CompareAndWrite, lba, blocks, data));
+            assert_eq!(result.is_ok(), is_same);
+            let before = world.pool.checksum_counts();
+            world.read(&mut a, lba, blocks);
+            let after = world.pool.checksum_counts();
+            assert_eq!(after.verified, before.verified + 1, "{lba} {is_same}");
+        }
+    }
+    assert_eq!(world.read(&mut a, 11, 1), [911]);
+    assert_eq!(world.read(&mut a, 16, 8), values(916, 8));
+}

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::rc::Rc;
 
 use bowline_nvme::Nanos;
 
@@ -22,6 +23,15 @@ pub enum DeviceEvent {
     /// The medium returned an error it should not have; told at most once per
     /// [`MEDIA_WARNING_INTERVAL`], however many requests fail.
     MediaWarning,
+}
+
+/// What a device has allocated of a medium that it shares with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// Logical blocks.
+    pub used_blocks: u64,
+    /// Percentage of the medium that its writes may still allocate; 100 where they need none.
+    pub spare_percent: u8,
 }
 
 /// The shortest time between two [`DeviceEvent::MediaWarning`]s of a device.
@@ -95,6 +105,12 @@ pub trait Device {
 
     /// Moves finished requests to `out`, as many as fit.
     fn poll(&mut self, now: Nanos, out: &mut Completions);
+
+    /// Where what is allocated changes with writes: asks for that at any time but within a call of the
+    /// device. It may be kept, and asked after the device is gone.
+    fn allocation(&self) -> Option<Rc<dyn Fn() -> Allocation>> {
+        None
+    }
 
     /// When `poll` must be called again although nothing happened, as a point in time;
     /// [`Nanos::ZERO`] means at once. `None` when the reactor is woken by the device.

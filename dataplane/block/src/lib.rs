@@ -25,7 +25,7 @@ pub use buf::{
     BUFFER_ALIGN, BufPool, ClassConfig, ClassStats, IoBuf, Mapping, MediumView, PoolConfig,
     PoolMemory, PoolStats, Region, ViewedBuf,
 };
-pub use device::{Completions, Device, DeviceEvent, MEDIA_WARNING_INTERVAL};
+pub use device::{Allocation, Completions, Device, DeviceEvent, MEDIA_WARNING_INTERVAL};
 pub use events::DeviceEvents;
 pub use fault::{CachePlan, CrashReport, ErrorRates, FaultDevice, FaultPlan, Latency};
 pub use geometry::{ByteRange, Deallocate, Geometry};

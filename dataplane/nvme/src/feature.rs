@@ -208,6 +208,8 @@ pub struct AsyncEventConfig(pub u32);
 impl AsyncEventConfig {
     /// Bits 4:0: the critical warnings of the SMART log; not in OAES.
     pub const SMART: Self = Self(0x1F);
+    /// Bit 0: the critical warning of too little spare.
+    pub const SMART_SPARE: Self = Self(1);
     /// Bit 8: namespace attribute notices.
     pub const NAMESPACE_ATTRIBUTE: Self = Self(1 << 8);
     /// Bit 9: firmware activation notices.

@@ -166,6 +166,7 @@ fn glue(digests: Digests) -> (Glue, ConnId) {
         ana_group: None,
         persistence: Persistence::Unsupported,
         shared: false,
+        allocation: None,
     };
     target.add_namespace(now, NQN, namespace).expect("valid");
     let sent = Vec::with_capacity(1 << 20);

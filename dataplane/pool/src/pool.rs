@@ -173,7 +173,8 @@ pub enum PoolEvent {
     /// Nothing can be recorded any more: writes in place and reads go on, everything else is refused until the pool is
     /// opened again.
     JournalFailed(IoError),
-    /// So many percent of the room for data are used now, and were not before: 80, 90 or 95.
+    /// At least so many percent of the room for data are used now or kept for thick volumes: 80, 90 or 95; or 0 when it is
+    /// less again. Told when it changes.
     Used(u8),
     /// A volume's data is not what was written. Told a few times in ten seconds; [`Pool::checksum_counts`] has all.
     Mismatch(Mismatch),

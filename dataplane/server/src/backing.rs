@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use bowline_api::{Failure, Reason};
 use bowline_block::{
-    Completions, Device, DeviceEvent, Geometry, Io, IoError, MediumView, MemDevice,
+    Allocation, Completions, Device, DeviceEvent, Geometry, Io, IoError, MediumView, MemDevice,
 };
 use bowline_engine_kernel::OpenOptions;
 use bowline_engine_kernel::{Backing as KernelBacking, Buffered, KernelDevice, OpenError};
@@ -194,6 +195,13 @@ impl Device for Backing {
         match self {
             Self::Drive(device) => device.poll(now, out),
             Self::Volume(device) => device.poll(now, out),
+        }
+    }
+
+    fn allocation(&self) -> Option<Rc<dyn Fn() -> Allocation>> {
+        match self {
+            Self::Drive(device) => device.allocation(),
+            Self::Volume(device) => device.allocation(),
         }
     }
 

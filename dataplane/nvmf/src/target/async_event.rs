@@ -19,14 +19,17 @@ pub(super) enum Event {
     AnaChange,
     DiscoveryChanged,
     ReservationLog,
+    /// Room of the medium has fallen below the threshold.
+    SpareLow,
 }
 
 impl Event {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::NamespaceChanged,
         Self::AnaChange,
         Self::DiscoveryChanged,
         Self::ReservationLog,
+        Self::SpareLow,
     ];
 
     /// The bit of Asynchronous Event Configuration that enables it.
@@ -37,6 +40,7 @@ impl Event {
             Self::DiscoveryChanged => AsyncEventConfig::DISCOVERY_CHANGE,
             // Masked by a feature of its own, before it comes here. [BASE-2.0 §5.27.1.26]
             Self::ReservationLog => AsyncEventConfig(0),
+            Self::SpareLow => AsyncEventConfig::SMART_SPARE,
         }
     }
 
@@ -46,6 +50,7 @@ impl Event {
             Self::AnaChange => AsyncEvent::ANA_CHANGED,
             Self::DiscoveryChanged => AsyncEvent::DISCOVERY_CHANGED,
             Self::ReservationLog => AsyncEvent::RESERVATION_AVAILABLE,
+            Self::SpareLow => AsyncEvent::SPARE_BELOW_THRESHOLD,
         }
     }
 
@@ -55,6 +60,7 @@ impl Event {
             Self::DiscoveryChanged => 2,
             Self::AnaChange => 4,
             Self::ReservationLog => 8,
+            Self::SpareLow => 16,
         }
     }
 }

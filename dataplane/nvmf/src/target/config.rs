@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use bowline_nvme::log::AnaState;
 use bowline_nvme::{Nanos, nqn};
 
+use super::allocation::AllocationSource;
 use super::ana::Ana;
 use super::health::HealthTotals;
 use super::output::NamespaceHandle;
@@ -369,6 +370,8 @@ pub struct NamespaceConfig {
     pub persistence: Persistence,
     /// Another process may write to its device: no fused pairs there.
     pub shared: bool,
+    /// What it has allocated of a medium that it shares; `None`: what its geometry says.
+    pub allocation: Option<AllocationSource>,
 }
 
 /// Why a configuration was refused.

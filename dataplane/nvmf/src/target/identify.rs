@@ -311,7 +311,9 @@ fn namespace_page(namespace: &Namespace) -> IdentifyNamespace {
         nuse: match namespace.access {
             // What is allocated there is no business of this path. [BASE-2.0 §8.1.3]
             AnaState::Inaccessible | AnaState::PersistentLoss => 0,
-            AnaState::Optimized | AnaState::NonOptimized | AnaState::Change => geometry.used_blocks,
+            AnaState::Optimized | AnaState::NonOptimized | AnaState::Change => {
+                namespace.used_blocks()
+            }
         },
         nsfeat,
         // Shared whatever the number of paths: Linux drops unshared duplicates.

@@ -10,6 +10,7 @@ use bowline_nvme::log::{
 use bowline_nvme::opcode::{admin, io as io_opcode};
 use bowline_nvme::{NamespaceId, Sqe, Status, feature};
 
+use super::allocation::SPARE_THRESHOLD_PERCENT;
 use super::ana::Ana;
 use super::async_event::Event;
 use super::config::TargetConfig;
@@ -254,6 +255,7 @@ impl Controller {
                 self.events.log_read(Event::DiscoveryChanged, is_current);
             }
             id::ANA => self.events.log_read(Event::AnaChange, true),
+            id::SMART => self.events.log_read(Event::SpareLow, true),
             id::RESERVATION => {
                 // Each reading shows one page of possibly many.
                 let is_last = !self.notices.has_unread();
@@ -266,14 +268,17 @@ impl Controller {
         }
     }
 
-    /// What is not measured is zero. There is no sensor, so no temperature; and there is nothing
-    /// to warn of: a namespace that is read-only by configuration is no fault of the medium.
-    /// [BASE-2.0 §5.16.1.3]
+    /// What is not measured is zero. There is no sensor, so no temperature; and a namespace that is
+    /// read-only by configuration is no fault of the medium. Spare is room that writes may need, where
+    /// they need any. [BASE-2.0 §5.16.1.3]
     fn smart(context: &LogContext<'_>) -> SmartLog {
         let health = context.health.unwrap_or_default();
+        let spare = context.namespaces.and_then(Namespaces::spare_percent);
+        let is_low = spare.is_some_and(|spare| spare < SPARE_THRESHOLD_PERCENT);
         SmartLog {
-            available_spare: 100,
-            available_spare_threshold: 0,
+            critical_warning: if is_low { SmartLog::WARNING_SPARE } else { 0 },
+            available_spare: spare.unwrap_or(100),
+            available_spare_threshold: spare.map_or(0, |_| SPARE_THRESHOLD_PERCENT),
             data_units_read: SmartLog::data_units(u128::from(health.read_bytes)),
             data_units_written: SmartLog::data_units(u128::from(health.written_bytes)),
             host_read_commands: u128::from(health.reads),

@@ -27,6 +27,7 @@
 mod abort;
 mod admin;
 mod admission;
+mod allocation;
 mod ana;
 mod async_event;
 mod at_once;
@@ -63,6 +64,7 @@ use std::sync::Arc;
 
 use bowline_nvme::{Nanos, Status};
 
+pub use allocation::{Allocation, AllocationSource, SPARE_THRESHOLD_PERCENT};
 pub use at_once::{Accepted, Answer, AtOnce};
 pub use bowline_nvme::log::AnaState;
 pub use config::{

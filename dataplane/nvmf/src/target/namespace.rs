@@ -2,6 +2,7 @@
 
 use bowline_nvme::log::AnaState;
 
+use super::allocation::{AllocationSource, SPARE_THRESHOLD_PERCENT};
 use super::config::{ConfigError, NamespaceConfig, NsGeometry};
 use super::health::IoCounters;
 use super::output::NamespaceHandle;
@@ -16,6 +17,7 @@ struct Totals {
     volatile_cache: usize,
     reservable: usize,
     write_zeroes: usize,
+    allocating: usize,
 }
 
 impl Totals {
@@ -35,6 +37,7 @@ impl Totals {
             (&mut self.volatile_cache, geometry.volatile_cache),
             (&mut self.reservable, namespace.reservations.are_supported()),
             (&mut self.write_zeroes, geometry.write_zeroes),
+            (&mut self.allocating, namespace.allocation.is_some()),
         ] {
             if counts {
                 change(total);
@@ -59,9 +62,20 @@ pub(super) struct Namespace {
     pub(super) shared: bool,
     pub(super) counters: IoCounters,
     pub(super) reservations: Reservations,
+    /// Where what is allocated changes with writes.
+    pub(super) allocation: Option<AllocationSource>,
 }
 
 impl Namespace {
+    /// Logical blocks allocated now.
+    pub(super) fn used_blocks(&self) -> u64 {
+        let blocks = self.geometry.blocks;
+        match &self.allocation {
+            Some(source) => source.now().used_blocks.min(blocks),
+            None => self.geometry.used_blocks,
+        }
+    }
+
     /// Whether a shutdown must flush it. What cannot be reached is no longer this target's.
     pub(super) fn needs_flush(&self) -> bool {
         self.geometry.volatile_cache && self.access.is_usable()
@@ -132,6 +146,21 @@ impl Namespaces {
         self.totals.write_zeroes == self.totals.all
     }
 
+    /// The least percentage of room that writes may still allocate; `None` where no namespace shares
+    /// a medium.
+    pub(super) fn spare_percent(&self) -> Option<u8> {
+        if self.totals.allocating == 0 {
+            return None;
+        }
+        let sources = self.iter().filter_map(|it| it.allocation.as_ref());
+        sources.map(|it| it.now().spare_percent.min(100)).min()
+    }
+
+    pub(super) fn is_spare_low(&self) -> bool {
+        self.spare_percent()
+            .is_some_and(|spare| spare < SPARE_THRESHOLD_PERCENT)
+    }
+
     pub(super) fn add(&mut self, config: NamespaceConfig) -> Result<u32, ConfigError> {
         config.geometry.check()?;
         config.persistence.check()?;
@@ -160,6 +189,7 @@ impl Namespaces {
             shared: config.shared,
             counters: IoCounters::default(),
             reservations: Reservations::new(config.persistence),
+            allocation: config.allocation,
         }));
         self.totals.add(namespace);
         if config.nsid.is_none() {
@@ -250,6 +280,7 @@ pub(super) mod tests {
             ana_group: None,
             persistence: Persistence::Unsupported,
             shared: false,
+            allocation: None,
         }
     }
 

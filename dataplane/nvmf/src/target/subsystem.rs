@@ -17,6 +17,8 @@ pub(super) struct Subsystem {
     pub(super) controllers: Vec<Key>,
     pub(super) cntlids: ControllerIds,
     pub(super) health: SubsystemHealth,
+    /// It was, when that was looked at last.
+    pub(super) is_spare_low: bool,
     /// No longer there; kept until its last controller has drained.
     pub(super) removed: bool,
 }
@@ -67,6 +69,7 @@ impl Subsystem {
             health: SubsystemHealth::new(now, config.health),
             config,
             controllers: Vec::new(),
+            is_spare_low: false,
             removed: false,
         }
     }

@@ -168,6 +168,7 @@ pub(crate) fn namespace(device: u32) -> NamespaceConfig {
         ana_group: Some(1 + (device & 1)),
         persistence: Persistence::Stored(None),
         shared: false,
+        allocation: None,
     }
 }
 

@@ -126,6 +126,7 @@ pub(crate) fn namespace(id: u8) -> NamespaceConfig {
         ana_group: None,
         persistence: Persistence::Unsupported,
         shared: false,
+        allocation: None,
     }
 }
 

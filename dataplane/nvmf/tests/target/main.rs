@@ -25,4 +25,5 @@ mod namespaces;
 mod parts;
 mod properties;
 mod reservation;
+mod spare;
 mod transfer;

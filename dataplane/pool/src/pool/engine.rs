@@ -3,8 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use bowline_block::{
-    BufPool, ClassConfig, Completion, Completions, Deallocate, Device, DeviceEvent, Geometry, Io,
-    IoError, Op, PoolConfig,
+    Allocation, BufPool, ClassConfig, Completion, Completions, Deallocate, Device, DeviceEvent,
+    Geometry, Io, IoError, Op, PoolConfig,
 };
 use bowline_nvme::Nanos;
 
@@ -33,6 +33,9 @@ const ROUNDS_MAX: usize = 16;
 
 /// Percent of use that are told when they are reached.
 const USED_TOLD: [u8; 3] = [80, 90, 95];
+
+/// So many percent less are told to be less than a mark.
+const USED_TOLD_LESS: u8 = 2;
 
 /// The largest piece that is read by way of a buffer.
 pub(super) const BOUNCE_BYTES_MAX: u32 = 128 << 10;
@@ -78,7 +81,7 @@ pub(super) struct Engine<D> {
     has_vanished: bool,
     /// The last poll ended while there was something to do.
     has_more: bool,
-    /// Percent of the extents that were used when that was told last.
+    /// The mark that was told last.
     used_told: u8,
 }
 
@@ -309,19 +312,17 @@ impl<D: Device> Engine<D> {
             || has_checkpointed
     }
 
-    /// Tells when a mark of use is reached, each once until the use is below it again.
+    /// Tells when a mark of use is reached, and when the use is well below it again.
     pub(super) fn watch_use(&mut self) {
-        let counts = self.state.extents();
-        let percent = u64::from(counts.used) * 100 / u64::from(counts.all.max(1));
-        let reached = USED_TOLD
-            .into_iter()
-            .rev()
-            .find(|mark| u64::from(*mark) <= percent);
-        let reached = reached.unwrap_or(0);
-        if reached > self.used_told {
-            self.tell_event(PoolEvent::Used(reached));
+        let percent = self.taken_percent();
+        let reached = |percent: u8| USED_TOLD.into_iter().rfind(|mark| *mark <= percent);
+        let up = reached(percent).unwrap_or(0);
+        let down = reached(percent.saturating_add(USED_TOLD_LESS)).unwrap_or(0);
+        let told = self.used_told.clamp(up, down);
+        if told != self.used_told {
+            self.used_told = told;
+            self.tell_event(PoolEvent::Used(told));
         }
-        self.used_told = reached;
     }
 
     /// Tells an event, once until it was fetched.
@@ -484,6 +485,43 @@ impl<D: Device> Engine<D> {
             reclaiming_bytes: bytes(self.state.reclaimable()),
             is_reclaiming: !self.is_collected(),
         }
+    }
+
+    /// The number of the volume behind a handle, if it is not of a snapshot.
+    pub(super) fn volume_of(&self, at: u32) -> Option<u32> {
+        let port = self.ports.get(at)?;
+        matches!(port.reader, Reader::Head(_)).then(|| port.slot().number())
+    }
+
+    /// What a host may know of the room that a volume has and may still get.
+    pub(super) fn allocation(&self, volume: u32) -> Allocation {
+        let found = self.state.slot(volume).and_then(|it| self.state.volume(it));
+        let Some(found) = found else {
+            return Allocation {
+                used_blocks: 0,
+                spare_percent: 100,
+            };
+        };
+        let mapped = u64::from(found.counts().mapped) * u64::from(self.shape.extent_bytes());
+        let used = if found.is_thick {
+            found.bytes
+        } else {
+            mapped.min(found.bytes)
+        };
+        Allocation {
+            used_blocks: used / u64::from(found.block_bytes.max(1)),
+            spare_percent: match found.is_thick {
+                true => 100,
+                false => 100 - self.taken_percent(),
+            },
+        }
+    }
+
+    /// What thin volumes cannot get any more, of all the room there is.
+    fn taken_percent(&self) -> u8 {
+        let counts = self.state.extents();
+        let taken = u64::from(counts.all - counts.available()) * 100;
+        u8::try_from(taken / u64::from(counts.all.max(1))).unwrap_or(100)
     }
 
     pub(super) fn volume_infos(&self) -> Vec<VolumeInfo> {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-use bowline_block::{Completions, Device, DeviceEvent, Geometry, Io};
+use bowline_block::{Allocation, Completions, Device, DeviceEvent, Geometry, Io};
 use bowline_nvme::Nanos;
 
 use super::engine::Engine;
@@ -24,7 +24,7 @@ impl<D: Device> Volume<D> {
     }
 }
 
-impl<D: Device> Device for Volume<D> {
+impl<D: Device + 'static> Device for Volume<D> {
     fn geometry(&self) -> Geometry {
         self.engine.borrow().geometry(self.port)
     }
@@ -41,6 +41,12 @@ impl<D: Device> Device for Volume<D> {
         let mut engine = self.engine.borrow_mut();
         engine.poll(now);
         engine.hand_out(self.port, out);
+    }
+
+    fn allocation(&self) -> Option<Rc<dyn Fn() -> Allocation>> {
+        let engine = Rc::clone(&self.engine);
+        let volume = engine.borrow().volume_of(self.port)?;
+        Some(Rc::new(move || engine.borrow().allocation(volume)))
     }
 
     fn poll_timeout(&self) -> Option<Nanos> {

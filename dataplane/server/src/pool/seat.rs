@@ -103,10 +103,8 @@ impl PoolSeat {
             match event {
                 PoolEvent::Vanished => self.health = PoolHealth::DriveGone,
                 PoolEvent::JournalFailed(_) => self.health = PoolHealth::JournalFailed,
-                PoolEvent::Used(_)
-                | PoolEvent::Mismatch(_)
-                | PoolEvent::ChecksumsLost
-                | PoolEvent::ScrubDone => {}
+                PoolEvent::Used(_) => service.target().spare_changed(now),
+                PoolEvent::Mismatch(_) | PoolEvent::ChecksumsLost | PoolEvent::ScrubDone => {}
             }
             // Volumes have nothing of their own that would have them looked at.
             service.look_at_devices();
@@ -150,6 +148,7 @@ fn tell(event: PoolEvent) {
         ),
         // The pool has told what it found.
         PoolEvent::ScrubDone => {}
+        PoolEvent::Used(0) => tracing::info!("the pool has room again"),
         PoolEvent::Used(percent) => tracing::warn!(percent, "the pool is getting full"),
     }
 }

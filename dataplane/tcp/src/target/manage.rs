@@ -1,15 +1,16 @@
 //! What the owner of a [`TargetService`] changes while it runs, and how it stops.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fmt, io};
 
-use bowline_block::{Deallocate, Device, DeviceEvent, Geometry};
+use bowline_block::{Allocation, Deallocate, Device, DeviceEvent, Geometry};
 use bowline_nvme::{NamespaceId, Nanos};
 use bowline_nvmf::target::{
-    ConfigError, Deallocate as NsDeallocate, NamespaceConfig, NamespaceHandle, NsGeometry,
-    Persistence, Target,
+    Allocation as NsAllocation, AllocationSource, ConfigError, Deallocate as NsDeallocate,
+    NamespaceConfig, NamespaceHandle, NsGeometry, Persistence, Target,
 };
 use bowline_reactor::{ListenerId, Reactor};
 
@@ -146,6 +147,7 @@ impl<D: Device> TargetService<D> {
         device: D,
     ) -> Result<NamespaceId, ConfigError> {
         let geometry = ns_geometry(&device.geometry());
+        let allocation = device.allocation().map(allocation);
         let handle = self.executor.add(device).ok_or(ConfigError::NamespaceId)?;
         let NamespaceSpec {
             nsid,
@@ -164,6 +166,7 @@ impl<D: Device> TargetService<D> {
             ana_group,
             persistence,
             shared,
+            allocation,
         };
         match self.target.add_namespace(now, nqn, config) {
             Ok(nsid) => {
@@ -348,6 +351,20 @@ impl<D: Device> TargetService<D> {
             }
         }
     }
+}
+
+/// What is asked for when a host wants to know.
+fn allocation(ask: Rc<dyn Fn() -> Allocation>) -> AllocationSource {
+    AllocationSource::new(Rc::new(move || {
+        let Allocation {
+            used_blocks,
+            spare_percent,
+        } = ask();
+        NsAllocation {
+            used_blocks,
+            spare_percent,
+        }
+    }))
 }
 
 /// What Identify Namespace says of a device. Nothing below a raw device knows what is allocated,

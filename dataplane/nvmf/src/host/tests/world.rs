@@ -40,6 +40,7 @@ pub(super) fn namespace(id: u8, blocks: u64) -> target::NamespaceConfig {
         ana_group: None,
         persistence: target::Persistence::Unsupported,
         shared: false,
+        allocation: None,
     }
 }
 

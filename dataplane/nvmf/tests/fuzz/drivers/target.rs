@@ -91,6 +91,7 @@ pub(super) fn namespace(handle: u32, nsid: u32, free: u8) -> NamespaceConfig {
             Persistence::Unsupported
         },
         shared: free & 16 != 0,
+        allocation: None,
     }
 }
 

@@ -131,6 +131,14 @@ impl<D: Device> FaultDevice<D> {
         }
     }
 
+    /// Puts the drive back in, with all that it had.
+    pub fn come_back(&mut self) {
+        if self.has_vanished {
+            self.has_vanished = false;
+            self.events.push_back(DeviceEvent::Returned);
+        }
+    }
+
     /// Cuts the power and restores it: requests in flight are gone without a completion, unflushed
     /// writes are kept, torn or lost as planned, and the device serves what survived.
     ///

@@ -176,6 +176,10 @@ pub enum PoolEvent {
     /// At least so many percent of the room for data are used now or kept for thick volumes: 80, 90 or 95; or 0 when it is
     /// less again. Told when it changes.
     Used(u8),
+    /// The drive that was gone is there again. Nobody can tell whether it has kept all that it has acknowledged, and what
+    /// was under way when it went may have been done or not: so everything stays refused until the pool is opened again,
+    /// which looks at all that the drive has. Drop this one first, its handles too; closing it fails and writes nothing.
+    Returned,
     /// A volume's data is not what was written. Told a few times in ten seconds; [`Pool::checksum_counts`] has all.
     Mismatch(Mismatch),
     /// Checksums that were known are not known any more: their page is damaged, or could not be read or written. The
@@ -218,6 +222,9 @@ pub enum PoolError {
     /// The journal cannot be written.
     #[error("the pool's journal cannot be written")]
     Journal,
+    /// The drive is gone, or was gone since the pool was opened.
+    #[error("the pool's drive is gone")]
+    Vanished,
 }
 
 impl<D: Device> Pool<D> {

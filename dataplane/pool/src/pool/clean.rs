@@ -26,6 +26,9 @@ const CLEANING_MAX: u32 = 4;
 /// Below this share of clean extents the cleaner works beside requests; else it waits until there are none.
 const CLEAN_LOW_SHARE: u32 = 8;
 
+/// Below this share of extents that are available, room is short.
+const PRESSED_SHARE: u32 = 16;
+
 /// How long the cleaner waits after the drive has failed.
 const CLEAN_RETRY: Nanos = Nanos::from_secs(10);
 
@@ -37,6 +40,8 @@ pub(super) struct Cleaner {
     is_reserving: bool,
     /// Extents were freed.
     has_freed: bool,
+    /// Requests begun since the pool was opened.
+    pub(super) begun: u64,
     /// What was freed before the grace that is running.
     freed: Vec<Range<u32>>,
     /// Operations that wait for it.
@@ -174,8 +179,10 @@ impl<D: Device> Engine<D> {
             || counts.clean > 0
             || self.cleaner.is_reserving
             || self.cleaner.cleaning > 0;
-        // While the pool is closed, nothing is collected.
-        let is_found = !self.is_collected() && !self.operations.is_closing();
+        // While the pool is closed, nothing is collected; nor before the volume has its new size.
+        let is_held_up =
+            self.operations.is_closing() || self.operations.resizing() == Some(key.0.number());
+        let is_found = !self.is_collected() && !is_held_up;
         !self.journal.has_failed() && (is_coming && self.may_take(key) || is_found)
     }
 
@@ -203,6 +210,24 @@ impl<D: Device> Engine<D> {
             .saturating_sub(taken.saturating_add(self.operations.pledged()))
     }
 
+    /// Whether room is short, so that whoever makes some does not yield to requests.
+    pub(super) fn is_pressed(&self) -> bool {
+        let counts = self.state.extents();
+        !self.homeless.is_empty() || counts.available() < counts.all / PRESSED_SHARE
+    }
+
+    /// When chores that wait for a point in time go on.
+    pub(super) fn chores_timeout(&self) -> Option<Nanos> {
+        if self.journal.has_failed() || self.operations.is_closing() {
+            return None;
+        }
+        let clean_at = self.cleaner.not_before.max(self.busy_until);
+        let is_dirty = self.state.extents().unclean > 0 && self.cleaner.cleaning == 0;
+        let clean_at = (is_dirty && self.now < clean_at).then_some(clean_at);
+        let collect_at = self.collect_at();
+        [clean_at, collect_at].into_iter().flatten().min()
+    }
+
     /// Zeroes what is free, so that first writes need not wait for their data.
     pub(super) fn run_cleaner(&mut self) -> bool {
         if self.journal.has_failed()
@@ -228,6 +253,7 @@ impl<D: Device> Engine<D> {
         {
             is_started = true;
             self.cleaner.cleaning += 1;
+            self.cleaner.begun += 1;
             let (physical, count) = (run.start, run.end - run.start);
             let access = Access {
                 op: Op::WriteZeroes { deallocate: true },

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use bowline_block::{Completion, Device, Op, Segments};
+use bowline_nvme::Nanos;
 
 use super::checksums::Copied;
 use super::drive::Tag;
@@ -18,6 +19,9 @@ use crate::map::{Collector, Garbage, Merge, Reader, Step};
 
 /// Versions filled in part that a volume is looked up in at most, for long.
 const DEPTH_MAX: u32 = 8;
+
+/// From one step to the next while there are requests.
+const PACE: Nanos = Nanos::from_millis(1);
 
 /// What the collector waits for.
 enum Doing {
@@ -51,6 +55,10 @@ pub(super) struct Collecting {
     /// Extents whose chain has become too deep.
     deep: HashSet<Key>,
     doing: Option<Doing>,
+    /// While there are requests and room is not short, the next step is not before this.
+    not_before: Nanos,
+    /// Steps since the pool was opened.
+    pub(super) steps: u64,
 }
 
 impl Collecting {
@@ -68,13 +76,44 @@ impl<D: Device> Engine<D> {
 
     /// Does the next step. Returns whether there was one.
     pub(super) fn run_collector(&mut self) -> bool {
-        if self.collecting.doing.is_some()
-            || self.journal.has_failed()
-            || self.operations.is_closing()
-            || self.operations.is_resizing()
-        {
+        if !self.can_collect() {
             return false;
         }
+        let is_yielding = self.is_used() && !self.is_pressed();
+        if is_yielding && self.now < self.collecting.not_before {
+            return false;
+        }
+        self.collecting.not_before = self.now.after(PACE);
+        let has_begun = self.collect();
+        self.collecting.steps += u64::from(has_begun);
+        has_begun
+    }
+
+    pub(super) fn can_collect(&self) -> bool {
+        self.collecting.doing.is_none()
+            && !self.journal.has_failed()
+            && !self.operations.is_closing()
+            && self.operations.resizing().is_none()
+    }
+
+    /// When the collector's next step is, if it yields.
+    pub(super) fn collect_at(&self) -> Option<Nanos> {
+        let has_some = !self.is_collected() || !self.collecting.deep.is_empty();
+        (has_some && self.can_collect()).then_some(self.collecting.not_before)
+    }
+
+    /// Whether the last of what nobody needs has just been given up: whoever waits for room has to be told then that there is none.
+    pub(super) fn has_been_collected(&mut self) -> bool {
+        let is_collected = self.is_collected();
+        let was_collecting = std::mem::replace(&mut self.was_collecting, !is_collected);
+        let has_been = was_collecting && is_collected && !self.homeless.is_empty();
+        if has_been {
+            self.retry_homeless();
+        }
+        has_been
+    }
+
+    fn collect(&mut self) -> bool {
         let deep = self.collecting.deep.iter().next().copied();
         if let Some(key) = deep
             && self.start_fill(key)

@@ -31,6 +31,9 @@ const HELD_MAX: usize = 8192;
 /// Times that one poll asks the drive again, when there was something: so that it ends.
 const ROUNDS_MAX: usize = 16;
 
+/// Without requests for so long, the pool has the drive for itself.
+const QUIET: Nanos = Nanos::from_micros(100);
+
 /// Percent of use that are told when they are reached.
 const USED_TOLD: [u8; 3] = [80, 90, 95];
 
@@ -78,7 +81,13 @@ pub(super) struct Engine<D> {
     /// Of the last record.
     pub(super) bitmap: Vec<u8>,
     held: usize,
+    /// Those of them that are not completed yet.
+    running: usize,
     has_vanished: bool,
+    /// Until then there may be more requests where there were some.
+    pub(super) busy_until: Nanos,
+    /// Something may be left that nobody needs.
+    pub(super) was_collecting: bool,
     /// The last poll ended while there was something to do.
     has_more: bool,
     /// The mark that was told last.
@@ -135,7 +144,10 @@ impl<D: Device> Engine<D> {
             runs: Vec::new(),
             bitmap: vec![0; bitmap_bytes],
             held: 0,
+            running: 0,
             has_vanished: false,
+            busy_until: Nanos::ZERO,
+            was_collecting: false,
             has_more: false,
             used_told: 0,
         }
@@ -159,6 +171,7 @@ impl<D: Device> Engine<D> {
                 return Ok(());
             }
         };
+        self.running += 1;
         // The hot path: one access where the map says, and nothing else.
         if matches!(io.op, Op::Read | Op::Write) && range.len > 0 {
             let (logical, start) = self.shape.split(range.offset);
@@ -238,6 +251,9 @@ impl<D: Device> Engine<D> {
     /// Drives everything.
     pub(super) fn poll(&mut self, now: Nanos) {
         self.now = now;
+        if self.running > 0 {
+            self.busy_until = now.after(QUIET);
+        }
         for _ in 0..ROUNDS_MAX {
             self.drive.poll(now);
             let mut was_any = false;
@@ -297,7 +313,7 @@ impl<D: Device> Engine<D> {
         let has_operated = self.run_operations();
         self.run_todo();
         self.want_reserve();
-        let has_collected = self.run_collector();
+        let has_collected = self.run_collector() | self.has_been_collected();
         let has_cleaned = self.run_cleaner();
         let has_saved = self.run_activity();
         let has_scrubbed = self.run_scrub();
@@ -332,23 +348,33 @@ impl<D: Device> Engine<D> {
         }
     }
 
+    /// The drive is gone. What is under way ends as the drive ends it; nothing else begins.
+    pub(super) fn vanish(&mut self) {
+        if std::mem::replace(&mut self.has_vanished, true) {
+            return;
+        }
+        self.journal.give_up();
+        for port in self.ports.iter_mut() {
+            port.vanish();
+        }
+        self.retry_homeless();
+        self.has_more = true;
+        self.tell_event(PoolEvent::Vanished);
+    }
+
     fn handle_event(&mut self, event: DeviceEvent) {
         match event {
-            DeviceEvent::Vanished => {
-                self.has_vanished = true;
-                for port in self.ports.iter_mut() {
-                    port.vanish();
-                }
-                self.tell_event(PoolEvent::Vanished);
-            }
+            DeviceEvent::Vanished => self.vanish(),
             DeviceEvent::MediaWarning => {
                 for port in self.ports.iter_mut() {
                     port.tell(DeviceEvent::MediaWarning);
                 }
             }
-            // The pool uses what it was made with. A drive that is back may have forgotten what it was to
-            // keep: its volumes stay gone until the pool is opened again.
-            DeviceEvent::GeometryChanged | DeviceEvent::Returned => {}
+            // A drive that is back may have forgotten what it was to keep: its volumes stay gone until the pool is opened
+            // again.
+            DeviceEvent::Returned => self.tell_event(PoolEvent::Returned),
+            // The pool uses what it was made with.
+            DeviceEvent::GeometryChanged => {}
         }
     }
 
@@ -356,6 +382,7 @@ impl<D: Device> Engine<D> {
         let Some(port) = self.ports.get_mut(at) else {
             return;
         };
+        self.running -= 1;
         port.complete(completion);
         if port.is_closed {
             self.held -= port.discard();
@@ -427,6 +454,7 @@ impl<D: Device> Engine<D> {
             self.drive.poll_timeout(),
             self.scrub_timeout(),
             self.activity_timeout(),
+            self.chores_timeout(),
         ];
         timeouts.into_iter().flatten().min()
     }
@@ -468,9 +496,14 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Whether a handle has requests under way.
+    /// Whether the drive is gone, or was.
+    pub(super) const fn has_vanished(&self) -> bool {
+        self.has_vanished
+    }
+
+    /// Whether handles have requests under way, or had just now.
     pub(super) fn is_used(&self) -> bool {
-        self.held > 0
+        self.running > 0 || self.now < self.busy_until
     }
 
     pub(super) fn usage(&self) -> Usage {

@@ -14,7 +14,7 @@ impl<D: Device> Engine<D> {
     /// What an operation writes, if it is possible now.
     pub(super) fn plan(&self, job: &Job) -> Result<Plan, PoolError> {
         if self.journal.has_failed() {
-            return Err(PoolError::Journal);
+            return Err(self.journal_error());
         }
         let mut bytes = Bytes::default();
         let mut pledged = 0;
@@ -56,6 +56,15 @@ impl<D: Device> Engine<D> {
             outcome,
             pledged,
         })
+    }
+
+    /// Why nothing is recorded.
+    pub(super) const fn journal_error(&self) -> PoolError {
+        if self.has_vanished() {
+            PoolError::Vanished
+        } else {
+            PoolError::Journal
+        }
     }
 
     /// Extents of so many bytes of a volume.

@@ -135,6 +135,11 @@ impl Journal {
         self.queue.push_back((change, waiter));
     }
 
+    /// Nothing is recorded any more.
+    pub(super) const fn give_up(&mut self) {
+        self.has_failed = true;
+    }
+
     /// A journal write has failed: what is in the journal is not known, so nothing is recorded any more.
     pub(super) const fn has_failed(&self) -> bool {
         self.has_failed
@@ -253,6 +258,9 @@ impl<D: Device> Engine<D> {
     /// Nothing is recorded any more. The group may be on the drive or not: so nothing of it is used, and nothing is
     /// allocated or freed that could contradict it.
     pub(super) fn journal_failed(&mut self, error: IoError) {
+        if error == IoError::Vanished {
+            self.vanish();
+        }
         if !self.journal.has_failed {
             self.journal.has_failed = true;
             tracing::error!(%error, pool = %self.superblock.uuid,

@@ -430,7 +430,11 @@ impl<D: Device> Engine<D> {
         }
         self.finish(wait);
         if self.journal.has_failed() {
-            return Err(IoError::MediaWrite.into());
+            let error = match self.has_vanished() {
+                true => IoError::Vanished,
+                false => IoError::MediaWrite,
+            };
+            return Err(error.into());
         }
         // What was reserved and never taken is zero still.
         while let Some(physical) = self.state.take_reserved(0) {

@@ -143,10 +143,12 @@ impl Operations {
         self.is_closing
     }
 
-    /// Whether a volume is being resized: what is beyond its end is prepared, and to be left alone.
-    pub(super) fn is_resizing(&self) -> bool {
-        let first = self.running.front();
-        first.is_some_and(|running| matches!(running.job, Job::Resize { .. }))
+    /// The volume that is being resized: what is beyond its end is prepared, and to be left alone.
+    pub(super) fn resizing(&self) -> Option<u32> {
+        match self.running.front()?.job {
+            Job::Resize { volume, .. } => Some(volume),
+            _ => None,
+        }
     }
 
     /// Extents that are going to be promised to thick volumes.
@@ -306,7 +308,8 @@ impl<D: Device> Engine<D> {
             return;
         };
         if !is_durable {
-            return self.refuse(&running, PoolError::Journal);
+            let error = self.journal_error();
+            return self.refuse(&running, error);
         }
         if running.stage == (Stage::Recording { is_last: false }) {
             running.stage = Stage::Begun;

@@ -49,7 +49,7 @@ pub(crate) fn explain_operation(what: &str, error: PoolError) -> Failure {
         PoolError::Invalid(_) => (Reason::InvalidField, ""),
         PoolError::Busy => (Reason::LimitReached, "try again in a moment"),
         PoolError::Closing => (Reason::Stopping, "ask again when it has started anew"),
-        PoolError::Journal => (
+        PoolError::Journal | PoolError::Vanished => (
             Reason::PoolFailed,
             "look for errors of the drive in the kernel log, and start the data plane again",
         ),

@@ -104,7 +104,11 @@ impl PoolSeat {
                 PoolEvent::Vanished => self.health = PoolHealth::DriveGone,
                 PoolEvent::JournalFailed(_) => self.health = PoolHealth::JournalFailed,
                 PoolEvent::Used(_) => service.target().spare_changed(now),
-                PoolEvent::Mismatch(_) | PoolEvent::ChecksumsLost | PoolEvent::ScrubDone => {}
+                // Its volumes stay gone until the data plane is started again.
+                PoolEvent::Returned
+                | PoolEvent::Mismatch(_)
+                | PoolEvent::ChecksumsLost
+                | PoolEvent::ScrubDone => {}
             }
             // Volumes have nothing of their own that would have them looked at.
             service.look_at_devices();
@@ -149,6 +153,9 @@ fn tell(event: PoolEvent) {
         // The pool has told what it found.
         PoolEvent::ScrubDone => {}
         PoolEvent::Used(0) => tracing::info!("the pool has room again"),
+        PoolEvent::Returned => tracing::warn!(
+            "the pool's drive is there again; its volumes are when the data plane is started again"
+        ),
         PoolEvent::Used(percent) => tracing::warn!(percent, "the pool is getting full"),
     }
 }

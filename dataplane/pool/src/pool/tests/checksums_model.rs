@@ -270,6 +270,8 @@ impl Run {
 
     /// A byte of a chunk changes on the drive. Where the chunk was verified before, it must be found.
     fn damage(&mut self) {
+        // What the collector copies is damaged there, too.
+        self.world.settle();
         let disk = &self.disks[0];
         let (number, blocks) = (disk.number, disk.latest.len());
         if blocks == 0 {

@@ -130,6 +130,7 @@ fn write_that_leaves_a_snapshot_is_not_lost_when_the_last_clone_goes_meanwhile()
     delete_volume(&mut world, clone);
     // While the collector finds out that the snapshot is not needed, writes go to extents of their own, one after another.
     let mut lba = 0;
+    let mut out = Completions::with_capacity(64);
     while world.pool.engine.borrow().state.volumes().count() > 1
         || !world.pool.engine.borrow().is_collected()
     {
@@ -138,6 +139,8 @@ fn write_that_leaves_a_snapshot_is_not_lost_when_the_last_clone_goes_meanwhile()
         for _ in 0..7 {
             world.poll();
         }
+        volume.poll(*world.now.borrow(), &mut out);
+        while out.pop().is_some() {}
         lba += 1;
     }
     world.settle();

@@ -280,9 +280,11 @@ impl World {
 
     /// Has background work come to an end.
     pub(super) fn settle(&mut self) {
-        for _ in 0..20_000 {
+        for _ in 0..60_000 {
             self.poll();
-            if self.pool.engine.borrow().is_idle() {
+            let engine = self.pool.engine.borrow();
+            // Nothing is under way, and nothing waits for a quieter time.
+            if engine.is_idle() && engine.chores_timeout().is_none() {
                 return;
             }
         }

@@ -78,7 +78,7 @@ pub(super) struct Sums {
     /// The slot of a chunk that is zero.
     zero: u32,
     pub(super) counts: ChecksumCounts,
-    /// Mismatches told since `told_from`.
+    /// Mismatches and lost pages told since `told_from`.
     told: u32,
     told_from: Nanos,
 }

@@ -43,6 +43,9 @@ const USED_TOLD_LESS: u8 = 2;
 /// The largest piece that is read by way of a buffer.
 pub(super) const BOUNCE_BYTES_MAX: u32 = 128 << 10;
 
+/// Events that wait to be fetched.
+const EVENTS_MAX: usize = 256;
+
 /// Something to go on with.
 pub(super) enum Todo {
     Request(u32),
@@ -343,7 +346,7 @@ impl<D: Device> Engine<D> {
 
     /// Tells an event, once until it was fetched.
     pub(super) fn tell_event(&mut self, event: PoolEvent) {
-        if !self.events.contains(&event) {
+        if self.events.len() < EVENTS_MAX && !self.events.contains(&event) {
             self.events.push_back(event);
         }
     }

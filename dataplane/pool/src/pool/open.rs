@@ -45,7 +45,7 @@ pub struct FormatOptions {
 /// How a pool is used while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenOptions {
-    /// Memory for checksums, at most: it is taken as they are needed. What 32 MiB have room for covers about 20 GiB of
+    /// Memory for checksums, at most, but at least for those of one page: it is taken as they are needed. What 32 MiB have room for covers about 20 GiB of
     /// data that is in use, in extents of 1 MiB.
     pub checksum_cache_bytes: usize,
 }

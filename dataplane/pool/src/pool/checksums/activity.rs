@@ -167,6 +167,9 @@ impl<D: Device> Engine<D> {
     /// Nothing is known of a group's chunks any more, though something was.
     fn pages_lost(&mut self, group: u32, count: u64, what: &str) {
         self.sums.counts.pages_lost += count;
+        if !self.may_tell() {
+            return;
+        }
         let (page, _) = self.sums.map.group_pages(group);
         tracing::warn!(page, pool = %self.superblock.uuid,
             "a {what}: its chunks are not verified until they are written again");
@@ -233,8 +236,8 @@ impl<D: Device> Engine<D> {
 
     /// When it is looked next for groups to retire.
     pub(in crate::pool) fn activity_timeout(&self) -> Option<Nanos> {
-        let is_needed = self.sums.cache.dirty > 0 && !self.journal.has_failed();
-        is_needed.then_some(self.sums.next_look)
+        let is_possible = self.sums.saving.is_none() && !self.journal.has_failed();
+        (is_possible && self.sums.cache.dirty > 0).then_some(self.sums.next_look)
     }
 
     /// Retires groups that nobody writes to any more.
@@ -244,10 +247,10 @@ impl<D: Device> Engine<D> {
         }
         let before = Nanos(self.now.0.saturating_sub(REST.0));
         let mut entries = self.sums.cache.rested(before, BATCH_MAX);
+        entries.retain(|entry| self.save(*entry));
         if entries.len() < BATCH_MAX {
             self.sums.next_look = self.now.after(LOOK_INTERVAL);
         }
-        entries.retain(|entry| self.save(*entry));
         self.start_saving(entries)
     }
 

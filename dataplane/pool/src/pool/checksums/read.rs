@@ -24,7 +24,7 @@ use crate::pool::shape::CHUNK_BYTES;
 /// holds, and it is given out as it is.
 const TRIES_MAX: u8 = 8;
 
-/// Mismatches that are told in [`TOLD_INTERVAL`]; all are counted.
+/// Mismatches and lost pages that are told in [`TOLD_INTERVAL`]; all are counted.
 const TOLD_MAX: u32 = 16;
 const TOLD_INTERVAL: Nanos = Nanos::from_secs(10);
 
@@ -553,8 +553,8 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Whether another mismatch may be told.
-    fn may_tell(&mut self) -> bool {
+    /// Whether something may be told now, or there was too much already.
+    pub(super) fn may_tell(&mut self) -> bool {
         if self.now >= self.sums.told_from.after(TOLD_INTERVAL) {
             self.sums.told_from = self.now;
             self.sums.told = 0;

@@ -446,3 +446,39 @@ fn compare_and_write_keeps_checksums_whether_it_writes_or_not() {
     assert_eq!(world.read(&mut a, 11, 1), [911]);
     assert_eq!(world.read(&mut a, 16, 8), values(916, 8));
 }
+
+#[test]
+fn what_checksums_cost_in_accesses_to_the_drive() {
+    // Whole chunks: overwritten, read. A part of one. Read from the drive. Overwritten where the group is retired.
+    let expected = [
+        (Checksums::Off, [1, 1, 1, 1, 1]),
+        (Checksums::Scrub, [1, 1, 2, 1, 3]),
+        (Checksums::Verify, [1, 1, 2, 2, 2]),
+    ];
+    for (checksums, expected) in expected {
+        let mut world = World::new(6 << 20, FaultPlan::default());
+        let (number, mut a) = volume(&mut world, checksums, 1 << 20);
+        world.write(&mut a, 0, &values(1, 64)).unwrap();
+        let accesses = |world: &mut World| {
+            world.settle();
+            let mut late = world.drive.late();
+            std::mem::take(&mut late.accesses)
+        };
+        accesses(&mut world);
+        world.write(&mut a, 8, &values(1, 8)).unwrap();
+        let overwrite = accesses(&mut world);
+        world.read(&mut a, 8, 8);
+        let read = accesses(&mut world);
+        world.write(&mut a, 9, &values(1, 2)).unwrap();
+        let part = accesses(&mut world);
+        drop(a);
+        let mut world = world.reopen();
+        let mut a = world.pool.open_volume(number).unwrap();
+        accesses(&mut world);
+        world.read(&mut a, 8, 8);
+        let cold = accesses(&mut world);
+        world.write(&mut a, 8, &values(1, 8)).unwrap();
+        let retired = accesses(&mut world);
+        assert_eq!([overwrite, read, part, cold, retired], expected);
+    }
+}

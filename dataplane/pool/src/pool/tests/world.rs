@@ -33,6 +33,8 @@ pub(super) struct Shared(Rc<RefCell<FaultDevice<MemDevice>>>, Rc<RefCell<Late>>)
 pub(super) struct Late {
     /// Polls that an answer waits for.
     pub(super) polls: u32,
+    /// Requests that the drive was given.
+    pub(super) accesses: u32,
     reads: HashSet<u64>,
     held: VecDeque<(u32, Completion)>,
 }
@@ -86,6 +88,7 @@ impl Device for Shared {
     }
     fn try_submit(&mut self, io: Io) -> Result<(), Io> {
         let mut late = self.late();
+        late.accesses += 1;
         if late.polls > 0 && io.op == Op::Read {
             late.reads.insert(io.token);
         }

@@ -13,6 +13,9 @@
 //! the next older one. Chains of more than 16 versions have an index besides, so that a snapshot
 //! among thousands is found by a binary search.
 //!
+//! What a clone of a clone has not is looked for in one base after the other; where it was found is kept,
+//! so that it is looked up once ([`shortcuts`]).
+//!
 //! # Memory
 //! For each physical extent 20 bytes of version, 32 of bitmap (1 MiB of 4 KiB chunks, only where
 //! an extent is filled in part), 4.2 of leaf, and a byte for what is free; holes are at most one
@@ -28,6 +31,7 @@ mod collect;
 mod damage;
 mod emit;
 mod lookup;
+mod shortcuts;
 mod versions;
 mod volume;
 mod volumes;
@@ -39,6 +43,7 @@ use bit_set::BitSet;
 use bitmaps::Bitmaps;
 use chains::Chains;
 use collect::Suspects;
+use shortcuts::Shortcuts;
 use versions::{Link, Versions};
 use volumes::Volumes;
 
@@ -101,6 +106,8 @@ pub struct State {
     active: BitSet,
     /// Where the collector is to look.
     suspects: Suspects,
+    /// Where extents of clones of clones were found.
+    shortcuts: Shortcuts,
     next_volume: u32,
     snapshots: u32,
     attribute_bytes: u64,
@@ -127,6 +134,7 @@ impl State {
             allocator: Allocator::new(extents),
             active: BitSet::new(extents),
             suspects: Suspects::new(),
+            shortcuts: Shortcuts::default(),
             next_volume: 1,
             snapshots: 0,
             attribute_bytes: 0,
@@ -318,6 +326,7 @@ impl State {
             + self.allocator.memory_bytes()
             + self.active.memory_bytes()
             + self.touched.memory_bytes()
+            + self.shortcuts.memory_bytes()
     }
 }
 

@@ -219,6 +219,9 @@ impl State {
         let chains = &self.chains;
         volume.resize(record.bytes, end, |newest| chains.newest_born(newest));
         self.promised = self.promised + promise(volume) - promised;
+        if base != record.base {
+            self.shortcuts.clear();
+        }
         self.volumes.rebase(base, record.base);
         Ok(())
     }

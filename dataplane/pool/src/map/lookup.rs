@@ -7,6 +7,9 @@ use super::versions::Link;
 use super::volumes::Slot;
 use super::{State, Volume};
 
+/// Bases looked at one after another before the way past them is kept.
+const STEPS_MAX: u32 = 2;
+
 /// Who reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
@@ -258,23 +261,45 @@ impl State {
         }
     }
 
-    /// The newest version that the base of a clone sees, its volume, and the end of the chunks that
-    /// the base has of this extent: where the clone is larger than its base, there are zeroes.
+    /// The newest version that a clone sees in its bases, its volume, and the end of the chunks that
+    /// all bases up to there have of this extent: where a clone is larger than its base, there are
+    /// zeroes.
     fn base(&self, volume: &Volume, logical: u32) -> Option<(&Volume, Link, u32)> {
-        let (number, snapshot) = volume.base?;
-        let index = self.volumes.index(number)?;
-        let base = self.volumes.at(index)?;
-        let bytes = base.snapshot(snapshot)?.bytes;
-        let start = u64::from(logical) * u64::from(self.limits.extent_bytes);
-        let chunks = bytes
-            .checked_sub(start)?
-            .div_ceil(self.limits.chunk_bytes.into());
-        let chunks_end = u32::try_from(chunks).unwrap_or(u32::MAX);
-        if chunks_end == 0 {
-            return None;
+        let (mut number, mut snapshot) = volume.base?;
+        let mut chunks_end = u32::MAX;
+        let mut steps = 0;
+        if let Some(found) = self.shortcuts.find(volume.number, logical) {
+            (number, snapshot) = found.base;
+            chunks_end = found.chunks_end;
         }
-        let link = self.before(base, index, snapshot, logical);
-        Some((base, link, chunks_end))
+        loop {
+            #[cfg(test)]
+            self.shortcuts.count_step();
+            steps += 1;
+            let index = self.volumes.index(number)?;
+            let base = self.volumes.at(index)?;
+            let bytes = base.snapshot(snapshot)?.bytes;
+            chunks_end = chunks_end.min(self.chunks_within(bytes, logical)?);
+            let link = self.before(base, index, snapshot, logical);
+            let next = base.base.filter(|_| link.is_none());
+            let Some(next) = next else {
+                if steps > STEPS_MAX {
+                    let base = (number, snapshot);
+                    self.shortcuts
+                        .keep(volume.number, logical, base, chunks_end);
+                }
+                return (!link.is_none()).then_some((base, link, chunks_end));
+            };
+            (number, snapshot) = next;
+        }
+    }
+
+    /// The chunks of a logical extent that so many bytes have, if any.
+    fn chunks_within(&self, bytes: u64, logical: u32) -> Option<u32> {
+        let start = u64::from(logical) * u64::from(self.limits.extent_bytes);
+        let within = bytes.checked_sub(start).filter(|within| *within > 0)?;
+        let chunks = within.div_ceil(self.limits.chunk_bytes.into());
+        Some(u32::try_from(chunks).unwrap_or(u32::MAX))
     }
 
     /// The newest version born before a snapshot.

@@ -386,3 +386,70 @@ fn large_volumes_are_given_back_in_small_steps() {
     assert_eq!(state.extents().used, 0);
     assert_eq!(state.volumes().count(), 0);
 }
+
+#[test]
+fn clone_of_a_thousand_clones_finds_its_extents_as_if_there_were_a_few() {
+    const CLONES: u32 = 1000;
+    let mut state = empty(4096);
+    apply(&mut state, &Record::Volume(volume(1, 1100, 0)));
+    for number in 1..=CLONES {
+        // Each writes an extent of its own, and all one that they share.
+        for (logical, physical) in [(number, number), (0, CLONES + number)] {
+            let physical = Numbers::Native(&[physical]);
+            apply(
+                &mut state,
+                &Record::Map {
+                    volume: number,
+                    born: 0,
+                    logical,
+                    physical,
+                },
+            );
+        }
+        let base = number.checked_sub(2).map(|_| (number - 1, 1));
+        let taken = VolumeRecord {
+            base,
+            ..volume(number, 1100, 1)
+        };
+        apply(&mut state, &Record::Volume(taken));
+        apply(
+            &mut state,
+            &Record::Snapshot(SnapshotRecord {
+                volume: number,
+                number: 1,
+                uuid: Uuid::from_u128(1),
+                bytes: 1100 * MIB,
+                is_deleted: false,
+                created: 0,
+                name: "",
+            }),
+        );
+        let clone = VolumeRecord {
+            base: Some((number, 1)),
+            ..volume(number + 1, 1100, 0)
+        };
+        apply(&mut state, &Record::Volume(clone));
+    }
+    let slot = state.slot(CLONES + 1).unwrap();
+    assert_eq!(state.base_depth(slot), CLONES);
+    let mut runs = Vec::new();
+    let mut read_all = |state: &State| {
+        let before = state.shortcuts.steps.get();
+        for logical in 0..1100 {
+            state.resolve(Reader::Head(slot), logical, 0..256, &mut runs);
+            let expected = match logical {
+                0 => Some(2 * CLONES),
+                1..=CLONES => Some(logical),
+                _ => None,
+            };
+            assert_eq!(runs[0].physical, expected, "extent {logical}");
+        }
+        state.shortcuts.steps.get() - before
+    };
+    let first = read_all(&state);
+    assert!(first > 1100 * 400, "{first} bases looked at");
+    // From then on one or two for each.
+    let then = read_all(&state);
+    assert!(then < 1110, "{then} bases looked at");
+    assert!(state.memory_bytes() < 8 * MIB);
+}

@@ -4,12 +4,19 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bowline_pool::offline::{Source, Target};
 use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::error::CliError;
+
+/// A data plane that was killed a moment ago has the drive as long as the kernel works on its last
+/// requests.
+const PATIENCE: Duration = Duration::from_secs(1);
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// What for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +41,7 @@ impl Device {
             Access::Read => OFlags::RDONLY,
             Access::Write => OFlags::RDWR,
         };
-        match Self::open_alone(path, flags) {
+        match Self::open_patiently(path, flags) {
             Ok(device) => Ok(device),
             Err(Errno::BUSY | Errno::WOULDBLOCK) => {
                 let failed = CliError::failed(format!("{} not opened", path.display()));
@@ -54,6 +61,22 @@ impl Device {
                 .map(|device| (device, true))
                 .map_err(|error| not_opened(path, error)),
             Err(error) => Err(not_opened(path, error)),
+        }
+    }
+
+    fn open_patiently(path: &Path, flags: OFlags) -> Result<Self, Errno> {
+        let begun = Instant::now();
+        loop {
+            match Self::open_alone(path, flags) {
+                Err(Errno::BUSY | Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE => {
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "nothing tells that the kernel has let a drive go"
+                    )]
+                    thread::sleep(GLANCE);
+                }
+                opened => return opened,
+            }
         }
     }
 

@@ -6,6 +6,7 @@ mod dev;
 mod harness;
 mod host;
 mod hosts;
+mod kills;
 mod management;
 mod paths;
 mod pool;

@@ -20,9 +20,23 @@ pub(crate) struct CompareArguments {
     /// The SPDK engine, over a malloc bdev, in the place of the kernel's over memory.
     #[arg(long)]
     spdk: bool,
+    /// A volume of a pool on a file, in the place of memory.
+    #[arg(long, conflicts_with = "spdk")]
+    pool: bool,
     /// What `bowline-compare run` is told, after `--`: subjects and options.
     #[arg(last = true)]
     rest: Vec<OsString>,
+}
+
+impl CompareArguments {
+    /// What `bowline-compare` calls it.
+    const fn engine(&self) -> &'static str {
+        match (self.spdk, self.pool) {
+            (true, _) => "spdk",
+            (_, true) => "pool",
+            _ => "kernel",
+        }
+    }
 }
 
 /// Builds and measures. Results go to perf/results unless the arguments say otherwise.
@@ -45,7 +59,7 @@ pub(crate) fn compare(workspace: &Workspace, tally: &mut Tally, arguments: &Comp
         .arg(folder.join("bowline-perf"))
         .args(["--profile", &arguments.profile])
         .args(["--revision", &revision(workspace)])
-        .args(["--engine", if arguments.spdk { "spdk" } else { "kernel" }])
+        .args(["--engine", arguments.engine()])
         .args(&arguments.rest)
         .current_dir(workspace.root());
     match process::run(&mut command) {

@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use crate::cell::{Cell, KIB, Workload};
 use crate::summary;
-use crate::target::Contender;
+use crate::target::{Contender, Target};
 
-/// The subsystem that every target serves.
+/// The subsystem that every target serves, but for pools.
 pub(crate) const SUBSYSTEM: &str = "nqn.2026-11.io.bowline:compare";
 
 /// Loads a target for one slice.
@@ -41,11 +41,12 @@ pub(crate) struct Demand {
     pub(crate) warm_up: Duration,
     pub(crate) duration: Duration,
     pub(crate) address: SocketAddr,
+    pub(crate) subsystem: &'static str,
     pub(crate) core: usize,
 }
 
 impl Demand {
-    pub(crate) fn of(cell: &Cell, address: SocketAddr, core: usize) -> Self {
+    pub(crate) fn of(cell: &Cell, target: &Target, core: usize) -> Self {
         Self {
             workload: cell.workload,
             block_bytes: cell.block_bytes,
@@ -55,7 +56,8 @@ impl Demand {
             rate: None,
             warm_up: Duration::ZERO,
             duration: Duration::ZERO,
-            address,
+            address: target.address,
+            subsystem: target.contender.subsystem(),
             core,
         }
     }
@@ -151,7 +153,7 @@ fn bowline_arguments(demand: &Demand) -> Vec<String> {
     let mut words = vec![
         "run".to_owned(),
         format!("--address={}", demand.address),
-        format!("--subsystem={SUBSYSTEM}"),
+        format!("--subsystem={}", demand.subsystem),
         format!("--workload={}", demand.workload.word()),
         format!("--pattern={pattern}"),
         format!("--block-size={}KiB", demand.block_bytes / KIB),
@@ -179,9 +181,10 @@ fn spdk_arguments(demand: &Demand) -> Vec<String> {
         (Workload::Write, false) => "randwrite",
     };
     let transport = format!(
-        "trtype:TCP adrfam:IPv4 traddr:{} trsvcid:{} subnqn:{SUBSYSTEM}",
+        "trtype:TCP adrfam:IPv4 traddr:{} trsvcid:{} subnqn:{}",
         demand.address.ip(),
-        demand.address.port()
+        demand.address.port(),
+        demand.subsystem
     );
     let mut words: Vec<String> = ["-w", workload, "-L", "--no-huge", "-s", "512", "-r"]
         .map(str::to_owned)

@@ -12,7 +12,7 @@ use crate::statistics::{Better, CLAIM_MIN_RATIO, EQUAL_MAX_RATIO, Verdict};
 use crate::target::Contender;
 
 /// What a subject may be compared with.
-const ROLES: [&str; 7] = [
+const ROLES: [&str; 8] = [
     "itself",
     "spdk-best",
     "spdk-default",
@@ -20,6 +20,7 @@ const ROLES: [&str; 7] = [
     "bowline-mem",
     "bowline-file",
     "bowline-block",
+    "bowline-pool-verify",
 ];
 
 /// A file of goals.
@@ -501,7 +502,9 @@ mod tests {
 
     #[test]
     fn goals_of_the_repository_are_understood() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("goals.toml");
-        assert!(!Goals::read(&path).unwrap().goal.is_empty());
+        for name in ["goals.toml", "pool-goals.toml"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+            assert!(!Goals::read(&path).unwrap().goal.is_empty());
+        }
     }
 }

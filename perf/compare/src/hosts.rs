@@ -11,8 +11,6 @@ use bowline_reactor::{Config, PollMode};
 use bowline_tcp::host::Initiator;
 use clap::Args;
 
-use crate::client::SUBSYSTEM;
-
 /// How long connecting may take.
 const CONNECT_LIMIT: Nanos = Nanos::from_secs(10);
 
@@ -20,6 +18,8 @@ const CONNECT_LIMIT: Nanos = Nanos::from_secs(10);
 pub(crate) struct HostsArguments {
     #[arg(long)]
     address: SocketAddr,
+    #[arg(long)]
+    subsystem: String,
     #[arg(long)]
     hosts: u8,
     #[arg(long)]
@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &HostsArguments) -> Result<()> {
         ..Config::default()
     };
     let mut initiator = Initiator::new(&config).context("cannot make a reactor")?;
-    let subsystem = Nqn::new(SUBSYSTEM).context("subsystem")?;
+    let subsystem = Nqn::new(&arguments.subsystem).context("subsystem")?;
     let mut paths = Vec::new();
     for index in 0..arguments.hosts {
         let id = [0xb0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, index];

@@ -84,8 +84,9 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "PATH")]
     bowline: PathBuf,
 
-    /// bowline's --engine, built in: its own memory, or a malloc bdev of SPDK, with its own memory
-    /// among those it is compared with
+    /// What is measured of bowline: its own memory; a malloc bdev of SPDK, the engine being built
+    /// in, compared with its own memory among others; or a volume of a pool on a file, compared
+    /// with such a file
     #[arg(long, value_enum, default_value_t = Engine::Kernel)]
     engine: Engine,
 
@@ -151,6 +152,7 @@ pub(crate) struct RunArguments {
 enum Engine {
     Kernel,
     Spdk,
+    Pool,
 }
 
 impl Engine {
@@ -159,6 +161,7 @@ impl Engine {
         let (subject, others): (_, &[Backing]) = match self {
             Self::Kernel => (Backing::Memory, &[Backing::File, Backing::Block]),
             Self::Spdk => (Backing::Spdk, &[Backing::Memory]),
+            Self::Pool => (Backing::Pool, &[Backing::File, Backing::Verify]),
         };
         let others = others.iter().copied().map(Contender::Bowline);
         (

@@ -50,6 +50,7 @@ impl Bench {
             arguments: vec![
                 "idle-hosts".into(),
                 format!("--address={}", target.address).into(),
+                format!("--subsystem={}", contender.subsystem()).into(),
                 format!("--hosts={HOSTS}").into(),
                 format!("--seconds={}", stay.as_secs()).into(),
             ],
@@ -135,7 +136,7 @@ impl Bench {
             half_core: false,
         };
         let rate = pause.map(|pause| PAUSES[pause]);
-        let demand = Demand::of(&cell, target.address, self.meter.client_core);
+        let demand = Demand::of(&cell, target, self.meter.client_core);
         match rate {
             None => Demand {
                 warm_up: self.settings.warm_up,

@@ -222,7 +222,7 @@ impl Bench {
                 queue_depth: FILL_DEPTH,
                 sequential: true,
                 duration,
-                ..Demand::of(cell, target.address, self.meter.client_core)
+                ..Demand::of(cell, &target, self.meter.client_core)
             };
             self.meter.slice(&target, client, &demand)?;
         }
@@ -240,7 +240,7 @@ impl Bench {
         let demand = Demand {
             warm_up: self.settings.warm_up,
             duration: self.slice_length(cell, client),
-            ..Demand::of(cell, target.address, self.meter.client_core)
+            ..Demand::of(cell, target, self.meter.client_core)
         };
         self.meter.slice(target, client, &demand)
     }
@@ -301,7 +301,7 @@ impl Bench {
         let client = client.facing(target.contender);
         let demand = Demand {
             duration: self.slice_length(cell, client),
-            ..Demand::of(cell, target.address, self.meter.client_core)
+            ..Demand::of(cell, target, self.meter.client_core)
         };
         let mut values = Vec::new();
         for _ in 0..COUNTED_SLICES {

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cgroup::HalfCore;
+use crate::client::SUBSYSTEM;
 use crate::environment::free_huge_pages_bytes;
 use crate::process::{Launch, Process};
 
@@ -47,15 +48,25 @@ pub(crate) enum Backing {
     File,
     /// A loop device over a file.
     Block,
+    /// A volume of a pool on a file.
+    Pool,
+    /// The same with checksums, which every read compares.
+    Verify,
 }
 
 impl Backing {
+    const fn is_pool(self) -> bool {
+        matches!(self, Self::Pool | Self::Verify)
+    }
+
     const fn word(self) -> &'static str {
         match self {
             Self::Memory => "mem",
             Self::Spdk => "spdk",
             Self::File => "file",
             Self::Block => "block",
+            Self::Pool => "pool",
+            Self::Verify => "pool-verify",
         }
     }
 }
@@ -63,7 +74,22 @@ impl Backing {
 impl Contender {
     /// The kernel works for it, in threads that are not its own.
     pub(crate) const fn uses_drive(self) -> bool {
-        matches!(self, Self::Bowline(Backing::File | Backing::Block))
+        let (Self::Bowline(backing) | Self::Twin(backing) | Self::Polling(backing)) = self else {
+            return false;
+        };
+        matches!(backing, Backing::File | Backing::Block) || backing.is_pool()
+    }
+
+    /// What a client asks it for.
+    pub(crate) const fn subsystem(self) -> &'static str {
+        match self {
+            Self::Bowline(backing) | Self::Twin(backing) | Self::Polling(backing)
+                if backing.is_pool() =>
+            {
+                bowline::VOLUME_SUBSYSTEM
+            }
+            _ => SUBSYSTEM,
+        }
     }
 
     pub(crate) fn name(&self) -> String {
@@ -162,13 +188,21 @@ fn start_bare(kit: &Kit, arguments: &[&str], name: &str, cgroup: Option<&Path>) 
     })
 }
 
+/// Where management is spoken, by the same line.
+fn rpc_address(output: &str) -> Option<SocketAddr> {
+    ready(output)?["rpc"].as_str()?.parse().ok()
+}
+
 /// The first listener of a line `ready {"listen":["127.0.0.1:4420"],…}`.
 fn listening_address(output: &str) -> Option<SocketAddr> {
+    ready(output)?["listen"][0].as_str()?.parse().ok()
+}
+
+fn ready(output: &str) -> Option<Value> {
     let line = output
         .split_inclusive('\n')
         .find(|line| line.ends_with('\n') && line.starts_with("ready "))?;
-    let value: Value = serde_json::from_str(line.strip_prefix("ready ")?).ok()?;
-    value["listen"][0].as_str()?.parse().ok()
+    serde_json::from_str(line.strip_prefix("ready ")?).ok()
 }
 
 #[cfg(test)]
@@ -177,9 +211,12 @@ mod tests {
 
     #[test]
     fn address_is_taken_from_a_whole_ready_line() {
-        let line = "noise\nready {\"listen\":[\"127.0.0.1:4601\"],\"pid\":1}";
+        let line =
+            "noise\nready {\"listen\":[\"127.0.0.1:4601\"],\"rpc\":\"127.0.0.1:4602\",\"pid\":1}";
         assert_eq!(listening_address(line), None);
-        let address = listening_address(&format!("{line}\n"));
+        let line = format!("{line}\n");
+        let address = listening_address(&line);
         assert_eq!(address, Some("127.0.0.1:4601".parse().unwrap()));
+        assert_eq!(rpc_address(&line), Some("127.0.0.1:4602".parse().unwrap()));
     }
 }

@@ -84,6 +84,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-block",
             "bowline-nvme",
             "bowline-nvmf",
+            "bowline-pool",
             "bowline-reactor",
             "bowline-tcp",
         ],

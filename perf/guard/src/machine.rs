@@ -210,7 +210,7 @@ impl Pump for Machine {
 }
 
 /// Of the process so far.
-fn allocations() -> u64 {
+pub(crate) fn allocations() -> u64 {
     let stats = ALLOCATOR.stats();
     u64::try_from(stats.allocations.saturating_add(stats.reallocations)).unwrap_or(u64::MAX)
 }

@@ -10,6 +10,7 @@ mod host;
 mod machine;
 mod remote;
 mod scenario;
+mod volume;
 mod watch;
 
 use std::net::SocketAddr;

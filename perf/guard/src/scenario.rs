@@ -1,6 +1,7 @@
 //! What is counted, by name.
 
 use anyhow::{Context, Result, bail};
+use bowline_block as block;
 use bowline_nvme::opcode::{admin, io as opcode};
 use bowline_nvme::pdu::Digests;
 use bowline_nvme::{ControllerId, NamespaceId, Sgl, Sqe};
@@ -8,6 +9,7 @@ use bowline_reactor::IoBackend;
 
 use crate::host::{Burst, Names, Queue};
 use crate::machine::{BLOCK_BYTES, Counts, Machine, NQNS};
+use crate::volume;
 
 /// Rounds that are counted, and as many before that, in which tables grow and memory is touched.
 const ROUNDS: u32 = 64;
@@ -35,6 +37,10 @@ pub(crate) enum Op {
     Connect,
     /// A namespace is added, which no host asks for.
     Attach,
+    /// A volume of a pool is read, with no host.
+    ReadVolume,
+    /// A volume of a pool is overwritten in place, with no host.
+    OverwriteVolume,
 }
 
 /// One thing to be counted.
@@ -125,6 +131,10 @@ scenarios! {
     connect { op: Op::Connect, bytes: 0, depth: 1 }
     connect_beside_1000_idle { op: Op::Connect, bytes: 0, depth: 1, idle: 500 }
     connect_to_10000_namespaces { op: Op::Connect, bytes: 0, depth: 1, namespaces: 10_000 }
+    volume_read_4k_qd32 { op: Op::ReadVolume }
+    volume_overwrite_4k_qd1 { op: Op::OverwriteVolume, depth: 1 }
+    volume_overwrite_4k_qd32 { op: Op::OverwriteVolume }
+    volume_overwrite_128k_qd32 { op: Op::OverwriteVolume, bytes: 128 * KIB }
     attach { op: Op::Attach, bytes: 0, depth: 1 }
     attach_to_10000_namespaces { op: Op::Attach, bytes: 0, depth: 1, namespaces: 10_000 }
 }
@@ -166,6 +176,11 @@ impl Scenario {
     /// The whole scenario in this process.
     pub(crate) fn run(&self, io: IoBackend) -> Result<Counted> {
         let rounds = self.rounds();
+        match self.op {
+            Op::ReadVolume => return self.volume(block::Op::Read, rounds),
+            Op::OverwriteVolume => return self.volume(block::Op::Write, rounds),
+            _ => {}
+        }
         let hosts = self.idle + self.busy + 2 * rounds;
         let mut machine = Machine::new(io, self.reactors, 2 * hosts, DISK_BYTES)?;
         machine.add_namespaces(1..self.namespaces)?;
@@ -183,6 +198,14 @@ impl Scenario {
             Op::Attach => self.attach(machine, rounds),
             _ => self.bursts(machine, rounds),
         }
+    }
+
+    fn volume(&self, op: block::Op, rounds: u32) -> Result<Counted> {
+        let blocks = self.bytes / (4 * KIB);
+        Ok(Counted {
+            commands: u64::from(self.depth) * u64::from(rounds),
+            counts: volume::run(op, self.depth, blocks, rounds)?,
+        })
     }
 
     fn bursts(&self, mut machine: Machine, rounds: u32) -> Result<Counted> {
@@ -278,7 +301,9 @@ impl Scenario {
                     let keep_alive = Sqe::new(admin::KEEP_ALIVE);
                     (keep_alive.with_sgl1(Sgl::transport(0)), Vec::new())
                 }
-                Op::Connect | Op::Attach => bail!("{} sends no burst", self.name),
+                Op::Connect | Op::Attach | Op::ReadVolume | Op::OverwriteVolume => {
+                    bail!("{} sends no burst", self.name)
+                }
             });
         }
         queue.burst(&commands)

@@ -131,6 +131,9 @@ impl<D: Device> Engine<D> {
                 true
             }
             Step::Commit(garbage) => {
+                let Some(garbage) = self.without_works(garbage) else {
+                    return false;
+                };
                 if let Garbage::Volume { volume } = garbage {
                     self.barriers.remove(&volume);
                 }
@@ -149,6 +152,27 @@ impl<D: Device> Engine<D> {
             }
             Step::Merge(merge) => self.start_merge(&merge),
         }
+    }
+
+    /// Versions that are needless, as far as nobody works on their extents: the record of a work may be on its way, and what
+    /// it says would be taken away after it. `None`: the work comes first, and then this is asked again.
+    fn without_works(&self, garbage: Garbage) -> Option<Garbage> {
+        let Garbage::Versions {
+            volume,
+            born,
+            logical,
+            count,
+        } = garbage
+        else {
+            return Some(garbage);
+        };
+        let count = self.idle_extents(volume, (logical, count));
+        (count > 0).then_some(Garbage::Versions {
+            volume,
+            born,
+            logical,
+            count,
+        })
     }
 
     /// Two versions become one. Whoever works on the extent just now comes first: then the collector asks again.

@@ -39,11 +39,11 @@ impl<D: Device> Engine<D> {
     ) -> Result<Growth, PoolError> {
         let (slot, found) = self.find_volume(volume)?;
         let was = found.bytes;
-        if bytes <= was || self.journal.has_failed() {
-            return Ok(Growth::Ready);
-        }
         if let Some(port) = zeroing {
             return self.end_zeroing(port);
+        }
+        if bytes <= was || self.journal.has_failed() {
+            return Ok(Growth::Ready);
         }
         // What the collector has found needless may be what hides something from now on.
         if !self.collecting.is_idle() {

@@ -100,6 +100,8 @@ pub(super) struct Journal {
     has_failed: bool,
     /// Holes in the queue and on their way.
     pub(super) holes: u32,
+    /// Those on their way.
+    holes_sealed: u32,
     /// Groups written since the pool was opened.
     pub(super) groups: u64,
 }
@@ -125,13 +127,14 @@ impl Journal {
             buffer: Some(buffer),
             has_failed: false,
             holes: 0,
+            holes_sealed: 0,
             groups: 0,
         }
     }
 
     /// Has a change recorded with the next group that has room for it.
     pub(super) fn want(&mut self, change: Change, waiter: Waiter) {
-        self.holes += u32::from(matches!(change, Change::Hole { .. }));
+        self.holes += holes_of(&change);
         self.queue.push_back((change, waiter));
     }
 
@@ -196,6 +199,7 @@ impl<D: Device> Engine<D> {
                 self.journal.queue.push_front((change, waiter));
                 break;
             }
+            self.journal.holes_sealed += holes_of(&change);
             self.journal.waiters.push(waiter);
         }
         if self.journal.waiters.is_empty() {
@@ -295,6 +299,8 @@ impl<D: Device> Engine<D> {
     }
 
     fn tell_all(&mut self, is_durable: bool) {
+        // From here on the state counts them.
+        self.journal.holes -= std::mem::take(&mut self.journal.holes_sealed);
         let mut waiters = std::mem::take(&mut self.journal.waiters);
         for waiter in waiters.drain(..) {
             self.tell(waiter, is_durable);
@@ -395,16 +401,12 @@ impl<D: Device> Engine<D> {
                 volume,
                 born,
                 logical,
-            } => {
-                writer.push(&Record::Map {
-                    volume,
-                    born,
-                    logical,
-                    physical: Numbers::Native(&[NONE]),
-                })?;
-                self.journal.holes -= 1;
-                Ok(())
-            }
+            } => writer.push(&Record::Map {
+                volume,
+                born,
+                logical,
+                physical: Numbers::Native(&[NONE]),
+            }),
             Change::Unmap {
                 volume,
                 born,
@@ -448,13 +450,17 @@ impl<D: Device> Engine<D> {
         let Some(work) = self.works.get(at) else {
             return Ok(());
         };
-        let (key, target) = (work.key, work.target);
+        let (key, target, covers) = (work.key, work.target, work.covers);
         let own = self.own(key).physical();
         let Some(physical) = own.or(target) else {
             return self.bits_taken(at);
         };
         let mut bitmap = std::mem::take(&mut self.bitmap);
         bitmap.fill(0);
+        if covers {
+            // It is zero where nobody has written, and hides what the hole has hidden.
+            (0..self.shape.chunk_count()).for_each(|chunk| set_bit(&mut bitmap, chunk, true));
+        }
         if own.is_some() {
             self.state.copy_bitmap(physical, &mut bitmap);
         }
@@ -513,6 +519,20 @@ impl<D: Device> Engine<D> {
             }
         }
         Ok(())
+    }
+}
+
+/// How many holes a change makes at most.
+fn holes_of(change: &Change) -> u32 {
+    let is_hole = |record: &Record<'_>| matches!(record, Record::Map { physical, .. } if physical.iter().all(|it| it == NONE));
+    match change {
+        Change::Hole { .. } => 1,
+        Change::Encoded(bytes) => {
+            let records = RecordReader::new(bytes).flatten();
+            let holes = records.filter(is_hole).count();
+            u32::try_from(holes).unwrap_or(u32::MAX)
+        }
+        _ => 0,
     }
 }
 

@@ -425,6 +425,7 @@ impl<D: Device> Engine<D> {
 
     fn close(&mut self, wait: &mut dyn FnMut() -> Nanos) -> Result<(), OpenError> {
         self.operations.close();
+        self.retry_homeless();
         for port in self.ports.iter_mut() {
             port.vanish();
         }

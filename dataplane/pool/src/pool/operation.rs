@@ -80,6 +80,14 @@ struct Running {
     pledged: u64,
 }
 
+/// An operation that is durable.
+struct Graced {
+    id: u64,
+    outcome: Outcome,
+    /// The volume that a snapshot was taken of.
+    snapshot_of: Option<u32>,
+}
+
 /// Records that an operation needs, and what it is then.
 pub(super) struct Plan {
     pub(super) change: Change,
@@ -97,7 +105,7 @@ pub(super) struct Operations {
     /// More than one only while volumes are made.
     running: VecDeque<Running>,
     /// Durable, and waiting until all has ended that began before.
-    graced: Vec<(u64, Outcome)>,
+    graced: Vec<Graced>,
     done: VecDeque<(Operation, Result<Outcome, PoolError>)>,
     is_closing: bool,
 }
@@ -323,6 +331,11 @@ impl<D: Device> Engine<D> {
             Job::Drop { .. } => self.collected(true),
             Job::Create(_) | Job::Snapshot { .. } | Job::SetAttribute { .. } => {}
         }
+        let mut snapshot_of = None;
+        if let Job::Snapshot { volume, .. } = running.job {
+            self.unsettle(volume);
+            snapshot_of = Some(volume);
+        }
         self.thaw_after(&running);
         if let Job::Delete { volume } = &running.job {
             // Whoever waited finds no volume, and nobody is going to wait again.
@@ -331,7 +344,11 @@ impl<D: Device> Engine<D> {
         let (id, outcome) = (running.id, running.outcome);
         if running.frozen.is_some() {
             // Writes that began before go on in place; only after them does a snapshot stay as it is.
-            self.operations.graced.push((id, outcome));
+            self.operations.graced.push(Graced {
+                id,
+                outcome,
+                snapshot_of,
+            });
             self.cleaner.wait_for_grace(id);
         } else {
             self.operations.end(id, Ok(outcome));
@@ -340,9 +357,12 @@ impl<D: Device> Engine<D> {
 
     pub(super) fn operation_graced(&mut self, id: u64) {
         let graced = &mut self.operations.graced;
-        if let Some(at) = graced.iter().position(|(graced, _)| *graced == id) {
-            let (_, outcome) = graced.swap_remove(at);
-            self.operations.end(id, Ok(outcome));
+        if let Some(at) = graced.iter().position(|graced| graced.id == id) {
+            let graced = graced.swap_remove(at);
+            if let Some(volume) = graced.snapshot_of {
+                self.settle_snapshot(volume);
+            }
+            self.operations.end(id, Ok(graced.outcome));
         }
     }
 

@@ -13,7 +13,7 @@ use super::engine::{Engine, Todo};
 use super::journal::{Change, Waiter};
 use super::shape::CHUNK_BYTES;
 use super::view::{Key, Own};
-use super::work::Fresh;
+use super::work::{Fresh, Work};
 use crate::format::record::Checksums;
 use crate::map::Reader;
 
@@ -42,6 +42,8 @@ pub(super) enum Stage {
     Old,
     /// Reading the chunk of which it is going to write a part in place, for its checksum.
     Rest,
+    /// Zeroing an extent that is to cover a hole.
+    Blank,
     /// Writing to chunks that are not there yet.
     Data,
     /// Its chunks are to be there, or not to be there any more (`is_clear`): it waits for a group.
@@ -124,6 +126,13 @@ pub(super) struct Task {
     pub(super) len: u32,
     pub(super) chunks: std::ops::Range<u32>,
     is_within_chunk: bool,
+}
+
+impl Task {
+    /// Whether what is written elsewhere depends on what was there.
+    pub(super) fn reads_old(&self) -> bool {
+        self.is_within_chunk || self.kind == Kind::Compare
+    }
 }
 
 impl<D: Device> Engine<D> {
@@ -266,7 +275,7 @@ impl<D: Device> Engine<D> {
             return self.write_at(index, physical, Stage::Fresh);
         }
         if let Some(physical) = self.own(task.key).physical().or(target) {
-            return self.write_part(index, task, physical);
+            return self.write_target(index, task, work, physical);
         }
         if !self.may_take(task.key) {
             return self.wait_or_fail(index, task.key);
@@ -302,11 +311,42 @@ impl<D: Device> Engine<D> {
         match home {
             Home::Here(physical) => {
                 self.set_target(work, physical, Fresh::No);
-                self.write_part(index, task, physical);
+                self.write_target(index, task, work, physical);
             }
             Home::Later => self.set_stage(index, Stage::Waiting),
             Home::Nowhere => self.wait_or_fail(index, task.key),
         }
+    }
+
+    /// Writes to the extent that is, or is to be, the volume's own. What covers a hole is zeroed first: the hole hides what
+    /// is older, and is not there any more then.
+    fn write_target(&mut self, index: u32, task: &Task, work: u32, physical: u32) {
+        let is_bare = |it: &Work| it.covers && !it.is_blank;
+        if !self.works.get(work).is_some_and(is_bare) {
+            return self.write_part(index, task, physical);
+        }
+        let (op, len) = (
+            Op::WriteZeroes { deallocate: false },
+            self.shape.extent_bytes(),
+        );
+        let fua = self.drive.is_volatile();
+        let access = self
+            .shape
+            .access(op, physical, 0, len, fua, Segments::new());
+        self.submit_write(index, Stage::Blank, physical, (0, len), access);
+    }
+
+    /// The extent that is to cover a hole is zero.
+    fn blanked(&mut self, index: u32) {
+        let task = self.task(index);
+        let work = self.pieces.get(index).and_then(|piece| piece.work);
+        let (Some(task), Some(at)) = (task, work) else {
+            return;
+        };
+        if let Some(work) = self.works.get_mut(at) {
+            work.is_blank = true;
+        }
+        self.write_elsewhere(index, &task, at);
     }
 
     fn wait_or_fail(&mut self, index: u32, key: Key) {
@@ -528,6 +568,7 @@ impl<D: Device> Engine<D> {
     /// What a piece writes is written, or not.
     pub(super) fn piece_written(&mut self, index: u32, stage: Stage, result: Result<(), IoError>) {
         match (stage, result) {
+            (Stage::Blank, Ok(())) => self.blanked(index),
             (Stage::Data, Ok(())) => self.become_ready(index, false),
             (Stage::Fresh, result) => self.fresh_written(index, result),
             (_, result) => self.end_piece(index, result),

@@ -5,6 +5,7 @@ mod crash;
 mod cycles;
 mod deletion;
 mod leaving;
+mod races;
 mod sizes;
 mod space;
 mod volumes;

@@ -3,6 +3,8 @@
 //! Reads and writes in place never look here. A write in place may run beside a change of the same extent: both are
 //! requests that were not answered yet, so either may come first; and where the extent is given up, nobody gets it
 //! before the write has ended.
+//! Only after a snapshot was taken, whoever reads a chunk to write it elsewhere waits until the writes in place have ended
+//! that began before: they may be of another part of that chunk.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -14,6 +16,7 @@ use super::engine::{Engine, Todo};
 use super::piece::{Kind, Task};
 use super::slab::Slab;
 use super::view::Key;
+use crate::map::HeadEntry;
 
 /// Stands for the pool itself among the pieces that hold chunks.
 const POOL: u32 = u32::MAX;
@@ -41,6 +44,11 @@ pub(super) struct Work {
     waiting: VecDeque<u32>,
     /// A change of chunks is in the journal's queue.
     pub(super) is_queued: bool,
+    /// What is written takes the place of a hole. So that nothing older shows, all chunks are there then, zero where
+    /// nobody has written.
+    pub(super) covers: bool,
+    /// The target is zero but for what pieces have written.
+    pub(super) is_blank: bool,
 }
 
 /// All works, and where each extent's is.
@@ -75,6 +83,8 @@ impl Works {
                 active: Vec::new(),
                 waiting: VecDeque::new(),
                 is_queued: false,
+                covers: false,
+                is_blank: false,
             })
         })
     }
@@ -105,6 +115,9 @@ pub(super) struct Barrier {
     pub(super) active: u32,
     /// Somebody waits until there are none, so nobody may begin.
     pub(super) is_frozen: bool,
+    /// Snapshots that are taken while writes in place that began before have not ended. Whoever reads a chunk to write
+    /// it elsewhere would miss what those write beside it.
+    unsettled: u32,
     /// Pieces that wait for the end of that.
     blocked: Vec<u32>,
 }
@@ -117,15 +130,17 @@ impl<D: Device> Engine<D> {
             return None;
         }
         let barrier = self.barriers.entry(task.key.0.number()).or_default();
-        if barrier.is_frozen {
+        if barrier.is_frozen || barrier.unsettled > 0 && task.reads_old() {
             barrier.blocked.push(index);
             return None;
         }
+        let (slot, logical) = task.key;
+        let covers = self.state.head(slot, logical) == HeadEntry::Hole { is_own: true };
         let at = self.works.find_or_insert(task.key);
         let chunks = match task.kind {
-            // Zeroes may take the whole extent away, so they are alone with it.
-            Kind::Zero => 0..self.shape.chunk_count(),
-            Kind::Read | Kind::Write | Kind::Compare => task.chunks.clone(),
+            // Zeroes may take the whole extent away, so they are alone with it; and so is what covers a hole.
+            Kind::Write | Kind::Compare | Kind::Read if !covers => task.chunks.clone(),
+            _ => 0..self.shape.chunk_count(),
         };
         let work = self.works.get_mut(at)?;
         let overlaps = |held: &Range<u32>| held.start < chunks.end && chunks.start < held.end;
@@ -139,6 +154,7 @@ impl<D: Device> Engine<D> {
             return None;
         }
         work.active.push((index, chunks));
+        work.covers = covers;
         barrier.active += 1;
         if let Some(piece) = self.pieces.get_mut(index) {
             piece.work = Some(at);
@@ -199,6 +215,16 @@ impl<D: Device> Engine<D> {
         Some(at)
     }
 
+    /// How many extents of a volume from `first` on, of `count`, nobody works on.
+    pub(super) fn idle_extents(&self, volume: u32, (first, count): (u32, u32)) -> u32 {
+        let Some(slot) = self.state.slot(volume).filter(|_| !self.works.is_empty()) else {
+            return count;
+        };
+        let is_idle = |at: &u32| !self.works.places.contains_key(&(slot, first + at));
+        let idle = (0..count).take_while(is_idle).count();
+        u32::try_from(idle).unwrap_or(count)
+    }
+
     /// The pool itself is done with an extent.
     pub(super) fn release(&mut self, work: u32, key: Key) {
         self.leave(work, POOL, key.0.number());
@@ -212,11 +238,30 @@ impl<D: Device> Engine<D> {
     }
 
     pub(super) fn thaw(&mut self, volume: u32) {
-        let Some(barrier) = self.barriers.get_mut(&volume) else {
-            return;
-        };
-        barrier.is_frozen = false;
-        let blocked = std::mem::take(&mut barrier.blocked);
-        self.todo.extend(blocked.into_iter().map(Todo::Piece));
+        if let Some(barrier) = self.barriers.get_mut(&volume) {
+            barrier.is_frozen = false;
+        }
+        self.unblock(volume);
+    }
+
+    /// A snapshot of the volume is taken; writes in place that began before may still be under way.
+    pub(super) fn unsettle(&mut self, volume: u32) {
+        self.barriers.entry(volume).or_default().unsettled += 1;
+    }
+
+    /// Those writes have ended.
+    pub(super) fn settle_snapshot(&mut self, volume: u32) {
+        if let Some(barrier) = self.barriers.get_mut(&volume) {
+            barrier.unsettled = barrier.unsettled.saturating_sub(1);
+        }
+        self.unblock(volume);
+    }
+
+    /// Has those try again that wait for the volume; who has to wait still, does.
+    fn unblock(&mut self, volume: u32) {
+        if let Some(barrier) = self.barriers.get_mut(&volume) {
+            let blocked = std::mem::take(&mut barrier.blocked);
+            self.todo.extend(blocked.into_iter().map(Todo::Piece));
+        }
     }
 }

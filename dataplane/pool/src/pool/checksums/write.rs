@@ -145,7 +145,7 @@ impl<D: Device> Engine<D> {
                 .and_then(|work| self.works.get(work))
                 .is_some_and(|work| work.fresh == Fresh::Pending);
             let need = match stage {
-                Stage::Data => Need::New,
+                Stage::Data | Stage::Blank => Need::New,
                 Stage::Fresh if is_pending => Need::New,
                 _ => Need::Overwrite,
             };
@@ -213,6 +213,12 @@ impl<D: Device> Engine<D> {
         let (stage, claim) = (piece.after, piece.claim);
         let claimed = claim.and_then(|claim| self.sums.claims.get(claim));
         match (result, claimed.map(|claim| claim.physical)) {
+            (Ok(()), Some(physical)) if self.has_moved(index, stage, physical) => {
+                if let Some(claim) = self.pieces.get_mut(index).and_then(|it| it.claim.take()) {
+                    self.settle_unchanged(claim);
+                }
+                self.start_piece(index);
+            }
             (Ok(()), Some(physical)) => {
                 if let Some(access) = self.piece_access(index, physical, stage) {
                     self.submit_for(index, stage, access);
@@ -226,6 +232,13 @@ impl<D: Device> Engine<D> {
             }
             (Ok(()), None) => self.end_piece(index, Err(IoError::Internal)),
         }
+    }
+
+    /// Whether a piece may not write to where it was to write in place any more: while it read, the extent may have been
+    /// given up or have become a snapshot's. Nobody waits for a write that has not begun.
+    fn has_moved(&self, index: u32, stage: Stage, physical: u32) -> bool {
+        let task = self.task(index).filter(|_| stage == Stage::InPlace);
+        task.is_some_and(|task| self.place_of(task.key, task.chunks) != Some(physical))
     }
 
     /// Compares a chunk with its checksum and computes that of the chunk with the piece's bytes.

@@ -97,10 +97,11 @@ pub(crate) fn open(
 /// block device says itself what its blocks are.
 pub(crate) fn pool_block_bytes(config: &BackingConfig, serve: Serve) -> Option<u32> {
     let path = config.path().filter(|_| serve != Serve::Whole)?;
-    let file = File::open(path).ok()?;
-    if !file.metadata().ok()?.is_file() {
+    // Opening a pipe would wait for whoever writes to it.
+    if !path.metadata().ok()?.is_file() {
         return None;
     }
+    let file = File::open(path).ok()?;
     SUPERBLOCK_OFFSETS.iter().find_map(|offset| {
         let mut copy = [0; SUPERBLOCK_BYTES];
         file.read_exact_at(&mut copy, *offset).ok()?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneServiceServer;
 use bowline_api::dataplane::v1::pool_service_server::PoolServiceServer;
-use bowline_api::{FILE_DESCRIPTOR_SET, Failure, Reason};
+use bowline_api::{FILE_DESCRIPTOR_SET, Failure};
 use bowline_engine_spdk::Spdk;
 use bowline_nvmf::target::{AnaState, TargetConfig};
 use tokio::sync::{mpsc, watch};
@@ -147,9 +147,9 @@ async fn begin_pool(
     let opened = std::mem::replace(&mut prepared.opened, Opened::There);
     let config = &prepared.config;
     let (device, serve) = (prepared.backing.to_string(), config.serve);
-    let name = device.clone();
+    let (name, is_shared) = (device.clone(), config.backing.is_shared());
     let begun = fleet.work(POOL_REACTOR, move |served, cx, _| {
-        match pool::begin(opened, serve, &name, cx)? {
+        match pool::begin(opened, serve, (&name, is_shared), cx)? {
             Begun::Whole(drive) => {
                 served.drive = Some(*drive);
                 Ok(None)
@@ -164,12 +164,6 @@ async fn begin_pool(
     let Some((uuid, volumes)) = begun.await?? else {
         return Ok(None);
     };
-    if config.backing.is_shared() {
-        let message = format!("{device} is not served");
-        return Err(Failure::new(Reason::BackingUnusable, message)
-            .cause("it has a pool, which belongs to one data plane, and --shared-device was given")
-            .hint("leave --shared-device out"));
-    }
     if !prepared.of_one_disk.is_empty() {
         tracing::warn!(
             flags = prepared.of_one_disk.join(" "),

@@ -184,6 +184,73 @@ fn what_a_drive_holds_is_not_overwritten_by_a_start() {
 }
 
 #[test]
+fn what_was_made_over_a_pool_is_not_mended_away() {
+    let drive = Drive::new();
+    assert_eq!(drive.start(&["--format"]).stop().code(), Some(0));
+    // The second superblock is left.
+    let mut made = vec![0; 64 << 10];
+    made[..4].copy_from_slice(b"XFSB");
+    let write = File::options().write(true).open(drive.path()).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&write, &made, 0).unwrap();
+    for flags in [&[][..], &["--format"], &["--format", "--force"]] {
+        let why = drive.refused(flags);
+        assert!(why.contains("an XFS file system, made over pool"), "{why}");
+    }
+    let path = drive.path();
+    assert_eq!(run(&["pool", "erase", &path, "--yes"]).0, 0);
+    let start = std::fs::read(&path).unwrap();
+    assert!(start[..made.len()] == made);
+    let why = drive.refused(&["--format"]);
+    assert!(why.contains("holds an XFS file system"), "{why}");
+}
+
+#[test]
+fn a_pool_is_neither_written_nor_opened_on_a_shared_device() {
+    let drive = Drive::new();
+    let before = std::fs::read(drive.path()).unwrap();
+    let why = drive.refused(&["--format", "--shared-device"]);
+    assert!(why.contains("leave --shared-device out"), "{why}");
+    assert!(before == std::fs::read(drive.path()).unwrap());
+    // One that was not closed in order: opening it would write.
+    drive.start(&["--format"]).kill();
+    let before = std::fs::read(drive.path()).unwrap();
+    let why = drive.refused(&["--shared-device"]);
+    assert!(why.contains("leave --shared-device out"), "{why}");
+    assert!(before == std::fs::read(drive.path()).unwrap());
+}
+
+#[test]
+fn a_pipe_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe").display().to_string();
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.unwrap().success());
+    let (code, _, stderr) = run(&["dataplane", "--device", &path]);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("cannot be served"), "{stderr}");
+}
+
+#[test]
+fn creation_that_is_repeated_after_a_crash_gives_the_volume_its_hosts() {
+    const UUID: &str = "5b3f9c58-6a43-4d0f-8f43-3d8a2c1f7e11";
+    let drive = Drive::new();
+    let plane = drive.start(&["--format"]);
+    let create = ["volume", "create", "db", "--size", "8MiB", "--uuid", UUID];
+    // As a crash between the volume and its hosts leaves it.
+    verb(&plane, &create);
+    plane.kill();
+    let plane = drive.start(&["--format"]);
+    verb(&plane, &[&create[..], &["--host", HOST]].concat());
+    assert_eq!(volumes(&plane)[0]["hostNqns"], serde_json::json!([HOST]));
+    // Who was allowed meanwhile stays, and nobody is added.
+    verb(&plane, &[&create[..], &["--host", "any"]].concat());
+    assert_eq!(volumes(&plane)[0]["hostNqns"], serde_json::json!([HOST]));
+    plane.kill();
+    let plane = drive.start(&["--format"]);
+    assert_eq!(volumes(&plane)[0]["hostNqns"], serde_json::json!([HOST]));
+}
+
+#[test]
 fn a_pool_is_served_where_io_uring_is_not() {
     let drive = Drive::new();
     for _ in 0..2 {

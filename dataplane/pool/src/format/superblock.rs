@@ -93,6 +93,16 @@ pub enum SuperblockError {
     /// It was one.
     #[error("both superblocks of the pool are damaged: of the first, {0}; of the second, {1}")]
     Damaged(CopyError, CopyError),
+    /// It was one, and somebody has made something else of the drive since: the second copy is left.
+    #[error(
+        "the drive holds {made}, made over pool {uuid}, of which the second superblock is left"
+    )]
+    MadeOver {
+        /// Which pool.
+        uuid: Uuid,
+        /// What is there now.
+        made: &'static str,
+    },
     /// The copies are of two pools.
     #[error("the drive has superblocks of two pools, {0} and {1}")]
     TwoPools(Uuid, Uuid),
@@ -157,6 +167,10 @@ impl SuperblockError {
             }
             Self::Damaged(..) | Self::Contradiction(_) => {
                 "copy the drive before anything else is tried with it, and look at it with `inspect`"
+            }
+            Self::MadeOver { .. } => {
+                "erase the pool to keep what the drive holds now; to have the pool mended instead, \
+                 write zeroes over the first 68 KiB of the drive"
             }
             Self::TwoPools(..) => {
                 "a copy was written over, or a pool was formatted over another one and that was \
@@ -361,10 +375,17 @@ impl Superblock {
                 superblock,
                 to_mend: Some((1, Some(error))),
             },
-            [Err(error), Ok(superblock)] => Chosen {
-                superblock,
-                to_mend: Some((0, Some(error))),
-            },
+            [Err(error), Ok(superblock)] => {
+                // Mending would destroy what somebody else has on the drive now.
+                if let (CopyError::Absent, Foreign::Known(made)) = (&error, recognise(start)) {
+                    let uuid = superblock.uuid;
+                    return Err(SuperblockError::MadeOver { uuid, made });
+                }
+                Chosen {
+                    superblock,
+                    to_mend: Some((0, Some(error))),
+                }
+            }
             [Ok(first), Ok(second)] => later(first, second)?,
         };
         let features = chosen.superblock.incompatible & !INCOMPATIBLE;

@@ -18,7 +18,7 @@ pub enum EraseError {
     Write(io::Error),
 }
 
-/// Writes zeroes over both superblocks, whatever state the pool is in: what the volumes held cannot be found again.
+/// Writes zeroes over the superblocks, whatever state the pool is in: what the volumes held cannot be found again.
 pub fn erase(target: &mut dyn Target) -> Result<(), EraseError> {
     let [start, second] = read_superblocks(target)?;
     let is_absent = |copy: &[u8]| matches!(Superblock::decode(copy), Err(CopyError::Absent));
@@ -26,7 +26,11 @@ pub fn erase(target: &mut dyn Target) -> Result<(), EraseError> {
         let foreign = SuperblockError::NotAPool(recognise(&start));
         return Err(InspectError::Superblock(foreign).into());
     }
-    for offset in SUPERBLOCK_OFFSETS {
+    // Where somebody else has written since, that stays. What could not be read, which is FFh, may be
+    // a superblock all the same.
+    let is_foreign = |copy: &[u8]| is_absent(copy) && copy.iter().any(|&byte| byte != 0xff);
+    let copies = SUPERBLOCK_OFFSETS.into_iter().zip([&start, &second]);
+    for (offset, _) in copies.filter(|(_, copy)| !is_foreign(copy)) {
         let written = target.write(offset, &[0; SUPERBLOCK_BYTES]);
         written.map_err(EraseError::Write)?;
     }

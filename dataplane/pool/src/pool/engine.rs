@@ -331,10 +331,10 @@ impl<D: Device> Engine<D> {
             || has_checkpointed
     }
 
-    /// Tells when a mark of use is reached, and when the use is well below it again.
+    /// Tells when a mark of use is passed, and when the use is well below it again.
     pub(super) fn watch_use(&mut self) {
         let percent = self.taken_percent();
-        let reached = |percent: u8| USED_TOLD.into_iter().rfind(|mark| *mark <= percent);
+        let reached = |percent: u8| USED_TOLD.into_iter().rfind(|mark| *mark < percent);
         let up = reached(percent).unwrap_or(0);
         let down = reached(percent.saturating_add(USED_TOLD_LESS)).unwrap_or(0);
         let told = self.used_told.clamp(up, down);
@@ -553,11 +553,12 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// What thin volumes cannot get any more, of all the room there is.
+    /// What thin volumes cannot get any more, of all the room there is. Rounded up, so that the room
+    /// which is left is below a percentage at once when the use has passed its mark.
     fn taken_percent(&self) -> u8 {
         let counts = self.state.extents();
         let taken = u64::from(counts.all - counts.available()) * 100;
-        u8::try_from(taken / u64::from(counts.all.max(1))).unwrap_or(100)
+        u8::try_from(taken.div_ceil(u64::from(counts.all.max(1)))).unwrap_or(100)
     }
 
     pub(super) fn volume_infos(&self) -> Vec<VolumeInfo> {

@@ -28,7 +28,7 @@ pub(crate) enum Begun {
 pub(crate) fn begin(
     opened: Opened,
     serve: Serve,
-    device: &str,
+    (device, is_shared): (&str, bool),
     cx: &mut Reactor,
 ) -> Result<Begun, Failure> {
     let attached = opened.attach(cx, None);
@@ -50,15 +50,19 @@ pub(crate) fn begin(
         ),
         Serve::Found | Serve::Whole => explain(error),
     })?;
+    if let (Found::Nothing(_), Serve::Found | Serve::Whole) = (&found, serve) {
+        return Ok(Begun::Whole(Box::new(drive)));
+    }
+    if is_shared {
+        // Before anything is written: another one may be doing the same at this moment.
+        return Err(shared(device));
+    }
     match (found, serve) {
-        (Found::Nothing(_), Serve::Found | Serve::Whole) => {
-            return Ok(Begun::Whole(Box::new(drive)));
-        }
         (Found::Pool(superblock), Serve::Pool { .. }) => tracing::info!(
             device, pool = %superblock.uuid,
             "the drive has a pool already: --format leaves it as it is"
         ),
-        (Found::Pool(_), _) => {}
+        (Found::Pool(_) | Found::Nothing(_), Serve::Found | Serve::Whole) => {}
         (Found::Nothing(foreign), Serve::Pool { force }) => {
             if foreign != Foreign::Blank && force {
                 tracing::warn!(device, "the drive {foreign}, which is overwritten: --force");
@@ -68,6 +72,12 @@ pub(crate) fn begin(
     }
     let pool = Pool::open(drive, wait).map_err(explain)?;
     Ok(Begun::Pool(Box::new(PoolSeat::new(pool, patience))))
+}
+
+fn shared(device: &str) -> Failure {
+    Failure::new(Reason::BackingUnusable, format!("{device} is not served"))
+        .cause("a pool belongs to one data plane, and --shared-device was given")
+        .hint("leave --shared-device out")
 }
 
 fn format(

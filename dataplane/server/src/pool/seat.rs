@@ -102,6 +102,8 @@ impl PoolSeat {
             tell(event);
             match event {
                 PoolEvent::Vanished => self.health = PoolHealth::DriveGone,
+                // The journal of a drive that is gone fails too.
+                PoolEvent::JournalFailed(_) if self.health == PoolHealth::DriveGone => {}
                 PoolEvent::JournalFailed(_) => self.health = PoolHealth::JournalFailed,
                 PoolEvent::Used(_) => service.target().spare_changed(now),
                 // Its volumes stay gone until the data plane is started again.
@@ -156,6 +158,8 @@ fn tell(event: PoolEvent) {
         PoolEvent::Returned => tracing::warn!(
             "the pool's drive is there again; its volumes are when the data plane is started again"
         ),
-        PoolEvent::Used(percent) => tracing::warn!(percent, "the pool is getting full"),
+        PoolEvent::Used(percent) => {
+            tracing::warn!(percent, "more than so much of the pool is in use");
+        }
     }
 }

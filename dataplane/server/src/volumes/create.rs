@@ -5,7 +5,8 @@ use bowline_pool::{Outcome, VolumeInfo, VolumeSpec};
 use uuid::Uuid;
 
 use super::export::export;
-use super::{NewVolume, Shared, label};
+use super::{NewVolume, Shared, keep_hosts, label, turn};
+use crate::catalog::Origin;
 use crate::identity;
 use crate::manage::{Manager, exists, missing};
 use crate::names;
@@ -20,16 +21,23 @@ pub(crate) async fn create(state: &Shared, new: NewVolume) -> Result<Uuid, Failu
         let manager = &mut state.lock().await.manager;
         let access = manager.pool()?.clone();
         let spec = manager.spec(&new, uuid)?;
-        if let Some(found) = manager.catalog.volumes.get(uuid) {
-            return match is_what_is_asked_for(&found.info, &spec) {
-                true => Ok(uuid),
-                false => Err(exists(names::volume(uuid))
+        let is_there = match manager.catalog.volumes.get(uuid) {
+            None => false,
+            Some(found) if is_what_is_asked_for(&found.info, &spec) => true,
+            Some(_) => {
+                return Err(exists(names::volume(uuid))
                     .cause("it is not what is asked for now")
-                    .hint("choose another UUID, or leave it out")),
-            };
+                    .hint("choose another UUID, or leave it out"));
+            }
+        };
+        if !is_there {
+            manager.reserve_volume(uuid, &new.name)?;
         }
-        manager.reserve_volume(uuid, &new.name)?;
-        (access, spec)
+        (access, (!is_there).then_some(spec))
+    };
+    let Some(spec) = spec else {
+        complete(state, uuid, &new.hosts).await?;
+        return Ok(uuid);
     };
     let made = make(&access, spec, new.hosts).await;
     let manager = &mut state.lock().await.manager;
@@ -72,6 +80,30 @@ async fn make(
     let info = access.volume(number).await?.ok_or_else(gone)?;
     let hosts = Some(hosts);
     export(access, vec![Surveyed { info, hosts }]).await
+}
+
+/// Allows the hosts of a volume that has none, when its creation is asked for again: the process may
+/// have ended between the two.
+async fn complete(state: &Shared, uuid: Uuid, asked: &AllowedHosts) -> Result<(), Failure> {
+    let (access, _turn) = turn(state).await?;
+    let (nqn, number, mut hosts) = {
+        let manager = &state.lock().await.manager;
+        let volume = manager.volume(&uuid.to_string())?;
+        let Ok(subsystem) = manager.subsystem(&volume.nqn) else {
+            return Ok(());
+        };
+        let (nqn, hosts) = (volume.nqn.clone(), subsystem.access.clone());
+        (nqn, volume.info.volume, hosts)
+    };
+    let nobody = AllowedHosts::default();
+    if *asked == nobody || hosts.kept() != nobody {
+        return Ok(());
+    }
+    for host in asked.iter() {
+        hosts.allow(host, Origin::Pool);
+    }
+    keep_hosts(&access, number, &hosts).await?;
+    state.lock().await.manager.apply_access(&nqn, hosts).await
 }
 
 impl Manager {

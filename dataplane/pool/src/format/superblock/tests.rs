@@ -112,6 +112,13 @@ fn what_is_not_a_usable_pool_is_refused_with_its_reason() {
         "the drive is not a pool: it holds an ext2, ext3 or ext4 file system"
     );
 
+    // A file system was made on what was a pool: mending the pool would destroy it.
+    let made_over = SuperblockError::MadeOver {
+        uuid: superblock().uuid,
+        made: "an ext2, ext3 or ext4 file system",
+    };
+    assert_eq!(refused(&ext4, &good), made_over);
+
     let mut damaged = good;
     damaged[20] ^= 0x80;
     let both = SuperblockError::Damaged(CopyError::Checksum, CopyError::Absent);

@@ -272,12 +272,17 @@ fn filling_pool_is_told_at_each_mark_once() {
     let size = world.pool.usage().bytes;
     let number = world.create(spec(size));
     let mut volume = world.pool.open_volume(number).unwrap();
+    let room = volume.allocation().unwrap();
+    let mut events = Vec::new();
     for extent in 0..size / EXTENT {
         world
             .write(&mut volume, extent * (EXTENT / 512), &[1; 8])
             .unwrap();
+        events.extend(std::iter::from_fn(|| world.pool.poll_event()));
+        // Hosts that are told at the mark find that less is left.
+        let is_low = room().spare_percent < 10;
+        assert_eq!(is_low, events.contains(&PoolEvent::Used(90)), "{extent}");
     }
-    let events: Vec<_> = std::iter::from_fn(|| world.pool.poll_event()).collect();
     assert_eq!(
         events,
         [

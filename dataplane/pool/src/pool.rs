@@ -173,8 +173,8 @@ pub enum PoolEvent {
     /// Nothing can be recorded any more: writes in place and reads go on, everything else is refused until the pool is
     /// opened again.
     JournalFailed(IoError),
-    /// More than so many percent of the room for data are used now, and were not before: 80, 90 or 95. Or the use is well
-    /// below a mark again that had been told: the next lower one, or 0.
+    /// More than so many percent of the room for data are used now or kept for thick volumes: 80, 90 or 95; or 0 when it is
+    /// less again. Told when it changes.
     Used(u8),
     /// The drive that was gone is there again. Nobody can tell whether it has kept all that it has acknowledged, and what
     /// was under way when it went may have been done or not: so everything stays refused until the pool is opened again,

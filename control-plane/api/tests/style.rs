@@ -47,7 +47,16 @@ fn everything_is_explained() {
 
 #[test]
 fn integers_carry_their_unit_or_what_they_count() {
-    const SUFFIXES: [&str; 7] = ["_bytes", "_count", "_ms", "_index", "_size", "nsid", "id"];
+    const SUFFIXES: [&str; 8] = [
+        "_bytes",
+        "_bytes_per_second",
+        "_count",
+        "_ms",
+        "_index",
+        "_size",
+        "nsid",
+        "id",
+    ];
     declarations(|file, _, line| {
         let line = line.strip_prefix("optional ").unwrap_or(line);
         let words: Vec<&str> = line.split_whitespace().collect();

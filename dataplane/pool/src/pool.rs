@@ -456,6 +456,14 @@ impl<D: Device> Pool<D> {
         self.engine.borrow().scrub_report()
     }
 
+    /// Groups of the journal written since the pool was opened, and checkpoints since it was made.
+    #[must_use]
+    pub fn written(&self) -> (u64, u64) {
+        let engine = self.engine.borrow();
+        let checkpoint = engine.superblock.checkpoint;
+        (engine.journal.groups, checkpoint.map_or(0, |it| it.number))
+    }
+
     /// The pool's name among all.
     #[must_use]
     pub fn uuid(&self) -> Uuid {

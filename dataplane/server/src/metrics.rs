@@ -1,5 +1,7 @@
 //! Metrics in the OpenMetrics text format, gathered anew at each scrape.
 
+mod pool;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,6 +19,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use self::pool::PoolScrape;
 use crate::observe::{self, Observation};
 use crate::service::Management;
 use crate::view;
@@ -56,9 +59,11 @@ async fn gather(management: &Management) -> Option<String> {
         (fleet, catalog.subsystems.len(), namespaces, state.started)
     };
     let reactors = observe::all(&fleet).await.ok()?;
+    let pool = pool::observe(management).await;
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Scrape {
         reactors,
+        pool,
         subsystems,
         namespaces,
         started,
@@ -71,6 +76,7 @@ async fn gather(management: &Management) -> Option<String> {
 #[derive(Debug)]
 struct Scrape {
     reactors: Vec<Observation>,
+    pool: Option<PoolScrape>,
     subsystems: usize,
     namespaces: usize,
     started: SystemTime,
@@ -80,6 +86,9 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.encode_process(&mut encoder)?;
         self.encode_target(&mut encoder)?;
+        if let Some(pool) = &self.pool {
+            pool.encode(&mut encoder)?;
+        }
         self.encode_buffers(&mut encoder)?;
         self.encode_reactors(&mut encoder)
     }

@@ -7,7 +7,7 @@ use bowline_api::dataplane::v1 as api;
 use bowline_nvme::reservation::ReservationType;
 use bowline_nvmf::target::{AnaState, TargetConfig};
 use bowline_pool::format::record::{Checksums, Durability};
-use bowline_pool::{Provisioning, SnapshotInfo};
+use bowline_pool::{Provisioning, ScrubReport, ScrubState, SnapshotInfo};
 use uuid::Uuid;
 
 use crate::catalog::{
@@ -163,6 +163,25 @@ pub(crate) fn pool(facts: &PoolFacts, now: PoolNow, volumes: &Volumes) -> api::P
             mismatch_chunk_count: bytes(now.checksums.mismatches),
             lost_page_count: bytes(now.checksums.pages_lost),
         }),
+        scrub: now.scrub.map(|report| scrub(&report)),
+    }
+}
+
+fn scrub(report: &ScrubReport) -> api::Scrub {
+    let state = match report.state {
+        ScrubState::Running | ScrubState::Paused => api::ScrubState::Running,
+        ScrubState::Done => api::ScrubState::Done,
+        ScrubState::Stopped => api::ScrubState::Stopped,
+    };
+    api::Scrub {
+        state: state.into(),
+        position_bytes: bytes(report.position),
+        total_bytes: bytes(report.total),
+        verified_chunk_count: bytes(report.verified),
+        unverified_chunk_count: bytes(report.unverified),
+        plain_chunk_count: bytes(report.plain),
+        mismatch_chunk_count: bytes(report.mismatches),
+        unreadable_chunk_count: bytes(report.read_errors),
     }
 }
 

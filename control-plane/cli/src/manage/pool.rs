@@ -4,7 +4,7 @@ use bowline_api::dataplane::v1 as api;
 use serde::Serialize;
 
 use super::output::{self, Column, OutputFlags, Row};
-use super::{RpcFlags, done};
+use super::{RpcFlags, done, request_id};
 use crate::error::CliError;
 use crate::size::Size;
 
@@ -19,6 +19,80 @@ pub(crate) async fn show_pool(rpc: &RpcFlags, flags: &OutputFlags) -> Result<(),
         Ok(vec![PoolRow::from(pool)])
     })
     .await
+}
+
+/// Begins a scrub of the pool that a data plane serves.
+pub(crate) async fn start_scrub(
+    rpc: &RpcFlags,
+    rate: Option<Size>,
+    everything: bool,
+) -> Result<(), CliError> {
+    let what = "no scrub was started";
+    let rate = rate.map_or(0, |Size(bytes)| bytes);
+    let request = api::StartScrubRequest {
+        name: "pool".to_owned(),
+        rate_bytes_per_second: i64::try_from(rate)
+            .map_err(|_| CliError::usage(what).cause("the rate is too large"))?,
+        everything,
+        request_id: request_id(),
+    };
+    done(what, rpc.connect_pool().await?.start_scrub(request).await)?;
+    output::say("the scrub has begun; `bowline pool show` shows how far it is")
+}
+
+/// Ends a scrub before it has seen everything.
+pub(crate) async fn stop_scrub(rpc: &RpcFlags) -> Result<(), CliError> {
+    let request = api::StopScrubRequest {
+        name: "pool".to_owned(),
+        request_id: request_id(),
+    };
+    done(
+        "the scrub was not stopped",
+        rpc.connect_pool().await?.stop_scrub(request).await,
+    )?;
+    output::say("no scrub goes on")
+}
+
+/// "running 41 %", and what it has found that is wrong.
+fn scrub(scrub: &api::Scrub) -> String {
+    let state = match scrub.state() {
+        api::ScrubState::Done => "done".to_owned(),
+        api::ScrubState::Stopped => "stopped".to_owned(),
+        api::ScrubState::Running | api::ScrubState::Unspecified => {
+            let percent = scrub.position_bytes.saturating_mul(100) / scrub.total_bytes.max(1);
+            format!("running {percent} %")
+        }
+    };
+    match scrub.mismatch_chunk_count + scrub.unreadable_chunk_count {
+        0 => state,
+        wrong => format!("{state}, {wrong} wrong"),
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ScrubRow {
+    position_bytes: i64,
+    total_bytes: i64,
+    verified_chunk_count: i64,
+    unverified_chunk_count: i64,
+    plain_chunk_count: i64,
+    mismatch_chunk_count: i64,
+    unreadable_chunk_count: i64,
+}
+
+impl From<api::Scrub> for ScrubRow {
+    fn from(scrub: api::Scrub) -> Self {
+        Self {
+            position_bytes: scrub.position_bytes,
+            total_bytes: scrub.total_bytes,
+            verified_chunk_count: scrub.verified_chunk_count,
+            unverified_chunk_count: scrub.unverified_chunk_count,
+            plain_chunk_count: scrub.plain_chunk_count,
+            mismatch_chunk_count: scrub.mismatch_chunk_count,
+            unreadable_chunk_count: scrub.unreadable_chunk_count,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -37,6 +111,9 @@ struct PoolRow {
     volume_count: i32,
     snapshot_count: i32,
     checksum_mismatch_count: i64,
+    /// "none", "running 41 %", "done", or "stopped".
+    scrub_state: String,
+    scrub: Option<ScrubRow>,
     reactor_index: i32,
 }
 
@@ -57,6 +134,8 @@ impl From<api::Pool> for PoolRow {
             available_bytes: pool.available_bytes,
             promised_bytes: pool.promised_bytes,
             reclaiming_bytes: pool.reclaiming_bytes,
+            scrub_state: pool.scrub.as_ref().map_or("none".to_owned(), scrub),
+            scrub: pool.scrub.map(ScrubRow::from),
             checksum_mismatch_count: pool.checksums.map_or(0, |it| it.mismatch_chunk_count),
             clean_bytes: pool.clean_bytes,
             volume_count: pool.volume_count,
@@ -75,6 +154,7 @@ impl Row for PoolRow {
         Column("AVAILABLE", false),
         Column("VOLUMES", false),
         Column("SNAPSHOTS", false),
+        Column("SCRUB", false),
         Column("PROMISED", true),
         Column("RECLAIMING", true),
         Column("CLEAN", true),
@@ -92,6 +172,7 @@ impl Row for PoolRow {
             size(self.available_bytes),
             self.volume_count.to_string(),
             self.snapshot_count.to_string(),
+            self.scrub_state.clone(),
             size(self.promised_bytes),
             size(self.reclaiming_bytes),
             size(self.clean_bytes),

@@ -12,7 +12,8 @@ use bowline_pool::offline::{
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::error::CliError;
-use crate::manage::{OutputFlags, RpcFlags, block_on, say, show_pool};
+use crate::manage::{OutputFlags, RpcFlags, block_on, say, show_pool, start_scrub, stop_scrub};
+use crate::size::Size;
 use device::{Access, Device};
 use report::Report;
 
@@ -31,6 +32,21 @@ enum Verb {
         rpc: RpcFlags,
         #[command(flatten)]
         output: OutputFlags,
+    },
+    /// Have a data plane read everything that volumes have and compare it with its checksums.
+    Scrub {
+        #[command(flatten)]
+        rpc: RpcFlags,
+        /// What it reads in a second at most [default: as fast as the drive is while hosts do not
+        /// use it].
+        #[arg(long, value_name = "SIZE")]
+        rate: Option<Size>,
+        /// Also volumes without checksums, to see whether they can be read.
+        #[arg(long)]
+        everything: bool,
+        /// End the scrub that goes on.
+        #[arg(long, conflicts_with_all = ["rate", "everything"])]
+        stop: bool,
     },
     /// Show what a pool says about itself and which volumes it has. Changes nothing.
     Inspect(Flags),
@@ -85,6 +101,15 @@ impl PoolCommand {
     pub(crate) fn run(self) -> Result<(), CliError> {
         match self.verb {
             Verb::Show { rpc, output } => block_on(show_pool(&rpc, &output)),
+            Verb::Scrub {
+                rpc, stop: true, ..
+            } => block_on(stop_scrub(&rpc)),
+            Verb::Scrub {
+                rpc,
+                rate,
+                everything,
+                ..
+            } => block_on(start_scrub(&rpc, rate, everything)),
             Verb::Inspect(flags) => {
                 let (mut device, is_in_use) = Device::open_in_use(&flags.device)?;
                 let inspection = look(&flags.device, &mut device, Depth::Opening)?;

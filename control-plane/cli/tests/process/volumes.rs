@@ -436,6 +436,69 @@ fn a_full_pool_fails_writes_of_the_volume_that_needs_room() {
 }
 
 #[test]
+fn damage_is_found_by_a_read_and_by_a_scrub() {
+    let drive = Drive::new();
+    let plane = drive.start(&["--format", "--host", "any"]);
+    let create = [
+        "volume",
+        "create",
+        "db",
+        "--size",
+        "64MiB",
+        "--checksums",
+        "verify",
+    ];
+    verb(&plane, &create);
+    let subsystem = nqn(&volumes(&plane)[0]);
+    let mut host = Host::connect(&plane, 0, &subsystem).unwrap();
+    let data: Vec<u8> = (0..8192_u32).map(|at| (at % 251) as u8).collect();
+    host.write(&data).unwrap();
+    assert_eq!(plane.stop().code(), Some(0));
+    // What the volume holds is once on the drive.
+    let mut bytes = std::fs::read(drive.path()).unwrap();
+    let at = (0..bytes.len() - 4096).step_by(4096);
+    let at = at
+        .into_iter()
+        .find(|&at| bytes[at..at + 4096] == data[..4096]);
+    bytes[at.unwrap() + 9] ^= 1;
+    std::fs::write(drive.path(), &bytes).unwrap();
+
+    let plane = drive.start(&["--host", "any"]);
+    verb(&plane, &["pool", "scrub"]);
+    let pool = loop {
+        let pool = verb(&plane, &["pool", "show", "-o", "json"]);
+        let pool: Value = serde_json::from_str(&pool).unwrap();
+        if pool["items"][0]["scrubState"]
+            .as_str()
+            .unwrap()
+            .starts_with("done")
+        {
+            break pool["items"][0].clone();
+        }
+    };
+    assert_eq!(pool["scrub"]["mismatchChunkCount"], 1);
+    // The rest of its extent is zero, and known to be.
+    assert_eq!(pool["scrub"]["verifiedChunkCount"], 255);
+    let mut host = Host::connect(&plane, 0, &subsystem).unwrap();
+    let read = host.read(&mut [0; 4096]);
+    assert!(
+        matches!(read, Err(HostError::Failed(status)) if status.same_code(Status::UNRECOVERED_READ)),
+        "{read:?}"
+    );
+    let scraped = plane.scrape();
+    for line in [
+        "bowline_pool_volumes 1\n",
+        "bowline_pool_scrub_chunks{result=\"mismatch\"} 1\n",
+        "bowline_pool_capacity_bytes ",
+        "bowline_pool_journal_groups_total ",
+        "bowline_pool_volume_allocated_bytes{volume=",
+    ] {
+        assert!(scraped.contains(line), "{line}: {scraped}");
+    }
+    verb(&plane, &["pool", "scrub", "--stop"]);
+}
+
+#[test]
 fn a_volume_gets_smaller_only_when_forced() {
     let drive = Drive::new();
     let plane = drive.start(&["--format", "--host", "any"]);

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use bowline_api::{Failure, Reason};
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::AnaState;
-use bowline_pool::{ChecksumCounts, Operation, Outcome, Pool, PoolError, Usage, VolumeInfo};
+use bowline_pool::{
+    ChecksumCounts, Operation, Outcome, Pool, PoolError, ScrubOptions, ScrubReport, Usage,
+    VolumeInfo,
+};
 use uuid::Uuid;
 
 use super::{Ending, PoolHealth, explain_operation};
@@ -42,6 +45,9 @@ pub(crate) struct PoolNow {
     pub(crate) usage: Usage,
     pub(crate) health: PoolHealth,
     pub(crate) checksums: ChecksumCounts,
+    pub(crate) scrub: Option<ScrubReport>,
+    /// Groups of the journal since the pool was opened, and checkpoints since it was made.
+    pub(crate) written: (u64, u64),
 }
 
 /// Cheap to clone; needs no lock.
@@ -105,6 +111,31 @@ impl PoolAccess {
             usage: seat.pool().usage(),
             health: seat.health(),
             checksums: seat.pool().checksum_counts(),
+            scrub: seat.pool().scrub_report(),
+            written: seat.pool().written(),
+        })
+        .await
+    }
+
+    /// Begins to compare everything with its checksums.
+    pub(crate) async fn start_scrub(&self, options: ScrubOptions) -> Result<(), Failure> {
+        let started = self.work(move |served, _| {
+            let seat = served.pool.as_mut().ok_or(PoolError::Closing)?;
+            seat.pool_mut().start_scrub(options)
+        });
+        started.await?.map_err(|error| match error {
+            PoolError::Busy => Failure::new(Reason::InUse, "no scrub was started")
+                .cause("one goes on already")
+                .hint("wait for its end, or stop it: `bowline pool scrub --stop`"),
+            error => explain_operation("no scrub was started", error),
+        })
+    }
+
+    pub(crate) async fn stop_scrub(&self) -> Result<(), Failure> {
+        self.work(|served, _| {
+            if let Some(seat) = &mut served.pool {
+                seat.pool_mut().stop_scrub();
+            }
         })
         .await
     }

@@ -52,6 +52,10 @@ impl PoolSeat {
         &self.pool
     }
 
+    pub(crate) fn pool_mut(&mut self) -> &mut Pool<Drive> {
+        &mut self.pool
+    }
+
     pub(crate) fn health(&self) -> PoolHealth {
         self.health
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bowline_api::dataplane::v1 as api;
 use bowline_api::dataplane::v1::pool_service_server::PoolService;
 use bowline_api::{Failure, Reason};
+use bowline_pool::ScrubOptions;
 use prost::Message;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -56,16 +57,43 @@ impl PoolService for Management {
         &self,
         request: Request<api::GetPoolRequest>,
     ) -> Result<Response<api::Pool>, Status> {
-        let name = request.into_inner().name;
-        if name != POOL {
-            let message = format!("name {name:?} is not {POOL:?}");
-            return Err(Failure::invalid_field("name", message).into());
-        }
-        let access = self.state.lock().await.manager.pool()?.clone();
-        let now = access.now().await?;
-        let state = self.state.lock().await;
-        let volumes = &state.manager.catalog.volumes;
-        Ok(Response::new(view::pool(&access.facts, now, volumes)))
+        check_pool(&request.into_inner().name)?;
+        Ok(Response::new(show_pool(&self.state).await?))
+    }
+
+    async fn start_scrub(
+        &self,
+        request: Request<api::StartScrubRequest>,
+    ) -> Result<Response<api::Pool>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.changed("StartScrub", id, request, async |state, request| {
+            check_pool(&request.name)?;
+            let rate = volume::size("rate_bytes_per_second", request.rate_bytes_per_second)?;
+            let options = ScrubOptions {
+                bytes_per_second: (rate != 0).then_some(rate),
+                is_everything: request.everything,
+            };
+            let access = state.lock().await.manager.pool()?.clone();
+            access.start_scrub(options).await?;
+            show_pool(&state).await
+        })
+        .await
+    }
+
+    async fn stop_scrub(
+        &self,
+        request: Request<api::StopScrubRequest>,
+    ) -> Result<Response<api::Pool>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.changed("StopScrub", id, request, async |state, request| {
+            check_pool(&request.name)?;
+            let access = state.lock().await.manager.pool()?.clone();
+            access.stop_scrub().await?;
+            show_pool(&state).await
+        })
+        .await
     }
 
     async fn list_volumes(
@@ -254,6 +282,23 @@ impl PoolService for Management {
         })
         .await
     }
+}
+
+fn check_pool(name: &str) -> Result<(), Failure> {
+    match name {
+        POOL => Ok(()),
+        name => {
+            let message = format!("name {name:?} is not {POOL:?}");
+            Err(Failure::invalid_field("name", message))
+        }
+    }
+}
+
+async fn show_pool(state: &Shared) -> Result<api::Pool, Failure> {
+    let access = state.lock().await.manager.pool()?.clone();
+    let now = access.now().await?;
+    let volumes = &state.lock().await.manager.catalog.volumes;
+    Ok(view::pool(&access.facts, now, volumes))
 }
 
 fn snapshot_of(state: &State, volume: &str, snapshot: &str) -> Result<api::Snapshot, Failure> {

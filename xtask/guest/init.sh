@@ -23,7 +23,7 @@ echo ready >&3
 # The shell of each command ends with it; what goes on in the background is kept by its own session.
 while IFS= read -r -u 3 request; do
     id=${request%% *}
-    timeout 280 bash -euo pipefail -c ". /checks.sh; . /drive.sh; . /power.sh; set -x; ${request#* }" \
+    timeout 280 bash -euo pipefail -c ". /checks.sh; . /drive.sh; . /pool.sh; . /power.sh; set -x; ${request#* }" \
         </dev/null >/run/stdout 2>/run/stderr
     status=$?
     # A long trace would hold up the slow channel; its end is what matters.

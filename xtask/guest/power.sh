@@ -4,6 +4,9 @@
 # Serves all of partition 1.
 serves_a_drive() { plane_begins --device /dev/vda1 --nqn "$NQN" --host any --block-size 512; }
 
+# Makes a pool on partition 3, and serves it.
+serves_a_pool() { plane_begins --device /dev/vda3 --format --host any; }
+
 # Puts load number $1 on volumes, with these arguments.
 is_written_to() {
     bowline-witness load --address "$ADDRESS:$PORT" --seed "$1" --marks "$2" --commands "$3" "${@:4}"

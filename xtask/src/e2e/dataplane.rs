@@ -24,7 +24,7 @@ pub(crate) struct Setup {
     pub(crate) executable: PathBuf,
     pub(crate) device: PathBuf,
     pub(crate) allow_path: PathBuf,
-    pub(crate) nqn: String,
+    pub(crate) serves: Serves,
     /// Who may connect.
     pub(crate) host_nqns: Vec<String>,
     pub(crate) log: PathBuf,
@@ -34,6 +34,14 @@ pub(crate) struct Setup {
     pub(crate) spdk: Option<PathBuf>,
     /// What this data plane is told besides.
     pub(crate) flags: &'static [&'static str],
+}
+
+/// What a data plane serves of its device.
+pub(crate) enum Serves {
+    /// All of it, in blocks of 512 bytes, as the namespace of the subsystem with this name.
+    Whole(String),
+    /// The volumes of the pool that is on it, or that is made if nothing is on it.
+    Pool,
 }
 
 /// A running data plane; dropping it kills it.
@@ -156,12 +164,7 @@ fn command(setup: &Setup, port: u16, log: File) -> Command {
             "--metrics",
             "127.0.0.1:0",
         ])
-        .args([
-            "--listen",
-            &format!("127.0.0.1:{port}"),
-            "--block-size",
-            "512",
-        ])
+        .args(["--listen", &format!("127.0.0.1:{port}")])
         .args(setup.host_nqns.iter().flat_map(|nqn| ["--host", nqn]))
         .args(setup.flags)
         .args(
@@ -171,13 +174,17 @@ fn command(setup: &Setup, port: u16, log: File) -> Command {
                 .flat_map(|folder| [OsStr::new("--state"), folder.as_os_str()]),
         )
         .args(spdk_flags(setup))
-        .args(["--nqn", &setup.nqn, "--device"])
+        .arg("--device")
         .arg(&setup.device)
         .arg("--allow-path")
         .arg(&setup.allow_path)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log);
+    match &setup.serves {
+        Serves::Whole(nqn) => command.args(["--nqn", nqn, "--block-size", "512"]),
+        Serves::Pool => command.arg("--format"),
+    };
     command
 }
 

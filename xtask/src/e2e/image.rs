@@ -22,8 +22,11 @@ const PROGRAMS: &[&str] = &[
     "cmp",
     "cp",
     "dd",
+    "df",
     "e2fsck",
     "fio",
+    "fsfreeze",
+    "fstrim",
     "grep",
     "head",
     "insmod",
@@ -36,6 +39,7 @@ const PROGRAMS: &[&str] = &[
     "nvme",
     "od",
     "perl",
+    "resize2fs",
     "rm",
     "rmmod",
     "sed",
@@ -64,6 +68,7 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("init", include_str!("../../guest/init.sh")),
     ("checks.sh", include_str!("../../guest/checks.sh")),
     ("drive.sh", include_str!("../../guest/drive.sh")),
+    ("pool.sh", include_str!("../../guest/pool.sh")),
     ("power.sh", include_str!("../../guest/power.sh")),
 ];
 

@@ -99,6 +99,11 @@ const EXPECTED: &[Expected] = &[
     line("*: detected capacity change from # to #", ALWAYS),
     line("EXT4-fs (nvme*): mounted filesystem *", ALWAYS),
     line("EXT4-fs (nvme*): unmounting filesystem*", ALWAYS),
+    line(
+        "EXT4-fs (nvme*): resizing filesystem from # to # blocks",
+        ALWAYS,
+    ),
+    line("EXT4-fs (nvme*): resized filesystem to #", ALWAYS),
     // The shutdown time that Identify names, and a discovery queue shorter than the host's wish.
     line("Shutdown timeout set to # seconds", ALWAYS),
     line("D3 entry latency set to # seconds", ALWAYS),

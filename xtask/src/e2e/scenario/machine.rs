@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::Executables;
 use super::super::capture;
-use super::super::dataplane::{DataPlane, Setup};
+use super::super::dataplane::{DataPlane, Serves, Setup};
 use super::super::drive::Attached;
 use super::super::guest::{self, Guest};
 use super::super::image;
@@ -69,6 +69,9 @@ pub(crate) fn run(
     if disk == Disk::File {
         scenario.paths();
     }
+    if disk == Disk::File {
+        scenario.volumes();
+    }
     scenario.reservations();
     if disk == Disk::File {
         scenario.persistence();
@@ -101,7 +104,7 @@ fn setup(executable: &Path, disk: Disk, folder: &Path) -> Result<Setup> {
         executable: executable.to_owned(),
         device,
         allow_path: backing,
-        nqn: NQN.to_owned(),
+        serves: Serves::Whole(NQN.to_owned()),
         host_nqns: vec![
             image::HOST_NQN.to_owned(),
             image::SECOND_HOST_NQN.to_owned(),

@@ -9,6 +9,7 @@ mod paths;
 mod persistence;
 pub(crate) mod power;
 mod reservations;
+mod volumes;
 
 use std::path::Path;
 use std::time::Instant;

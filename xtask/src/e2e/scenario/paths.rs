@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 
-use super::super::dataplane::{DataPlane, Setup};
+use super::super::dataplane::{DataPlane, Serves, Setup};
 use super::super::image;
 use super::super::kernel_log::Phase;
 use super::machine::{Machine, sized};
@@ -93,7 +93,7 @@ impl Scenario<'_, Machine> {
             executable: self.subject.setup.executable.clone(),
             device: device.clone(),
             allow_path: self.subject.setup.allow_path.clone(),
-            nqn: NQN.to_owned(),
+            serves: Serves::Whole(NQN.to_owned()),
             host_nqns: vec![image::HOST_NQN.to_owned()],
             log: self.subject.setup.log.clone(),
             state: None,

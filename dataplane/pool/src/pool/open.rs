@@ -4,7 +4,9 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bowline_block::{BufPool, Completions, Deallocate, Device, Io, IoBuf, IoError, Op, Segments};
+use bowline_block::{
+    BufPool, Completion, Completions, Deallocate, Device, Io, IoBuf, IoError, Op, Segments,
+};
 use bowline_nvme::Nanos;
 use uuid::Uuid;
 
@@ -12,7 +14,7 @@ use super::Pool;
 use super::checkpoint::{self, Checkpointer};
 use super::checksums::Sums;
 use super::drive::Drive;
-use super::engine::{self, BOUNCE_BYTES_MAX, Engine};
+use super::engine::{self, Engine};
 use super::journal::{Change, Journal, Waiter};
 use super::operation::Job;
 use crate::format::checkpoint::FrameError;
@@ -26,6 +28,12 @@ use crate::map::{Damage, State, Tolerance};
 
 /// Largest piece of one request that zeroes or discards a part of the drive, in bytes.
 const ERASE_BYTES: u64 = 1 << 30;
+
+/// What is read with one request.
+const PIECE_BYTES: usize = 128 << 10;
+
+/// Requests at once that read a range.
+const READS_MAX: usize = 8;
 
 /// What a new pool is to be.
 #[derive(Clone, Debug)]
@@ -115,7 +123,7 @@ impl<'a, D: Device> Waiting<'a, D> {
             block_bytes: device.geometry().block_bytes,
             device,
             wait,
-            out: Completions::with_capacity(1),
+            out: Completions::with_capacity(READS_MAX),
             buffers,
         }
     }
@@ -146,22 +154,64 @@ impl<'a, D: Device> Waiting<'a, D> {
         self.buffers.alloc(len).ok_or(IoError::Internal)
     }
 
-    /// Reads a range of the drive.
+    /// Reads a range of the drive, with several requests at once.
     pub(super) fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), IoError> {
-        let mut at = offset;
-        for piece in out.chunks_mut(usize::try_from(BOUNCE_BYTES_MAX).unwrap_or(4096)) {
-            let buffer = self.buffer(piece.len())?;
-            let len = u64::try_from(piece.len()).unwrap_or(0);
-            let data = self.run(Op::Read, at, len, buffer.into())?;
-            for bytes in data.iter() {
-                piece.copy_from_slice(bytes);
+        let mut pieces: Vec<&mut [u8]> = out.chunks_mut(PIECE_BYTES).collect();
+        let (mut next, mut running) = (0, 0);
+        let mut result = Ok(());
+        while running > 0 || next < pieces.len() && result.is_ok() {
+            while running < READS_MAX
+                && result.is_ok()
+                && let Some(piece) = pieces.get(next)
+            {
+                let at = offset + u64::try_from(next * PIECE_BYTES).unwrap_or(u64::MAX);
+                if !self.submit_read(at, piece.len(), next) {
+                    break;
+                }
+                next += 1;
+                running += 1;
             }
-            at += len;
+            if running == 0 {
+                // Nobody has buffers that could come back.
+                return Err(IoError::Internal);
+            }
+            self.device.poll((self.wait)(), &mut self.out);
+            while let Some(Completion {
+                token,
+                result: ended,
+                data,
+            }) = self.out.pop()
+            {
+                running -= 1;
+                let place = usize::try_from(token).unwrap_or(usize::MAX);
+                if let (Some(piece), Some(bytes)) = (pieces.get_mut(place), data.iter().next()) {
+                    piece.copy_from_slice(bytes);
+                }
+                result = result.and(ended);
+            }
         }
-        Ok(())
+        result
     }
 
-    /// Writes at most [`BOUNCE_BYTES_MAX`] bytes, which are stable afterwards.
+    /// Whether there was a buffer, and the drive had room.
+    fn submit_read(&mut self, offset: u64, bytes: usize, token: usize) -> bool {
+        let Ok(buffer) = self.buffer(bytes) else {
+            return false;
+        };
+        let block_bytes = u64::from(self.block_bytes);
+        let blocks = u64::try_from(bytes).unwrap_or(u64::MAX) / block_bytes;
+        let io = Io {
+            op: Op::Read,
+            lba: offset / block_bytes,
+            blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
+            fua: false,
+            data: buffer.into(),
+            token: u64::try_from(token).unwrap_or(u64::MAX),
+        };
+        self.device.try_submit(io).is_ok()
+    }
+
+    /// Writes at most [`PIECE_BYTES`] bytes, which are stable afterwards.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
         let mut data = Segments::from(self.buffer(bytes.len())?);
         if !data.copy_from(bytes) {

@@ -5,6 +5,7 @@ mod crash;
 mod cycles;
 mod deletion;
 mod leaving;
+mod opening;
 mod pause;
 mod races;
 mod sizes;

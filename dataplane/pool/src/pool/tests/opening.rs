@@ -1,0 +1,51 @@
+//! How a pool is read when it is opened.
+
+use bowline_block::{BufPool, ErrorRates, FaultPlan, IoError, Latency, PoolConfig};
+use bowline_nvme::Nanos;
+
+use super::world::Shared;
+use crate::pool::open::Waiting;
+
+/// What a read of the drive takes.
+const READ: u64 = 20_000;
+
+#[test]
+fn long_range_is_read_with_several_requests_at_once() {
+    let plan = FaultPlan {
+        read_latency: Latency::Fixed(Nanos(READ)),
+        ..FaultPlan::default()
+    };
+    let mut drive = Shared::new(4 << 20, 512, plan);
+    let buffers = BufPool::new(PoolConfig::with_budget(4 << 20)).unwrap();
+    let mut now = 0;
+    let mut wait = || {
+        now += 100;
+        Nanos(now)
+    };
+    // Sixteen pieces, eight at once, and a short one.
+    let mut out = vec![7; (2 << 20) + 512];
+    let mut waiting = Waiting::new(&mut drive, &buffers, &mut wait);
+    waiting.read(512, &mut out).unwrap();
+    assert!(out.iter().all(|byte| *byte == 0));
+    assert!(now <= 3 * READ + READ / 2, "{now} ns");
+    drive.inner().set_errors(ErrorRates {
+        read_per_million: 300_000,
+        ..ErrorRates::default()
+    });
+    let mut wait = || {
+        now += 100;
+        Nanos(now)
+    };
+    let mut waiting = Waiting::new(&mut drive, &buffers, &mut wait);
+    assert_eq!(waiting.read(512, &mut out), Err(IoError::MediaRead));
+    // Nothing of it is left that the next could take for its own.
+    drive.inner().set_errors(ErrorRates::default());
+    let mut wait = || {
+        now += 100;
+        Nanos(now)
+    };
+    let mut waiting = Waiting::new(&mut drive, &buffers, &mut wait);
+    out.fill(7);
+    waiting.read(0, &mut out[..4096]).unwrap();
+    assert!(out[..4096].iter().all(|byte| *byte == 0));
+}

@@ -201,8 +201,8 @@ pub enum PoolError {
     /// There is no room for another volume, snapshot or attribute, or for what hides snapshots from a growing volume.
     #[error("the pool's map has no room for more")]
     Full,
-    /// There are not as many extents as would have to be kept for a thick volume.
-    #[error("the pool has not enough space left for a thick volume")]
+    /// There are not as many extents as would have to be kept for a thick volume, or as a larger one needs for zeroes.
+    #[error("the pool has not enough space left")]
     NoSpace,
     /// A volume would get smaller, and that was not forced.
     #[error("a volume gets smaller only when forced, since what is beyond its new end is lost")]

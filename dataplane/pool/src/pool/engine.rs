@@ -309,7 +309,8 @@ impl<D: Device> Engine<D> {
 
     /// Everything that is not a request. Returns whether something was started, so that polling again is worth it.
     fn run_background(&mut self, was_any: bool) -> bool {
-        if was_any {
+        // When nothing is under way, nobody else is going to make room: whoever waits is told.
+        if was_any || self.drive.in_flight() == 0 {
             self.retry_homeless();
         }
         self.run_grace();

@@ -1,6 +1,6 @@
 //! What has to happen before a volume becomes larger: nothing of what was there before it became smaller may show again.
 
-use bowline_block::{Device, Io, Op, Segments};
+use bowline_block::{Device, Io, IoError, Op, Segments};
 
 use super::PoolError;
 use super::engine::Engine;
@@ -141,7 +141,10 @@ impl<D: Device> Engine<D> {
         };
         self.take_held();
         self.close_port(at);
-        completion.result.map_err(PoolError::Drive)?;
+        completion.result.map_err(|error| match error {
+            IoError::NoSpace => PoolError::NoSpace,
+            error => PoolError::Drive(error),
+        })?;
         Ok(Growth::Zeroed)
     }
 }

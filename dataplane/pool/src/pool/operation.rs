@@ -127,7 +127,8 @@ impl Operations {
     pub(super) fn start_own(&mut self, job: Job) {
         self.next_id += 1;
         self.own.insert(self.next_id);
-        self.queue.push_back((self.next_id, job));
+        // Next: a volume that is to be resized waits for the collector, which would wait for this.
+        self.queue.push_front((self.next_id, job));
     }
 
     pub(super) fn next_done(&mut self) -> Option<(Operation, Result<Outcome, PoolError>)> {

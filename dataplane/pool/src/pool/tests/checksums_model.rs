@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bowline_block::{Completions, Device, IoError, Op, Segments};
 
-use super::crash::Random;
+use super::random::Random;
 use super::world::{BLOCK, Shared, World, io, options, plan, spec, values};
 use crate::format::record::{Checksums, Durability};
 use crate::{FormatOptions, OpenOptions, Volume, VolumeSpec};

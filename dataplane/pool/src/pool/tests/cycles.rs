@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bowline_block::Op;
 
-use super::crash::Random;
+use super::random::Random;
 use super::world::{EXTENT, World, plan, spec};
 use crate::{Outcome, PoolError, VolumeSpec};
 

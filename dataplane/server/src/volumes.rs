@@ -4,6 +4,7 @@
 //!
 //! Changes of what is there come one after another; volumes are made side by side.
 
+mod again;
 mod create;
 mod export;
 mod new;
@@ -19,7 +20,7 @@ use uuid::Uuid;
 use crate::catalog::{Access, Origin, Part, Volume, called};
 use crate::manage::not_resized;
 use crate::names;
-use crate::pool::{self, AllowedHosts, PoolAccess, Surveyed, VOLUME_NSID, attribute};
+use crate::pool::{AllowedHosts, PoolAccess, VOLUME_NSID, attribute};
 use crate::service::State;
 
 pub(crate) use create::create;
@@ -70,15 +71,14 @@ pub(crate) async fn resize(
     let (number, uuid) = (info.volume, info.uuid);
     if bytes < info.bytes {
         // A disk does not get smaller under its hosts: they find another one.
-        let nqn = found.nqn.clone();
-        access
-            .work(move |served, now| pool::withdraw(served, now, &nqn))
-            .await?;
-        let resized = access.operate(&what, move |pool| pool.resize_volume(number, bytes, true));
-        let resized = resized.await;
-        export_again(state, &access, &found).await?;
-        resized?;
-        return Ok(uuid);
+        let taken = (vec![found.nqn.clone()], true);
+        let (before, resized) = again::take(state, &access, taken, &what, move |pool| {
+            pool.resize_volume(number, bytes, true)
+        })
+        .await?;
+        again::bring_back(state, &access, number, before).await?;
+        look_again(state, &access, uuid, number).await?;
+        return resized.map(|_| uuid);
     }
     access
         .operate(&what, move |pool| pool.resize_volume(number, bytes, false))
@@ -100,23 +100,6 @@ pub(crate) async fn resize(
     }
     look_again(state, &access, uuid, number).await?;
     Ok(uuid)
-}
-
-/// Exports a volume that was withdrawn, with what it is now.
-async fn export_again(state: &Shared, access: &PoolAccess, found: &Volume) -> Result<(), Failure> {
-    let Some(info) = access.volume(found.info.volume).await? else {
-        return Ok(());
-    };
-    let hosts = {
-        let manager = &state.lock().await.manager;
-        manager
-            .subsystem(&found.nqn)
-            .map(|it| it.access.kept())
-            .ok()
-    };
-    let exported = export::export(access, vec![Surveyed { info, hosts }]).await?;
-    state.lock().await.manager.record(exported);
-    Ok(())
 }
 
 /// Takes over what the pool says of a volume.
@@ -146,44 +129,18 @@ pub(crate) async fn delete(state: &Shared, volume: &str, force: bool) -> Result<
         let manager = &state.lock().await.manager;
         manager.catalog.exports_of(uuid)
     };
-    refuse_used(&access, exports.clone(), force, &what).await?;
-    access
-        .operate(&what, move |pool| pool.delete_volume(number))
-        .await?;
-    let nqns = exports.clone();
-    let withdrawn = access.work(move |served, now| {
-        for nqn in nqns {
-            pool::withdraw(served, now, &nqn);
-        }
-    });
-    withdrawn.await?;
+    let taken = (exports.clone(), force);
+    let (before, deleted) = again::take(state, &access, taken, &what, move |pool| {
+        pool.delete_volume(number)
+    })
+    .await?;
+    if let Err(failure) = deleted {
+        again::bring_back(state, &access, number, before).await?;
+        return Err(failure);
+    }
     let manager = &mut state.lock().await.manager;
     manager.catalog.volumes.remove(uuid);
     manager.forget_exports(exports).await
-}
-
-/// Hosts that are connected keep what they use, unless it is forced away from them.
-async fn refuse_used(
-    access: &PoolAccess,
-    nqns: Vec<String>,
-    force: bool,
-    what: &str,
-) -> Result<(), Failure> {
-    if force {
-        return Ok(());
-    }
-    let hosts = access.work(move |served, _| {
-        let target = served.service.target();
-        let each = nqns.iter().map(|nqn| target.controller_count(nqn));
-        each.sum::<usize>()
-    });
-    match hosts.await? {
-        0 => Ok(()),
-        hosts => Err(Failure::new(Reason::InUse, what)
-            .cause(format!("{hosts} associations of hosts use it"))
-            .hint("disconnect them first (`bowline controller list` shows them), or force it")
-            .with("association_count", hosts.to_string())),
-    }
 }
 
 /// Allows a host to use the volume of this subsystem, or denies it, and keeps that in the pool. Gives

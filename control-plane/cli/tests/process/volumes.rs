@@ -524,6 +524,28 @@ fn a_volume_gets_smaller_only_when_forced() {
 }
 
 #[test]
+fn a_volume_that_got_smaller_is_reached_as_before_and_by_nobody_else() {
+    const OTHER: &str = "nqn.2014-08.org.nvmexpress:uuid:1";
+    let plane = DataPlane::start(&["--memory", "256MiB", "--format", "--host", HOST]);
+    verb(&plane, &["volume", "create", "db", "--size", "64MiB"]);
+    let subsystem = nqn(&volumes(&plane)[0]);
+    verb(&plane, &["host", "allow", &subsystem, OTHER]);
+    let denied = verb(&plane, &["host", "deny", &subsystem, HOST]);
+    assert!(denied.contains("until the next restart"), "{denied}");
+    verb(&plane, &["ana", "set", &subsystem, "inaccessible"]);
+    Host::connect(&plane, 0, &subsystem).err().unwrap();
+
+    let shrink = ["volume", "resize", "db", "--size", "32MiB", "--force"];
+    verb(&plane, &shrink);
+    Host::connect(&plane, 0, &subsystem).err().unwrap();
+    assert_eq!(volumes(&plane)[0]["hostNqns"], serde_json::json!([OTHER]));
+    assert_eq!(volumes(&plane)[0]["sizeBytes"], 32 << 20);
+    let groups = verb(&plane, &["ana", "list", "-o", "json"]);
+    let groups: Value = serde_json::from_str(&groups).unwrap();
+    assert_eq!(groups["items"][0]["state"], "inaccessible");
+}
+
+#[test]
 fn subsystem_of_a_volume_is_changed_by_way_of_the_volume_alone() {
     let plane = DataPlane::start(&["--memory", "256MiB", "--format"]);
     verb(&plane, &["volume", "create", "db", "--size", "64MiB"]);

@@ -11,7 +11,7 @@ use bowline_pool::{
 };
 use uuid::Uuid;
 
-use super::{Ending, PoolHealth, explain_operation};
+use super::{Ending, PoolHealth, explain_operation, withdraw};
 use crate::drive::Drive;
 use crate::fleet::{Fleet, Served};
 
@@ -48,6 +48,13 @@ pub(crate) struct PoolNow {
     pub(crate) scrub: Option<ScrubReport>,
     /// Groups of the journal since the pool was opened, and checkpoints since it was made.
     pub(crate) written: (u64, u64),
+}
+
+/// Why what takes subsystems away was not begun.
+enum NotBegun {
+    /// By so many associations.
+    Used(usize),
+    Refused(PoolError),
 }
 
 /// Cheap to clone; needs no lock.
@@ -92,6 +99,40 @@ impl PoolAccess {
             .await
             .unwrap_or(Err(PoolError::Closing))
             .map_err(explain)
+    }
+
+    /// The same for what takes these subsystems away: in one turn of the reactor it is seen that no
+    /// host uses them (which does not count if it is forced), the pool begins, and they are gone, so
+    /// that no host comes in between. Gives how each was reached, and what has become of it.
+    pub(crate) async fn operate_without(
+        &self,
+        what: &str,
+        (nqns, force): (Vec<String>, bool),
+        start: impl FnOnce(&mut Pool<Drive>) -> Result<Operation, PoolError> + Send + 'static,
+    ) -> Result<(Vec<Option<AnaState>>, Result<Outcome, Failure>), Failure> {
+        let begun = self.work(move |served, now| {
+            let target = served.service.target();
+            let each = nqns.iter().map(|nqn| target.controller_count(nqn));
+            let hosts: usize = each.sum();
+            if hosts > 0 && !force {
+                return Err(NotBegun::Used(hosts));
+            }
+            let seat = served.pool.as_mut().ok_or(PoolError::Closing);
+            let ending = seat.and_then(|seat| seat.start(start));
+            let ending = ending.map_err(NotBegun::Refused)?;
+            let states = nqns.iter().map(|nqn| withdraw(served, now, nqn));
+            Ok((states.collect(), ending))
+        });
+        let explain = |error| explain_operation(what, error);
+        let (states, ending) = begun.await?.map_err(|why| match why {
+            NotBegun::Refused(error) => explain(error),
+            NotBegun::Used(hosts) => Failure::new(Reason::InUse, what)
+                .cause(format!("{hosts} associations of hosts use it"))
+                .hint("disconnect them first (`bowline controller list` shows them), or force it")
+                .with("association_count", hosts.to_string()),
+        })?;
+        let ended: Result<Outcome, PoolError> = ending.await.unwrap_or(Err(PoolError::Closing));
+        Ok((states, ended.map_err(explain)))
     }
 
     /// Asks the pool itself.

@@ -3,7 +3,9 @@
 use bowline_api::{Failure, Reason};
 use bowline_block::{Device, Geometry};
 use bowline_nvme::Nanos;
-use bowline_nvmf::target::{Persistence, ReservationState, ReservationStateError, SubsystemConfig};
+use bowline_nvmf::target::{
+    AnaState, Persistence, ReservationState, ReservationStateError, SubsystemConfig,
+};
 use bowline_pool::{Pool, VolumeInfo};
 use bowline_tcp::target::NamespaceSpec;
 
@@ -11,6 +13,7 @@ use super::{AllowedHosts, attribute, explain_operation};
 use crate::backing::Backing;
 use crate::drive::Drive;
 use crate::fleet::Served;
+use crate::manage::FIRST_ANA_GROUP;
 
 /// The only namespace of a volume's subsystem.
 pub(crate) const VOLUME_NSID: u32 = 1;
@@ -31,6 +34,8 @@ pub(crate) struct Export {
     /// Number of the snapshot.
     pub(crate) snapshot: Option<u32>,
     pub(crate) subsystem: SubsystemConfig,
+    /// How it is reached, if that is not what the subsystem begins with.
+    pub(crate) ana: Option<AnaState>,
     pub(crate) uuid: [u8; 16],
     pub(crate) nguid: [u8; 16],
 }
@@ -52,6 +57,7 @@ pub(crate) fn export(served: &mut Served, now: Nanos, export: Export) -> Result<
         volume,
         snapshot,
         subsystem,
+        ana,
         uuid,
         nguid,
     } = export;
@@ -82,7 +88,14 @@ pub(crate) fn export(served: &mut Served, now: Nanos, export: Export) -> Result<
     let service = &mut served.service;
     let added = service.target().add_subsystem(now, subsystem);
     added.map_err(|error| failed(error.to_string()))?;
-    if let Err(error) = service.add_namespace(now, &nqn, spec, Backing::Volume(device)) {
+    let added = service.add_namespace(now, &nqn, spec, Backing::Volume(device));
+    let complete = added.and_then(|_| match ana {
+        Some(state) => service
+            .target()
+            .set_ana_state(now, &nqn, FIRST_ANA_GROUP, state),
+        None => Ok(()),
+    });
+    if let Err(error) = complete {
         // It was made just now.
         let _gone = service.remove_subsystem(now, &nqn);
         return Err(failed(error.to_string()));
@@ -101,9 +114,12 @@ fn persistence(pool: &Pool<Drive>, volume: u32) -> Result<Persistence, Reservati
     kept.transpose().map(Persistence::Stored)
 }
 
-/// Ends all associations with a volume's subsystem, and removes it.
-pub(crate) fn withdraw(served: &mut Served, now: Nanos, nqn: &str) {
+/// Ends all associations with a volume's subsystem, and removes it. Gives how it was reached.
+pub(crate) fn withdraw(served: &mut Served, now: Nanos, nqn: &str) -> Option<AnaState> {
+    let ana = served.service.target().ana(nqn);
     // It is not there if the volume could not be exported.
     let _absent = served.service.remove_subsystem(now, nqn);
     served.stores.remove_volume(nqn);
+    let first = ana?.groups.into_iter().find(|it| it.id == FIRST_ANA_GROUP);
+    first.map(|group| group.state)
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use bowline_api::Failure;
+use bowline_api::{Failure, Reason};
 use bowline_block::Geometry;
-use bowline_nvmf::target::{AnaConfig, CNTLID_MAX, SubsystemConfig};
+use bowline_nvmf::target::{AnaConfig, AnaState, CNTLID_MAX, SubsystemConfig};
 use bowline_pool::VolumeInfo;
 use uuid::Uuid;
 
@@ -21,6 +21,17 @@ const SUBSYSTEMS_TOLD_AT_ONCE: usize = 256;
 
 /// How long a change may wait for others that discovery is told of together with it.
 const TOLD_WITHIN: Duration = Duration::from_millis(50);
+
+/// A volume that is to be exported, or a snapshot of it.
+pub(super) struct Plan {
+    /// Of the volume.
+    pub(super) info: VolumeInfo,
+    /// Its number and UUID.
+    pub(super) snapshot: Option<(u32, Uuid)>,
+    pub(super) hosts: Access,
+    /// How it is reached; `None` takes what was said at start.
+    pub(super) ana: Option<AnaState>,
+}
 
 /// What was exported, or was to be.
 pub(crate) struct Exported {
@@ -55,26 +66,32 @@ pub(super) async fn export(
     access: &PoolAccess,
     volumes: Vec<Surveyed>,
 ) -> Result<Vec<Exported>, Failure> {
-    let defaults = &access.facts.defaults;
-    let prepare = |Surveyed { info, hosts }: Surveyed| {
+    let plan = |Surveyed { info, hosts }: Surveyed| {
         if hosts.is_none() {
             tracing::error!(
                 volume = %info.uuid,
                 "the list of its hosts cannot be read: nobody is allowed but those of the start flags"
             );
         }
-        let hosts = Access::of_volume(&hosts.unwrap_or_default(), &defaults.hosts);
-        let config = subsystem(&identity::volume_nqn(info.uuid), defaults, &hosts);
-        let export = Export {
-            volume: info.volume,
+        let flags = &access.facts.defaults.hosts;
+        Plan {
+            hosts: Access::of_volume(&hosts.unwrap_or_default(), flags),
+            info,
             snapshot: None,
-            uuid: info.uuid.into_bytes(),
-            nguid: identity::namespace_nguid(&config.nqn, VOLUME_NSID),
-            subsystem: config.clone(),
-        };
-        (export, Part::Volume(info.uuid), info, hosts, config)
+            ana: None,
+        }
     };
-    let prepared: Vec<_> = volumes.into_iter().map(prepare).collect();
+    let plans = volumes.into_iter().map(plan).collect();
+    carry_out(access, plans).await
+}
+
+/// Exports volumes and snapshots.
+pub(super) async fn carry_out(
+    access: &PoolAccess,
+    plans: Vec<Plan>,
+) -> Result<Vec<Exported>, Failure> {
+    let defaults = &access.facts.defaults;
+    let prepared: Vec<_> = plans.into_iter().map(|it| it.prepare(defaults)).collect();
     access
         .work(move |served, now| {
             let each = |(export, part, info, hosts, config)| Exported {
@@ -89,38 +106,36 @@ pub(super) async fn export(
         .await
 }
 
-/// Exports a snapshot of a volume.
-pub(super) async fn export_snapshot(
-    access: &PoolAccess,
-    info: VolumeInfo,
-    (number, uuid): (u32, Uuid),
-    hosts: Access,
-) -> Result<Exported, Failure> {
-    let config = subsystem(
-        &identity::snapshot_nqn(uuid),
-        &access.facts.defaults,
-        &hosts,
-    );
-    let export = Export {
-        volume: info.volume,
-        snapshot: Some(number),
-        uuid: uuid.into_bytes(),
-        nguid: identity::namespace_nguid(&config.nqn, VOLUME_NSID),
-        subsystem: config.clone(),
-    };
-    let part = Part::Snapshot {
-        volume: info.uuid,
-        snapshot: uuid,
-    };
-    access
-        .work(move |served, now| Exported {
-            part,
+impl Plan {
+    fn prepare(
+        self,
+        defaults: &VolumeDefaults,
+    ) -> (Export, Part, VolumeInfo, Access, SubsystemConfig) {
+        let Self {
             info,
+            snapshot,
             hosts,
-            config,
-            outcome: pool::export(served, now, export),
-        })
-        .await
+            ana,
+        } = self;
+        let volume = info.uuid;
+        let (nqn, uuid, part) = match snapshot {
+            None => (identity::volume_nqn(volume), volume, Part::Volume(volume)),
+            Some((_, snapshot)) => {
+                let part = Part::Snapshot { volume, snapshot };
+                (identity::snapshot_nqn(snapshot), snapshot, part)
+            }
+        };
+        let config = subsystem(&nqn, defaults, &hosts);
+        let export = Export {
+            volume: info.volume,
+            snapshot: snapshot.map(|(number, _)| number),
+            uuid: uuid.into_bytes(),
+            nguid: identity::namespace_nguid(&nqn, VOLUME_NSID),
+            subsystem: config.clone(),
+            ana,
+        };
+        (export, part, info, hosts, config)
+    }
 }
 
 fn subsystem(nqn: &str, defaults: &VolumeDefaults, hosts: &Access) -> SubsystemConfig {
@@ -169,6 +184,31 @@ impl Manager {
                     not_served,
                 });
             }
+        }
+    }
+
+    /// Writes down which of these subsystems are served again, and forgets all others.
+    pub(super) async fn record_again(
+        &mut self,
+        nqns: Vec<String>,
+        exported: Vec<Exported>,
+    ) -> Result<(), Failure> {
+        let failure = exported.iter().find_map(Exported::failure);
+        let is_served = |nqn: &String| {
+            let mut all = exported.iter();
+            all.any(|it| it.nqn() == nqn && it.failure().is_none())
+        };
+        let gone = nqns.into_iter().filter(|nqn| !is_served(nqn)).collect();
+        self.record(exported);
+        self.forget_exports(gone).await?;
+        match failure {
+            None => Ok(()),
+            Some(failure) => Err(Failure::new(
+                Reason::Internal,
+                "what was withdrawn for the change is not exported any more",
+            )
+            .cause(failure.cause)
+            .hint("start the data plane again")),
         }
     }
 
@@ -247,4 +287,69 @@ fn served(exported: &Exported, geometry: Geometry, reactor: usize) -> Subsystem 
     };
     subsystem.namespaces.insert(VOLUME_NSID, namespace);
     subsystem
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bowline_block::{Device, MemDevice};
+    use bowline_pool::Provisioning;
+    use bowline_pool::format::record::{Checksums, Durability};
+
+    use super::*;
+    use crate::allow::AllowList;
+    use crate::fleet::Fleet;
+
+    fn exported(uuid: Uuid, outcome: Result<Geometry, Failure>) -> Exported {
+        let info = VolumeInfo {
+            volume: 1,
+            uuid,
+            name: "db".to_owned(),
+            bytes: 1 << 20,
+            block_bytes: 4096,
+            provisioning: Provisioning::Thin,
+            durability: Durability::Device,
+            checksums: Checksums::Off,
+            base: None,
+            created: 0,
+            mapped_bytes: 0,
+            physical_bytes: 0,
+            snapshots: Vec::new(),
+        };
+        Exported {
+            part: Part::Volume(uuid),
+            info,
+            hosts: Access::default(),
+            config: SubsystemConfig::new(&identity::volume_nqn(uuid), ""),
+            outcome,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_exported_again_is_no_subsystem_any_more() {
+        let fleet = Arc::new(Fleet {
+            members: Vec::new(),
+            not_flushed: Arc::default(),
+        });
+        let mut manager = Manager::new(fleet, Vec::new(), AllowList::default());
+        let geometry = MemDevice::new(1 << 20, 4096).unwrap().geometry();
+        let (first, second) = (Uuid::new_v4(), Uuid::new_v4());
+        manager.record([
+            exported(first, Ok(geometry)),
+            exported(second, Ok(geometry)),
+        ]);
+        let nqns = vec![identity::volume_nqn(first), identity::volume_nqn(second)];
+        let failure = Failure::new(Reason::Internal, "not exported").cause("of this");
+        let again = vec![
+            exported(first, Err(failure)),
+            exported(second, Ok(geometry)),
+        ];
+        let told = manager.record_again(nqns, again).await.unwrap_err();
+        assert_eq!(told.cause, "of this");
+        let served: Vec<_> = manager.catalog.subsystems.into_keys().collect();
+        assert_eq!(served, [identity::volume_nqn(second)]);
+        let volume = manager.catalog.volumes.get(first).unwrap();
+        assert_eq!(volume.not_served.as_deref(), Some("of this"));
+    }
 }

@@ -4,7 +4,8 @@ use bowline_api::Failure;
 use bowline_pool::SnapshotInfo;
 use uuid::Uuid;
 
-use super::{NewSnapshot, Shared, find, label, look_again, new, refuse_used, turn};
+use super::export::{Exported, Plan, carry_out};
+use super::{NewSnapshot, Shared, again, find, label, look_again, new, turn};
 use crate::catalog::{Access, Origin, Volume};
 use crate::manage::{exists, missing};
 use crate::pool::{self, AllowedHosts};
@@ -54,12 +55,17 @@ pub(crate) async fn delete(
     let info = find_snapshot(&found, snapshot)?;
     let what = format!("snapshot {} not deleted", label(&info.name, info.uuid));
     let nqn = identity::snapshot_nqn(info.uuid);
-    refuse_used(&access, vec![nqn.clone()], force, &what).await?;
     let (number, of) = (info.number, found.info.volume);
-    access
-        .operate(&what, move |pool| pool.delete_snapshot(of, number))
-        .await?;
-    withdraw_nqn(state, &access, nqn).await?;
+    let taken = (vec![nqn.clone()], force);
+    let (before, deleted) = again::take(state, &access, taken, &what, move |pool| {
+        pool.delete_snapshot(of, number)
+    })
+    .await?;
+    if let Err(failure) = deleted {
+        again::bring_back(state, &access, of, before).await?;
+        return Err(failure);
+    }
+    forget(state, nqn).await?;
     look_again(state, &access, found.info.uuid, of).await
 }
 
@@ -87,16 +93,18 @@ pub(crate) async fn export(
         is_there
     };
     if !is_there {
-        let (number, uuid) = (info.number, info.uuid);
-        let exported =
-            super::export::export_snapshot(&access, found.info.clone(), (number, uuid), allowed);
-        let exported = exported.await?;
-        if let Some(failure) = exported.failure() {
+        let plan = Plan {
+            info: found.info.clone(),
+            snapshot: Some((info.number, info.uuid)),
+            hosts: allowed,
+            ana: None,
+        };
+        let exported = carry_out(&access, vec![plan]).await?;
+        if let Some(failure) = exported.iter().find_map(Exported::failure) {
             return Err(failure);
         }
         let manager = &mut state.lock().await.manager;
-        let nqn = exported.nqn().to_owned();
-        manager.record([exported]);
+        manager.record(exported);
         manager.announce(&nqn).await?;
     }
     Ok(id)
@@ -123,6 +131,10 @@ async fn withdraw_nqn(
     access
         .work(move |served, now| pool::withdraw(served, now, &name))
         .await?;
+    forget(state, nqn).await
+}
+
+async fn forget(state: &Shared, nqn: String) -> Result<(), Failure> {
     let manager = &mut state.lock().await.manager;
     manager.forget_exports(vec![nqn]).await
 }

@@ -53,8 +53,9 @@ pub(super) enum Origin {
         lba: u64,
     },
     Piece(u32),
-    /// The scrub's. `is_plain`: there is nothing to compare it with.
+    /// A scrub's, by its number. `is_plain`: there is nothing to compare it with.
     Scrub {
+        scrub: u64,
         is_plain: bool,
     },
 }
@@ -243,7 +244,7 @@ impl<D: Device> Engine<D> {
             is_disturbed = chunks.clone().any(|chunk| {
                 entry.known(map.slot_in_group(physical, chunk) as usize) == Known::Busy
             });
-        } else if !matches!(origin, Origin::Scrub { is_plain: true })
+        } else if !matches!(origin, Origin::Scrub { is_plain: true, .. })
             && !self.is_unknown(physical)
             && self.sums.cache.find(group).is_none()
         {
@@ -292,7 +293,7 @@ impl<D: Device> Engine<D> {
             check.watch.is_some() && !check.is_disturbed,
             check.chunks.clone(),
         );
-        if matches!(origin, Origin::Scrub { is_plain: true }) {
+        if matches!(origin, Origin::Scrub { is_plain: true, .. }) {
             return self.end_check(index, data, Ok(Verdict::Plain));
         }
         if self.is_unknown(physical) {
@@ -400,13 +401,13 @@ impl<D: Device> Engine<D> {
                 drop(data);
                 self.resume_piece(piece);
             }
-            Origin::Scrub { .. } => {
+            Origin::Scrub { scrub, .. } => {
                 if self.scrub_doubts() > TRIES_MAX {
                     let verdict = Verdict::unknown(&check.chunks);
                     return self.end_check(index, data, Ok(verdict));
                 }
                 self.sums.checks.remove(index);
-                self.scrub_seen(Seen::Doubtful);
+                self.scrub_seen(scrub, Seen::Doubtful);
             }
         }
     }
@@ -416,8 +417,8 @@ impl<D: Device> Engine<D> {
         let Some(check) = self.sums.checks.remove(index) else {
             return;
         };
-        if let Origin::Scrub { .. } = check.origin {
-            return self.scrub_seen(match result {
+        if let Origin::Scrub { scrub, .. } = check.origin {
+            let seen = match result {
                 Ok(Verdict::Right {
                     verified,
                     unverified,
@@ -429,7 +430,8 @@ impl<D: Device> Engine<D> {
                 Ok(Verdict::Busy) => Seen::Doubtful,
                 Ok(Verdict::Differs { .. }) => Seen::Mismatch,
                 Err(_) => Seen::Unreadable,
-            });
+            };
+            return self.scrub_seen(scrub, seen);
         }
         let result = match result {
             Ok(Verdict::Right {

@@ -68,6 +68,8 @@ pub struct ScrubReport {
 
 /// A scrub, perhaps one that has ended.
 pub(super) struct Scrub {
+    /// Of all since the pool was opened: an answer to a read of the one before is not for this one.
+    number: u64,
     options: ScrubOptions,
     report: ScrubReport,
     /// The extent that is looked at, and the next of its chunks.
@@ -105,7 +107,9 @@ impl<D: Device> Engine<D> {
             return Err(PoolError::Busy);
         }
         let extents = u64::from(self.state.extents().all);
+        let number = self.sums.scrub.as_ref().map_or(0, |it| it.number + 1);
         self.sums.scrub = Some(Scrub {
+            number,
             options,
             report: ScrubReport {
                 state: ScrubState::Running,
@@ -261,24 +265,28 @@ impl<D: Device> Engine<D> {
             .shape
             .access(Op::Read, physical, start, len, false, buffer.into());
         let now = self.now;
-        if let Some(scrub) = &mut self.sums.scrub {
-            scrub.reading = Some(chunks.clone());
-            scrub.began = now;
-        }
-        self.compare_later(
-            Origin::Scrub { is_plain },
-            physical,
-            access,
-            start,
-            is_watched,
-        );
+        let Some(scrub) = &mut self.sums.scrub else {
+            return false;
+        };
+        scrub.reading = Some(chunks.clone());
+        scrub.began = now;
+        let origin = Origin::Scrub {
+            scrub: scrub.number,
+            is_plain,
+        };
+        self.compare_later(origin, physical, access, start, is_watched);
         true
     }
 
-    /// A read has ended. What is doubtful is read again, one chunk at a time.
-    pub(super) fn scrub_seen(&mut self, seen: Seen) {
+    /// A read of a scrub has ended. What is doubtful is read again, one chunk at a time.
+    pub(super) fn scrub_seen(&mut self, number: u64, seen: Seen) {
         let (now, is_used) = (self.now, self.is_used());
-        let Some(scrub) = &mut self.sums.scrub else {
+        let Some(scrub) = self
+            .sums
+            .scrub
+            .as_mut()
+            .filter(|scrub| scrub.number == number)
+        else {
             return;
         };
         let Some(chunks) = scrub.reading.take() else {

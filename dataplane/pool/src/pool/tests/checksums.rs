@@ -218,6 +218,35 @@ fn a_scrub_finds_damage_wherever_there_are_checksums() {
 }
 
 #[test]
+fn answer_to_a_scrub_that_was_stopped_is_not_for_the_next() {
+    let mut world = World::new(6 << 20, FaultPlan::default());
+    let (_, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    let chunks = [1, 4, 2];
+    for (extent, count) in (0..).zip(chunks) {
+        world
+            .write(&mut a, extent * 32, &values(1, count * CHUNK))
+            .unwrap();
+        // Nothing else is there, so nothing else is read.
+        let (lba, rest) = (extent * 32 + count as u64 * 8, 32 - count * CHUNK);
+        if rest > 0 {
+            world.change(&mut a, Op::Deallocate, lba, rest).unwrap();
+        }
+    }
+    world.settle();
+    world.drive.late().polls = 20;
+    world.pool.start_scrub(ScrubOptions::default()).unwrap();
+    let is_reading = |world: &World| world.pool.engine.borrow().drive.in_flight() > 0;
+    // It is stopped while it reads the second extent.
+    while world.pool.scrub_report().unwrap().verified < 1 || !is_reading(&world) {
+        world.poll();
+    }
+    world.pool.stop_scrub();
+    let report = scrub(&mut world, ScrubOptions::default());
+    let all = u64::try_from(chunks.iter().sum::<usize>()).unwrap();
+    assert_eq!((report.verified, report.unverified), (all, 0));
+}
+
+#[test]
 fn a_scrub_keeps_its_rate_pauses_and_stops() {
     let mut world = World::new(6 << 20, FaultPlan::default());
     let (_, mut it) = volume(&mut world, Checksums::Verify, 1 << 20);

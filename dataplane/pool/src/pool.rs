@@ -17,6 +17,7 @@ mod checkpoint;
 mod checksums;
 mod clean;
 mod collect;
+mod doubt;
 mod drive;
 mod engine;
 mod find;

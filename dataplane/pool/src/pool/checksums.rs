@@ -131,7 +131,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// Whether the slots of an extent mean something: the volume that it belongs to keeps them.
-    fn keeps_sums(&self, physical: u32) -> bool {
+    pub(super) fn keeps_sums(&self, physical: u32) -> bool {
         let owner = self.state.owner(physical);
         let slot = owner.and_then(|(volume, ..)| self.state.slot(volume));
         slot.is_some_and(|slot| self.has_sums(slot))

@@ -12,6 +12,7 @@ use super::checkpoint::Checkpointer;
 use super::checksums::Sums;
 use super::clean::Cleaner;
 use super::collect::Collecting;
+use super::doubt::Doubt;
 use super::drive::{Access, Drive, Tag};
 use super::journal::Journal;
 use super::operation::Operations;
@@ -65,6 +66,7 @@ pub(super) struct Engine<D> {
     pub(super) operations: Operations,
     pub(super) collecting: Collecting,
     pub(super) sums: Sums,
+    pub(super) doubt: Doubt,
     /// A physical extent that must not be written to in place now; no extent has the largest number.
     pub(super) locked: u32,
     pub(super) ports: Slab<Port>,
@@ -133,6 +135,7 @@ impl<D: Device> Engine<D> {
             operations: Operations::default(),
             collecting: Collecting::default(),
             sums,
+            doubt: Doubt::default(),
             locked: u32::MAX,
             ports: Slab::new(),
             requests: Slab::new(),
@@ -407,7 +410,10 @@ impl<D: Device> Engine<D> {
         self.held -= 1;
     }
 
-    pub(super) fn open_port(&mut self, port: Port) -> u32 {
+    pub(super) fn open_port(&mut self, mut port: Port) -> u32 {
+        if self.has_doubts() {
+            port.look_before_writing();
+        }
         let at = self.ports.insert(port);
         if self.has_vanished
             && let Some(port) = self.ports.get_mut(at)

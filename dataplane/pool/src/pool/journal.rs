@@ -173,6 +173,11 @@ impl Journal {
         self.ring.used(self.replay_from, self.next) >= self.ring.sectors() / 2
     }
 
+    /// The records of the last group.
+    pub(super) fn records(&self) -> &[u8] {
+        self.writer.records()
+    }
+
     /// The sequence of the first group that the state does not show yet.
     pub(super) const fn applied(&self) -> u64 {
         self.applied
@@ -251,16 +256,18 @@ impl<D: Device> Engine<D> {
         let Completion { result, data, .. } = completion;
         drop(data);
         self.journal.is_writing = false;
-        match result {
+        let is_applied = match result {
             Ok(()) => self.apply_group(),
-            Err(error) => self.journal_failed(error),
-        }
-        let is_durable = !self.journal.has_failed;
-        self.tell_all(is_durable);
+            Err(error) => {
+                self.doubt_group();
+                self.journal_failed(error);
+                false
+            }
+        };
+        self.tell_all(is_applied);
     }
 
-    /// Nothing is recorded any more. The group may be on the drive or not: so nothing of it is used, and nothing is
-    /// allocated or freed that could contradict it.
+    /// Nothing is recorded any more.
     pub(super) fn journal_failed(&mut self, error: IoError) {
         if error == IoError::Vanished {
             self.vanish();
@@ -273,7 +280,8 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    fn apply_group(&mut self) {
+    /// The group is durable. Whether the state shows it now.
+    fn apply_group(&mut self) -> bool {
         for record in RecordReader::new(self.journal.writer.records()) {
             let applied = match record {
                 Ok(record) => self
@@ -290,12 +298,13 @@ impl<D: Device> Engine<D> {
                 for port in self.ports.iter_mut() {
                     port.vanish();
                 }
-                return;
+                return false;
             }
         }
         self.journal.applied = self.journal.next;
         self.cleaner.look_for_freed();
         self.watch_use();
+        true
     }
 
     fn tell_all(&mut self, is_durable: bool) {
@@ -329,7 +338,7 @@ impl<D: Device> Engine<D> {
             Waiter::Operation => self.operation_recorded(is_durable),
             Waiter::Collector => self.collected(is_durable),
             Waiter::Activated(group) => self.activated(group, is_durable),
-            Waiter::Retired(group) => self.retired(group),
+            Waiter::Retired(group) => self.retired(group, is_durable),
             Waiter::Closing => {}
         }
     }

@@ -162,6 +162,9 @@ impl<D: Device> Engine<D> {
             // It became smaller meanwhile.
             return self.end_piece(index, Err(IoError::OutOfRange));
         }
+        if task.kind != Kind::Read && self.is_in_doubt(task.key) {
+            return self.end_piece(index, Err(IoError::MediaWrite));
+        }
         match task.kind {
             Kind::Write => self.start_write(index, &task),
             Kind::Zero => self.start_zero(index, &task),

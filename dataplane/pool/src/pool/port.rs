@@ -7,6 +7,14 @@ use bowline_block::{ByteRange, Completion, Completions, DeviceEvent, Geometry, I
 use crate::format::record::Checksums;
 use crate::map::{Reader, Slot};
 
+/// Requests that need more than the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LookedAt {
+    Nothing,
+    Writes,
+    All,
+}
+
 /// One open handle of a volume or snapshot.
 pub(super) struct Port {
     pub(super) reader: Reader,
@@ -15,6 +23,7 @@ pub(super) struct Port {
     pub(super) is_media: bool,
     /// What is done with checksums.
     pub(super) checksums: Checksums,
+    looked_at: LookedAt,
     /// Requests accepted whose completions were not handed out yet.
     pub(super) held: usize,
     done: VecDeque<Completion>,
@@ -37,6 +46,11 @@ impl Port {
             geometry,
             is_media,
             checksums,
+            looked_at: match checksums {
+                Checksums::Off => LookedAt::Nothing,
+                Checksums::Scrub => LookedAt::Writes,
+                Checksums::Verify => LookedAt::All,
+            },
             held: 0,
             done: VecDeque::new(),
             events: VecDeque::new(),
@@ -45,12 +59,19 @@ impl Port {
         }
     }
 
-    /// Whether checksums have nothing to do with a read or write.
+    /// Whether a read or write is where the map says, and nothing else.
     pub(super) fn is_plain(&self, op: Op) -> bool {
-        match self.checksums {
-            Checksums::Off => true,
-            Checksums::Scrub => op == Op::Read,
-            Checksums::Verify => false,
+        match self.looked_at {
+            LookedAt::Nothing => true,
+            LookedAt::Writes => op == Op::Read,
+            LookedAt::All => false,
+        }
+    }
+
+    /// From now on it is asked before each write whether it may be.
+    pub(super) fn look_before_writing(&mut self) {
+        if self.looked_at == LookedAt::Nothing {
+            self.looked_at = LookedAt::Writes;
         }
     }
 

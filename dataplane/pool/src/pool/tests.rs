@@ -5,6 +5,7 @@ mod compare;
 mod crash;
 mod cycles;
 mod deletion;
+mod doubt;
 mod examine;
 mod leaving;
 mod log_device;

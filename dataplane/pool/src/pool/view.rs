@@ -53,7 +53,7 @@ impl<D: Device> Engine<D> {
             Own::Part(physical) => self.state.has_chunks(physical, chunks).then_some(physical),
         };
         // What is being copied away is not written to: the write waits for the end of that.
-        place.filter(|physical| *physical != self.locked)
+        place.filter(|physical| *physical != self.locked && !self.is_in_doubt(key))
     }
 
     /// Where the byte at `start` of an extent is read (`None`: it is zero), and how many of `len` bytes are together with

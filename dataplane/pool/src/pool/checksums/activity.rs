@@ -348,8 +348,9 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// The record that the slots on the drive are right is durable, or refused.
-    pub(in crate::pool) fn retired(&mut self, group: u32) {
+    /// The record that the slots on the drive are right is durable, or refused. Then it may be on the drive all the same:
+    /// what it makes count again is not written to any more.
+    pub(in crate::pool) fn retired(&mut self, group: u32, is_durable: bool) {
         let Some(at) = self.sums.cache.find(group) else {
             return;
         };
@@ -357,9 +358,12 @@ impl<D: Device> Engine<D> {
             return;
         };
         let waiting = std::mem::take(&mut entry.waiting);
-        // If it was refused, a crash may find it all the same. Nothing is written in place then, since that needs a
-        // record again.
-        self.sums.cache.set_phase(at, Phase::Clean);
+        let phase = if is_durable {
+            Phase::Clean
+        } else {
+            Phase::Active
+        };
+        self.sums.cache.set_phase(at, phase);
         // First those that wait for room: else whoever has some keeps it.
         self.retry_roomless();
         self.resume_all(waiting);

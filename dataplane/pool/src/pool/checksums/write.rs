@@ -57,11 +57,14 @@ impl<D: Device> Engine<D> {
         (port, token): (u32, u64),
     ) -> Option<Access> {
         let group = self.sums.map.group_of(physical);
-        let is_active = self
-            .sums
-            .cache
-            .entry(group)
-            .is_some_and(|entry| entry.is_writable());
+        // Then it is looked at more closely.
+        let has_failed = self.journal.has_failed();
+        let is_active = !has_failed
+            && self
+                .sums
+                .cache
+                .entry(group)
+                .is_some_and(|entry| entry.is_writable());
         let is_whole = is_aligned(start, access.len);
         let Some(len) = u32::try_from(access.len)
             .ok()
@@ -139,7 +142,8 @@ impl<D: Device> Engine<D> {
         let Some(piece) = self.pieces.get(index) else {
             return;
         };
-        if self.has_sums(piece.key.0) {
+        let key = piece.key;
+        if self.has_sums(key.0) {
             let is_pending = piece
                 .work
                 .and_then(|work| self.works.get(work))
@@ -150,7 +154,7 @@ impl<D: Device> Engine<D> {
                 _ => Need::Overwrite,
             };
             let is_known = !piece.is_unknown;
-            if self.refuses(physical) {
+            if self.refuses(physical) || self.is_in_doubt(key) {
                 return self.end_piece(index, Err(IoError::MediaWrite));
             }
             let group = self.sums.map.group_of(physical);

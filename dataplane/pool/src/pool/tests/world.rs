@@ -3,6 +3,7 @@
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::{HashSet, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 
 use bowline_block::{
@@ -37,15 +38,50 @@ pub(super) struct Late {
     pub(super) accesses: u32,
     reads: HashSet<u64>,
     held: VecDeque<(u32, Completion)>,
+    /// The next write of which is said to have failed.
+    pub(super) failing: Option<Failing>,
+    /// Writes that were done and are said to have failed.
+    doubted: HashSet<u64>,
+}
+
+/// A write that is going to fail.
+pub(super) struct Failing {
+    /// It begins in these blocks.
+    pub(super) blocks: Range<u64>,
+    /// How many of them come before.
+    pub(super) after: u32,
+    /// It is done all the same.
+    pub(super) is_done: bool,
 }
 
 impl Late {
+    /// Whether this is the write that fails.
+    fn fails(&mut self, io: &Io) -> Option<Failing> {
+        let failing = self.failing.as_mut()?;
+        if io.op != Op::Write || !failing.blocks.contains(&io.lba) {
+            return None;
+        }
+        if failing.after == 0 {
+            return self.failing.take();
+        }
+        failing.after -= 1;
+        None
+    }
+
     fn poll(&mut self, drive: &mut FaultDevice<MemDevice>, now: Nanos, out: &mut Completions) {
         let mut fresh = Completions::with_capacity(64);
         drive.poll(now, &mut fresh);
         for completion in fresh.drain() {
             let is_read = self.reads.remove(&completion.token);
             let polls = if is_read { self.polls } else { 0 };
+            let is_doubted = self.doubted.remove(&completion.token);
+            let completion = Completion {
+                result: match is_doubted {
+                    true => Err(IoError::MediaWrite),
+                    false => completion.result,
+                },
+                ..completion
+            };
             self.held.push_back((polls, completion));
         }
         let held = std::mem::take(&mut self.held);
@@ -92,10 +128,25 @@ impl Device for Shared {
         if late.polls > 0 && io.op == Op::Read {
             late.reads.insert(io.token);
         }
+        match late.fails(&io) {
+            Some(failing) if failing.is_done => {
+                late.doubted.insert(io.token);
+            }
+            Some(_) => {
+                let failed = io.complete(Err(IoError::MediaWrite));
+                late.held.push_back((0, failed));
+                return Ok(());
+            }
+            None => {}
+        }
         self.inner().try_submit(io)
     }
     fn poll(&mut self, now: Nanos, out: &mut Completions) {
-        if self.late().polls > 0 {
+        let is_late = {
+            let late = self.late();
+            late.polls > 0 || !late.doubted.is_empty() || !late.held.is_empty()
+        };
+        if is_late {
             return self.late().poll(&mut self.inner(), now, out);
         }
         self.inner().poll(now, out);

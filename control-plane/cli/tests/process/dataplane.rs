@@ -271,7 +271,7 @@ fn cpu_that_is_not_there_is_explained() {
 fn memory_that_is_not_there_is_explained() {
     let (code, _, stderr) = start_failing(&["--memory", "4000TiB"]);
     assert_eq!(code, 1, "{stderr}");
-    assert!(stderr.contains("/namespaces/1 not created"), "{stderr}");
+    assert!(stderr.contains("of memory is not served"), "{stderr}");
     assert!(stderr.contains("hint:  check the size"), "{stderr}");
 }
 

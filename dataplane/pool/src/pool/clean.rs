@@ -9,7 +9,6 @@ use super::drive::{Access, Tag};
 use super::engine::Engine;
 use super::journal::{Change, Waiter};
 use super::view::Key;
-use super::work::Work;
 
 /// Reserved at a time, ahead of need: a first write then waits for nothing.
 const RESERVE_COUNT: u32 = 64;
@@ -192,22 +191,14 @@ impl<D: Device> Engine<D> {
         if self.is_thick(key) {
             return true;
         }
-        let counts = self.state.extents();
-        let unused = u64::from(counts.available());
-        let kept = u64::from(counts.promised) + self.operations.pledged();
-        kept == 0 || unused > self.works.len() + self.operations.pledged() || self.room() > 0
+        let kept = u64::from(self.state.extents().promised) + self.operations.pledged();
+        kept == 0 || self.room() > 0
     }
 
     /// Extents that are not used, not promised, and not on their way to volumes without a promise.
     pub(super) fn room(&self) -> u64 {
-        let is_taken = |work: &&Work| {
-            let target = work.target;
-            target.is_some() && self.own(work.key).physical() != target && !self.is_thick(work.key)
-        };
-        let taken = self.works.iter().filter(is_taken).count();
-        let taken = u64::try_from(taken).unwrap_or(u64::MAX);
-        u64::from(self.state.extents().available())
-            .saturating_sub(taken.saturating_add(self.operations.pledged()))
+        let taken = self.works.on_their_way() + self.operations.pledged();
+        u64::from(self.state.extents().available()).saturating_sub(taken)
     }
 
     /// Whether room is short, so that whoever makes some does not yield to requests.

@@ -302,6 +302,11 @@ impl<D: Device> Engine<D> {
             }
         }
         self.journal.applied = self.journal.next;
+        for at in 0..self.journal.waiters.len() {
+            if let Waiter::Fresh(work) | Waiter::Bits(work) = self.journal.waiters[at] {
+                self.look_for_target(work);
+            }
+        }
         self.cleaner.look_for_freed();
         self.watch_use();
         true

@@ -49,12 +49,16 @@ pub(super) struct Work {
     pub(super) covers: bool,
     /// The target is zero but for what pieces have written.
     pub(super) is_blank: bool,
+    /// The target is one of [`Works::on_their_way`].
+    is_on_its_way: bool,
 }
 
 /// All works, and where each extent's is.
 pub(super) struct Works {
     list: Slab<Work>,
     places: HashMap<Key, u32>,
+    /// Targets that the map does not show yet, of volumes to which no room was promised.
+    on_their_way: u64,
 }
 
 impl Works {
@@ -62,6 +66,7 @@ impl Works {
         Self {
             list: Slab::new(),
             places: HashMap::new(),
+            on_their_way: 0,
         }
     }
 
@@ -85,22 +90,35 @@ impl Works {
                 is_queued: false,
                 covers: false,
                 is_blank: false,
+                is_on_its_way: false,
             })
         })
     }
 
     fn remove(&mut self, index: u32) -> Option<Work> {
+        self.arrived(index);
         let work = self.list.remove(index)?;
         self.places.remove(&work.key);
         Some(work)
     }
 
+    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Work> {
         self.places.values().filter_map(|index| self.get(*index))
     }
 
-    pub(super) fn len(&self) -> u64 {
-        u64::try_from(self.places.len()).unwrap_or(u64::MAX)
+    /// How many extents are on their way to volumes to which no room was promised.
+    pub(super) const fn on_their_way(&self) -> u64 {
+        self.on_their_way
+    }
+
+    /// The map shows the work's target, or never will.
+    fn arrived(&mut self, index: u32) {
+        if let Some(work) = self.list.get_mut(index)
+            && std::mem::take(&mut work.is_on_its_way)
+        {
+            self.on_their_way -= 1;
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -163,9 +181,26 @@ impl<D: Device> Engine<D> {
     }
 
     pub(super) fn set_target(&mut self, work: u32, physical: u32, fresh: Fresh) {
+        let Some(key) = self.works.get(work).map(|work| work.key) else {
+            return;
+        };
+        let has_promise = self.is_thick(key);
+        self.works.arrived(work);
         if let Some(work) = self.works.get_mut(work) {
             work.target = Some(physical);
             work.fresh = fresh;
+            work.is_on_its_way = !has_promise;
+            self.works.on_their_way += u64::from(!has_promise);
+        }
+    }
+
+    /// The record of a work's target was applied, if the target was in it.
+    pub(super) fn look_for_target(&mut self, work: u32) {
+        let target = self.works.get(work).map(|work| (work.key, work.target));
+        if let Some((key, Some(target))) = target
+            && self.own(key).physical() == Some(target)
+        {
+            self.works.arrived(work);
         }
     }
 

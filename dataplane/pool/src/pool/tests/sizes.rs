@@ -1,6 +1,6 @@
 //! Thick volumes, volumes that become smaller and larger, and many made at once.
 
-use bowline_block::{Device, DeviceEvent, FaultPlan, IoError, Latency, Op};
+use bowline_block::{Completions, Device, DeviceEvent, FaultPlan, IoError, Latency, Op};
 use bowline_nvme::Nanos;
 
 use super::world::{EXTENT, World, io, plan, spec};
@@ -56,6 +56,60 @@ fn thick_volume_finds_room_whatever_thin_ones_take() {
     let usage = world.pool.usage();
     assert_eq!((usage.promised_bytes, usage.available_bytes), (0, 0));
     assert_eq!(world.pool.check(), Vec::<String>::new());
+}
+
+/// What is kept for thick volumes is asked for with every first write, so it is counted and not looked for.
+#[test]
+fn however_many_first_writes_are_on_their_way_none_takes_what_is_kept() {
+    for seed in 0..4 {
+        let mut world = World::new(4 << 20, plan(seed));
+        let all = world.pool.usage().bytes / EXTENT;
+        let number = world.create(thick(20 * EXTENT));
+        let mut kept = world.pool.open_volume(number).unwrap();
+        let thin = world.create(spec(2 * all * EXTENT));
+        let mut volume = world.pool.open_volume(thin).unwrap();
+        // Some extents are not clean.
+        for extent in 0..8 {
+            world.write(&mut volume, extent * BLOCKS, &[1; 8]).unwrap();
+            world
+                .change(&mut volume, ZEROES, extent * BLOCKS, 32)
+                .unwrap();
+        }
+        let data = world.payload(&[2; 8]);
+        for extent in 0..all + 10 {
+            let lba = extent * BLOCKS;
+            let write = || io(Op::Write, lba, 8, data.slice(0..4096));
+            volume.try_submit(write()).unwrap();
+            if extent < 10 {
+                kept.try_submit(write()).unwrap();
+            }
+        }
+        let mut ended = Vec::new();
+        let mut out = Completions::with_capacity(64);
+        let mut most = 0;
+        while ended.len() < usize::try_from(all + 20).unwrap() {
+            world.poll();
+            let now = *world.now.borrow();
+            volume.poll(now, &mut out);
+            ended.extend(out.drain().map(|it| (true, it.result)));
+            kept.poll(now, &mut out);
+            ended.extend(out.drain().map(|it| (false, it.result)));
+            let engine = world.pool.engine.borrow();
+            let works = engine.works.iter().filter(|work| {
+                let target = work.target;
+                target.is_some()
+                    && engine.own(work.key).physical() != target
+                    && !engine.is_thick(work.key)
+            });
+            let on_their_way = u64::try_from(works.count()).unwrap();
+            assert_eq!(engine.works.on_their_way(), on_their_way);
+            most = most.max(on_their_way);
+        }
+        assert!(most > 8, "{most}");
+        let written = |is_thin| ended.iter().filter(|it| **it == (is_thin, Ok(()))).count();
+        assert_eq!(u64::try_from(written(true)).unwrap(), all - 20);
+        assert_eq!(written(false), 10);
+    }
 }
 
 #[test]

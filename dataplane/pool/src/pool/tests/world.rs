@@ -220,9 +220,12 @@ pub(super) fn spec(bytes: u64) -> VolumeSpec {
     }
 }
 
+/// From one poll to the next.
+const TICK: u64 = 100;
+
 fn tick(now: &Rc<RefCell<Nanos>>) -> Nanos {
     let mut now = now.borrow_mut();
-    now.0 += 100;
+    now.0 += TICK;
     *now
 }
 
@@ -332,7 +335,8 @@ impl World {
         self.pool.poll(now);
     }
 
-    /// Has background work come to an end.
+    /// Has background work come to an end. Where it only waits for a point in time, that is now: so it takes as many polls
+    /// as there is work, however long the work waits between its steps.
     pub(super) fn settle(&mut self) {
         for _ in 0..60_000 {
             self.poll();
@@ -340,6 +344,11 @@ impl World {
             // Nothing is under way, and nothing waits for a quieter time.
             if engine.is_idle() && engine.chores_timeout().is_none() {
                 return;
+            }
+            let next = engine.timeout().filter(|_| self.drive.late().polls == 0);
+            let mut now = self.now.borrow_mut();
+            if let Some(next) = next {
+                now.0 = now.0.max(next.0.saturating_sub(TICK));
             }
         }
         panic!("the pool does not come to rest");

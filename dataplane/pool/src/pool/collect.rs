@@ -284,11 +284,17 @@ impl<D: Device> Engine<D> {
     /// Copies the next run of chunks, or records that all are copied.
     fn copy_next(&mut self) {
         let has_failed = self.journal.has_failed();
+        let is_pressed = self.is_pressed();
         let Some(Doing::Copy(copying)) = &mut self.collecting.doing else {
             return;
         };
         if has_failed {
             return self.end_copy(false);
+        }
+        let barrier = self.barriers.get(&copying.key.0.number());
+        let is_waited_for = barrier.is_some_and(|it| it.is_frozen);
+        if is_waited_for && !is_pressed && !copying.runs.is_empty() {
+            return self.give_way();
         }
         let Some((mut chunks, from)) = copying.runs.pop() else {
             if let Some(records) = copying.records.take() {
@@ -400,6 +406,21 @@ impl<D: Device> Engine<D> {
             Some(Doing::Copy(_)) => self.end_copy(is_durable),
             _ => self.collecting.doing = None,
         }
+    }
+
+    /// A snapshot, and every write that waits for it, waits for no more than what is being copied just now. Nothing of
+    /// the copy is recorded, so it counts for nothing; the collector begins it again afterwards. Not where room is short,
+    /// so that snapshots one after another do not keep others from getting some.
+    fn give_way(&mut self) {
+        self.settle_slots(false);
+        self.locked = u32::MAX;
+        let Some(Doing::Copy(copying)) = self.collecting.doing.take() else {
+            return;
+        };
+        if !copying.is_merge {
+            self.collecting.deep.insert(copying.key);
+        }
+        self.release(copying.work, copying.key);
     }
 
     fn end_copy(&mut self, is_done: bool) {

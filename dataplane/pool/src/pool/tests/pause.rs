@@ -3,7 +3,9 @@
 use bowline_block::{Completions, Device, FaultPlan, Latency, Op};
 use bowline_nvme::Nanos;
 
-use super::world::{EXTENT, World, io, spec};
+use super::world::{EXTENT, World, io, options, spec};
+use crate::format::layout::LayoutOptions;
+use crate::{FormatOptions, OpenOptions};
 
 const BLOCKS: u64 = EXTENT / 512;
 
@@ -67,4 +69,50 @@ fn first_write_waits_for_a_snapshot_as_long_as_one_group_takes() {
         with <= without + WRITE + WRITE / 4,
         "{with} ns instead of {without}"
     );
+}
+
+#[test]
+fn snapshot_waits_for_one_copy_of_the_collector_and_not_for_the_extent() {
+    let extent_bytes = 256 << 10;
+    let format = FormatOptions {
+        layout: LayoutOptions {
+            extent_bytes,
+            ..options().layout
+        },
+        ..options()
+    };
+    let plan = FaultPlan {
+        write_latency: Latency::Fixed(Nanos(WRITE)),
+        ..FaultPlan::default()
+    };
+    let mut world = World::with(16 << 20, plan, &format, OpenOptions::default());
+    let number = world.create(spec(4 * u64::from(extent_bytes)));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    let chunks = u64::from(extent_bytes) / 4096;
+    for chunk in 0..chunks {
+        world.write(&mut volume, chunk * 8, &[1; 8]).unwrap();
+    }
+    let snapshot = world.snapshot(number);
+    for chunk in (0..chunks).step_by(2) {
+        world.write(&mut volume, chunk * 8, &[2; 8]).unwrap();
+    }
+    world.settle();
+    let deleted = world.pool.delete_snapshot(number, snapshot);
+    world.wait(deleted).unwrap();
+    let is_merging = |world: &World| world.pool.engine.borrow().locked != u32::MAX;
+    while !is_merging(&world) {
+        world.poll();
+    }
+    let begin = world.now.borrow().0;
+    world.snapshot(number);
+    let took = world.now.borrow().0 - begin;
+    assert!(took <= 4 * WRITE, "{took} ns");
+    // It is brought together afterwards all the same.
+    world.settle();
+    assert!(world.pool.engine.borrow().is_collected());
+    for chunk in 0..chunks {
+        let value = 2 - chunk % 2;
+        assert_eq!(world.read(&mut volume, chunk * 8, 8), [value; 8]);
+    }
+    assert_eq!(world.pool.check(), Vec::<String>::new());
 }

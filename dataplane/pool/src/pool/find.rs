@@ -19,6 +19,22 @@ pub enum Found {
 }
 
 impl<D: Device> Pool<D> {
+    /// Says what a drive holds that is no pool: at its start and at its end. Writes nothing.
+    ///
+    /// `wait` is called until the drive has answered; it returns the time.
+    ///
+    /// # Errors
+    /// When the drive fails.
+    pub fn recognise(
+        device: &mut D,
+        wait: &mut dyn FnMut() -> Nanos,
+    ) -> Result<Foreign, OpenError> {
+        let buffers = engine::buffers()?;
+        let mut drive = Waiting::new(device, &buffers, wait);
+        let (start, _) = drive.read_superblocks()?;
+        Ok(drive.recognise(&start)?)
+    }
+
     /// Looks at the start of a drive. Writes nothing.
     ///
     /// `wait` is called until the drive has answered; it returns the time.

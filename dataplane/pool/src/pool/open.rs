@@ -19,7 +19,7 @@ use super::journal::{Change, Journal, Waiter};
 use super::operation::Job;
 use crate::format::checkpoint::FrameError;
 use crate::format::codec::{RecordError, RecordReader};
-use crate::format::foreign::{FOREIGN_BYTES, Foreign, recognise};
+use crate::format::foreign::{END_BYTES, FOREIGN_BYTES, Foreign, recognise, recognise_end};
 use crate::format::journal::{Damage as JournalDamage, GroupWriter, JournalReader};
 use crate::format::layout::{Layout, LayoutError, LayoutOptions, SUPERBLOCK_OFFSETS};
 use crate::format::record::Record;
@@ -246,6 +246,19 @@ impl<'a, D: Device> Waiting<'a, D> {
         self.flush()
     }
 
+    /// What a drive holds that is no pool, of which this is the start.
+    pub(super) fn recognise(&mut self, start: &[u8]) -> Result<Foreign, IoError> {
+        let foreign = recognise(start);
+        if foreign != Foreign::Blank {
+            return Ok(foreign);
+        }
+        let bytes = self.device.geometry().bytes();
+        let mut end = vec![0; usize::try_from(bytes).map_or(END_BYTES, |all| all.min(END_BYTES))];
+        let begin = bytes - u64::try_from(end.len()).unwrap_or(bytes);
+        self.read(begin, &mut end)?;
+        Ok(recognise_end(&end, bytes))
+    }
+
     /// The start of the drive, and the second copy of the superblock. One that cannot be read is FFh.
     pub(super) fn read_superblocks(&mut self) -> Result<(Vec<u8>, Vec<u8>), IoError> {
         let bytes = self.device.geometry().bytes();
@@ -292,7 +305,16 @@ impl<D: Device> Pool<D> {
         let mut drive = Waiting::new(device, &buffers, wait);
         let (start, second) = drive.read_superblocks()?;
         if !options.is_forced {
-            check_blank(&start, &second)?;
+            if !matches!(
+                Superblock::choose(&start, &second),
+                Err(SuperblockError::NotAPool(_))
+            ) {
+                return Err(OpenError::IsAPool);
+            }
+            match drive.recognise(&start)? {
+                Foreign::Blank => {}
+                foreign => return Err(OpenError::NotBlank(foreign)),
+            }
         }
         // First nobody may take it for what it was: a crash leaves no mixture of two pools.
         for offset in SUPERBLOCK_OFFSETS {
@@ -421,16 +443,6 @@ impl<D: Device> Pool<D> {
         drop(engine);
         let engine = Rc::try_unwrap(shared).ok();
         Ok(engine.map(|engine| engine.into_inner().drive.into_device()))
-    }
-}
-
-fn check_blank(start: &[u8], second: &[u8]) -> Result<(), OpenError> {
-    match Superblock::choose(start, second) {
-        Err(SuperblockError::NotAPool(_)) => match recognise(start) {
-            Foreign::Blank => Ok(()),
-            foreign => Err(OpenError::NotBlank(foreign)),
-        },
-        _ => Err(OpenError::IsAPool),
     }
 }
 

@@ -63,9 +63,12 @@ pub(crate) fn begin(
             "the drive has a pool already: --format leaves it as it is"
         ),
         (Found::Pool(_) | Found::Nothing(_), Serve::Found | Serve::Whole) => {}
-        (Found::Nothing(foreign), Serve::Pool { force }) => {
-            if foreign != Foreign::Blank && force {
-                tracing::warn!(device, "the drive {foreign}, which is overwritten: --force");
+        (Found::Nothing(_), Serve::Pool { force }) => {
+            if force {
+                let foreign = Pool::recognise(&mut drive, wait).map_err(explain)?;
+                if foreign != Foreign::Blank {
+                    tracing::warn!(device, "the drive {foreign}, which is overwritten: --force");
+                }
             }
             format(&mut drive, force, device, wait).map_err(explain)?;
         }

@@ -16,7 +16,7 @@ use bowline_engine_spdk::{Source, Spdk, SpdkBacking, SpdkDevice, SpdkError};
 use bowline_nvme::Nanos;
 use bowline_pool::Volume;
 use bowline_pool::format::layout::SUPERBLOCK_OFFSETS;
-use bowline_pool::format::superblock::{SUPERBLOCK_BYTES, Superblock};
+use bowline_pool::format::superblock::{CopyError, SUPERBLOCK_BYTES, Superblock};
 use bowline_reactor::Reactor;
 
 use crate::config::{BackingConfig, MEMORY_BLOCK_BYTES, Serve};
@@ -107,6 +107,41 @@ pub(crate) fn pool_block_bytes(config: &BackingConfig, serve: Serve) -> Option<u
         file.read_exact_at(&mut copy, *offset).ok()?;
         Some(Superblock::decode(&copy).ok()?.layout.block_bytes)
     })
+}
+
+/// Refuses a device or a file that is a pool, or was one: hosts would overwrite it.
+pub(crate) fn refuse_pool(config: &BackingConfig) -> Result<(), Failure> {
+    let Some(path) = config.path() else {
+        return Ok(());
+    };
+    let what = || format!("{} cannot be served", path.display());
+    let file = File::open(path)
+        .map_err(|error| Failure::new(Reason::BackingUnusable, what()).cause(error.to_string()))?;
+    for offset in SUPERBLOCK_OFFSETS {
+        let mut copy = [0; SUPERBLOCK_BYTES];
+        match file.read_exact_at(&mut copy, offset) {
+            Ok(()) => {}
+            // Too short to have a copy.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+            Err(error) => {
+                let cause = format!("whether it is a pool cannot be read: {error}");
+                return Err(Failure::new(Reason::BackingUnusable, what()).cause(cause));
+            }
+        }
+        let cause = match Superblock::decode(&copy) {
+            Err(CopyError::Absent) => continue,
+            Ok(superblock) => format!(
+                "it is pool {}, which hosts would overwrite",
+                superblock.uuid
+            ),
+            Err(error) => format!("it is or was a pool, which hosts would overwrite: {error}"),
+        };
+        return Err(Failure::new(Reason::BackingUnusable, what()).cause(cause).hint(
+            "serve its volumes with `bowline dataplane --device`, give it up with `bowline pool \
+             erase`, or say that it is to be served as a whole: --raw (`raw` over the API)",
+        ));
+    }
+    Ok(())
 }
 
 impl Opened {

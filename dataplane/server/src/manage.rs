@@ -40,7 +40,7 @@ use failure::{not_attached, opening, refused, same_identity};
 /// Subsystems of one data plane at most.
 const SUBSYSTEMS_MAX: usize = 1024;
 /// Hosts allowed by name in one subsystem at most.
-pub(crate) const HOSTS_MAX: usize = 1024;
+const HOSTS_MAX: usize = 1024;
 /// Backings being opened at a time at most: each that hangs holds a thread.
 const OPENING_MAX: usize = 16;
 /// Highest namespace identifier, and so the most namespaces of a subsystem, unless told otherwise.

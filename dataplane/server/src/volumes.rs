@@ -168,6 +168,7 @@ pub(crate) async fn set_host(
         true => {
             let before = hosts.origin(host);
             hosts.allow(host, Origin::Pool);
+            new::check_host_count(&hosts.kept())?;
             before
         }
         false => Some(hosts.deny(host).ok_or_else(|| {

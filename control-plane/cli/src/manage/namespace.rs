@@ -79,6 +79,9 @@ struct AddFlags {
     /// Let other data planes that also say so serve the same path: see docs/guide/multipath.md.
     #[arg(long, requires = "path")]
     shared: bool,
+    /// Serve the path as a whole although it is, or was, a pool: hosts overwrite it.
+    #[arg(long, requires = "path")]
+    raw: bool,
 }
 
 /// What holds the data: one of these.
@@ -171,6 +174,7 @@ async fn add(client: &mut Client, flags: AddFlags) -> Result<(), CliError> {
         parent: parent(Some(&flags.nqn)),
         namespace: Some(namespace),
         request_id: request_id(),
+        raw: flags.raw,
     };
     let made = NamespaceRow::from(done(&what, client.create_namespace(request).await)?);
     output::say(&format!(

@@ -138,6 +138,7 @@ async fn subsystems_of_two_reactors_are_reached_through_either_listener() {
         parent: made.name.clone(),
         namespace: Some(namespace),
         request_id: String::new(),
+        raw: false,
     };
     client.create_namespace(create).await.unwrap();
     let allow = api::AllowHostRequest {

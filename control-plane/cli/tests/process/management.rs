@@ -63,6 +63,7 @@ fn namespace(nqn: &str, nsid: i32, kind: api::backing::Kind) -> api::CreateNames
             ..Default::default()
         }),
         request_id: String::new(),
+        raw: false,
     }
 }
 

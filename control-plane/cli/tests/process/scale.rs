@@ -215,5 +215,6 @@ fn memory(nsid: u32) -> api::CreateNamespaceRequest {
             ..Default::default()
         }),
         request_id: String::new(),
+        raw: false,
     }
 }

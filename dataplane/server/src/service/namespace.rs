@@ -35,7 +35,7 @@ pub(super) async fn create(
         let reserved = manager.reserve(nqn, new)?;
         (ticket, requests.begin(ticket), reserved)
     };
-    let opened = open(&state, &mut reserved).await;
+    let opened = open(&state, &mut reserved, request.raw).await;
     let State {
         manager, requests, ..
     } = &mut *state.lock().await;
@@ -51,7 +51,7 @@ pub(super) async fn create(
 }
 
 /// Opens what is reserved, after finding out what its path really is.
-async fn open(state: &Mutex<State>, reserved: &mut Reserved) -> Result<Opened, Failure> {
+async fn open(state: &Mutex<State>, reserved: &mut Reserved, raw: bool) -> Result<Opened, Failure> {
     if let Some(asked) = reserved.new.backing.path().map(Path::to_owned) {
         let allow = state.lock().await.manager.allow.clone();
         let real = off_thread(move || allow.resolve(&asked)).await?;
@@ -64,7 +64,15 @@ async fn open(state: &Mutex<State>, reserved: &mut Reserved) -> Result<Opened, F
         ..
     } = reserved.new.clone();
     let spdk = state.lock().await.manager.spdk.clone();
-    off_thread(move || backing::open(&backing, block_bytes, spdk.as_ref())).await
+    off_thread(move || {
+        let opened = backing::open(&backing, block_bytes, spdk.as_ref())?;
+        // Locked from here on: nobody makes a pool of it meanwhile.
+        match raw {
+            true => Ok(opened),
+            false => backing::refuse_pool(&backing).map(|()| opened),
+        }
+    })
+    .await
 }
 
 /// Devices and file servers may be slow to answer; the management thread must not wait.

@@ -6,12 +6,14 @@ use bowline_pool::format::record::{Checksums, Durability};
 use uuid::Uuid;
 
 use crate::check;
-use crate::manage::{HOSTS_MAX, limit};
+use crate::manage::limit;
 use crate::names::ANY_HOST;
 use crate::pool::AllowedHosts;
 
 /// Bytes of a display name at most, as the format has it.
 const NAME_BYTES_MAX: usize = 255;
+/// Hosts allowed by name on one volume at most: so many of the longest have room in an attribute.
+const HOSTS_MAX: usize = 256;
 /// What sizes are multiples of.
 const SIZE_UNIT_BYTES: u64 = 4096;
 
@@ -57,9 +59,7 @@ impl NewVolume {
 }
 
 pub(crate) fn check_hosts(field: &'static str, hosts: &AllowedHosts) -> Result<(), Failure> {
-    if hosts.names.len() > HOSTS_MAX {
-        return Err(limit("hosts of a subsystem", HOSTS_MAX));
-    }
+    check_host_count(hosts)?;
     for host in hosts.iter().filter(|host| *host != ANY_HOST) {
         check::check_host_nqn(host).map_err(|why| {
             let message = format!("host NQN {host:?} is not possible");
@@ -69,6 +69,14 @@ pub(crate) fn check_hosts(field: &'static str, hosts: &AllowedHosts) -> Result<(
         })?;
     }
     Ok(())
+}
+
+/// Whether the pool can keep so many.
+pub(super) fn check_host_count(hosts: &AllowedHosts) -> Result<(), Failure> {
+    match hosts.names.len() > HOSTS_MAX {
+        true => Err(limit("hosts of a volume", HOSTS_MAX)),
+        false => Ok(()),
+    }
 }
 
 pub(super) fn check_name(field: &'static str, name: &str) -> Result<(), Failure> {
@@ -101,6 +109,21 @@ pub(crate) fn check_size(field: &'static str, bytes: u64) -> Result<(), Failure>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_hosts_as_a_volume_may_have_can_be_kept() {
+        let longest = |index: usize| format!("{index:0>223}");
+        let names: std::collections::BTreeSet<_> = (0..HOSTS_MAX).map(longest).collect();
+        let mut hosts = AllowedHosts { any: true, names };
+        check_host_count(&hosts).unwrap();
+        assert!(hosts.encode().len() <= bowline_pool::format::codec::ATTRIBUTE_BYTES_MAX);
+        hosts.names.insert("one more".to_owned());
+        let refused = check_host_count(&hosts).unwrap_err();
+        assert_eq!(
+            refused.message,
+            "the limit of 256 hosts of a volume is reached"
+        );
+    }
 
     #[test]
     fn names_that_stand_for_something_else_are_refused() {

@@ -12,6 +12,9 @@ const EXIT_FAILED: u8 = 1;
 /// The command line, the environment or the configuration file is wrong.
 const EXIT_USAGE: u8 = 2;
 
+/// What was served is served again if it is started again as it was.
+const EXIT_START_AGAIN: u8 = 3;
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) struct CliError {
@@ -121,9 +124,15 @@ impl From<RunError> for CliError {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Start(error) => error.into(),
-            error => Self::failed(error.to_string())
-                .cause(error.cause())
-                .hint(error.hint()),
+            error => Self {
+                exit: match error.is_restart_enough() {
+                    true => EXIT_START_AGAIN,
+                    false => EXIT_FAILED,
+                },
+                ..Self::failed(error.to_string())
+            }
+            .cause(error.cause())
+            .hint(error.hint()),
         }
     }
 }
@@ -131,6 +140,15 @@ impl From<RunError> for CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exit_code_says_whether_starting_again_helps() {
+        let code = |error: RunError| CliError::from(error).exit;
+        assert_eq!(code(RunError::DriveBack), 3);
+        assert_eq!(code(RunError::ReactorLost { index: 0 }), 3);
+        assert_eq!(code(RunError::NotFlushed { devices: 1 }), 1);
+        assert_eq!(code(RunError::Forced), 1);
+    }
 
     #[test]
     fn server_and_verb_do_not_say_the_same_twice() {

@@ -27,7 +27,8 @@ use crate::pool::PoolCommand;
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to stdout, all else to stderr.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 start it again as it was. Results go to stdout,
+all else to stderr.
 
 See it work on this machine, without root or a device:
   bowline dev --once";

@@ -139,6 +139,9 @@ pub enum RunError {
         /// How many.
         devices: usize,
     },
+    /// The pool's drive was gone and is there again: the next start opens the pool.
+    #[error("ended because the pool's drive is there again")]
+    DriveBack,
     /// A reactor ended without being told to.
     #[error("reactor {index} ended unexpectedly")]
     ReactorLost {
@@ -151,6 +154,14 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// True if the same start may well work, and nobody has to do anything before it.
+    pub fn is_restart_enough(&self) -> bool {
+        match self {
+            Self::DriveBack | Self::ReactorLost { .. } | Self::ManagementLost => true,
+            Self::Start(_) | Self::Forced | Self::NotFlushed { .. } => false,
+        }
+    }
+
     /// Why; empty when the message says it all.
     pub fn cause(&self) -> String {
         match self {
@@ -158,6 +169,10 @@ impl RunError {
             Self::Forced => "a second signal came while it was stopping".to_owned(),
             Self::NotFlushed { .. } => {
                 "the device answered the flush with an error; the log says which".to_owned()
+            }
+            Self::DriveBack => {
+                "it was gone, and a pool whose drive was gone is used when it was opened again"
+                    .to_owned()
             }
             Self::ReactorLost { .. } | Self::ManagementLost => {
                 "an invariant was violated; the log says which".to_owned()
@@ -175,6 +190,9 @@ impl RunError {
             Self::NotFlushed { .. } => "check the device before it is used again: writes that no \
                                         host flushed itself may be lost"
                 .to_owned(),
+            Self::DriveBack => {
+                "start it again: hosts retry meanwhile, and find their volumes".to_owned()
+            }
             Self::ReactorLost { .. } | Self::ManagementLost => {
                 "start it again, and report the log".to_owned()
             }

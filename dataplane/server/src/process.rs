@@ -1,38 +1,38 @@
 //! The life of a data plane: bind, open, start, serve, stop.
 
-use std::io;
+mod api;
+mod begin;
+mod drive;
+
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneServiceServer;
-use bowline_api::dataplane::v1::pool_service_server::PoolServiceServer;
-use bowline_api::{FILE_DESCRIPTOR_SET, Failure};
+use bowline_api::Failure;
 use bowline_engine_spdk::Spdk;
-use bowline_nvmf::target::{AnaState, TargetConfig};
+use bowline_nvmf::target::TargetConfig;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
-use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
-use crate::admission::Admission;
-use crate::backing::Opened;
 use crate::catalog::Origin;
-use crate::config::{BackingConfig, Config};
+use crate::config::Config;
 use crate::error::{RunError, StartError};
 use crate::fleet::{Ended, Fleet};
-use crate::listen::{Portal, Sockets};
-use crate::manage::{Manager, NewNamespace, NewSubsystem};
-use crate::metrics;
-use crate::pool::{self, Begun, PoolAccess, PoolFacts, Surveyed, VolumeDefaults};
+use crate::listen::Sockets;
+use crate::manage::Manager;
+use crate::pool::{PoolFacts, Surveyed};
 use crate::prepare::Prepared;
 use crate::service::Management;
 use crate::signals::Signals;
-use crate::state::{Health, Keeper, Loaded, SubsystemRecord};
+use crate::state::{Health, Keeper, Loaded};
 use crate::volumes;
+
+use api::set_health;
+use begin::{begin_pool, listen, serve_pool, serve_whole, target_config, warn_where_exposed};
 
 /// Where a started data plane listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,68 +139,6 @@ async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError
     result
 }
 
-/// Opens the pool of the drive on the reactor that owns it from now on, if it has one or is to have one.
-async fn begin_pool(
-    fleet: &Fleet,
-    prepared: &mut Prepared,
-) -> Result<Option<(PoolFacts, Vec<Surveyed>)>, Failure> {
-    let opened = std::mem::replace(&mut prepared.opened, Opened::There);
-    let config = &prepared.config;
-    let (device, serve) = (prepared.backing.to_string(), config.serve);
-    let (name, is_shared) = (device.clone(), config.backing.is_shared());
-    let begun = fleet.work(POOL_REACTOR, move |served, cx, _| {
-        match pool::begin(opened, serve, (&name, is_shared), cx)? {
-            Begun::Whole(drive) => {
-                served.drive = Some(*drive);
-                Ok(None)
-            }
-            Begun::Pool(seat) => {
-                let found = (seat.pool().uuid(), pool::survey(seat.pool()));
-                served.pool = Some(*seat);
-                Ok(Some(found))
-            }
-        }
-    });
-    let Some((uuid, volumes)) = begun.await?? else {
-        return Ok(None);
-    };
-    if !prepared.of_one_disk.is_empty() {
-        tracing::warn!(
-            flags = prepared.of_one_disk.join(" "),
-            "not used: the device has a pool, and each of its volumes is a disk of its own"
-        );
-    }
-    let facts = PoolFacts {
-        uuid,
-        device,
-        reactor: POOL_REACTOR,
-        defaults: VolumeDefaults {
-            cntlids: config.cntlids,
-            controllers_max: config.controllers_max,
-            ana: config.ana.unwrap_or(AnaState::Optimized),
-            hosts: config.hosts.clone(),
-        },
-    };
-    Ok(Some((facts, volumes)))
-}
-
-/// What the protocol machines are told.
-fn target_config(config: &Config, discovery_nqn: &str) -> TargetConfig {
-    // Controller IDs start somewhere else after each start, so that a host which missed
-    // the restart does not find its old controller's number. [BASE-2.0 CNTLID]
-    let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
-    TargetConfig {
-        icd_bytes: config.limits.in_capsule_data_bytes,
-        mdts_bytes: config.limits.max_transfer_bytes,
-        io_queue_entries_max: config.limits.queue_depth,
-        connections_max: config.limits.connections_max,
-        queues_per_host_max: config.limits.queues_per_host_max,
-        discovery_nqn: Some(discovery_nqn.to_owned()),
-        seed,
-        ..TargetConfig::default()
-    }
-}
-
 /// Everything of a running data plane that lives on the management thread.
 struct DataPlane {
     management: Management,
@@ -212,6 +150,18 @@ struct DataPlane {
     signals: Signals,
     /// The counters of the first subsystem, if they are kept.
     health: Option<Health>,
+    /// The pool, if there is one.
+    pool: Option<Arc<PoolFacts>>,
+}
+
+/// Why a data plane does not go on serving.
+enum Told {
+    /// A signal came.
+    Signal,
+    /// This reactor has ended.
+    Lost(usize),
+    /// The pool's drive was gone, and is there again.
+    DriveBack,
 }
 
 impl DataPlane {
@@ -266,6 +216,7 @@ impl DataPlane {
         }
         listen(&fleet, nvme).await?;
         warn_where_exposed(&ready);
+        let pool = manager.pool().ok().map(|it| Arc::clone(&it.facts));
         let management = Management::new(manager, config.node, target);
         tokio::spawn(volumes::tell_discovery(Arc::downgrade(&management.state)));
         Ok(Self {
@@ -277,6 +228,7 @@ impl DataPlane {
             ready,
             signals,
             health,
+            pool,
         })
     }
 
@@ -301,31 +253,50 @@ impl DataPlane {
             listen = ?self.ready.listen, rpc = %self.ready.rpc, metrics = %self.ready.metrics,
             "data plane ready"
         );
+        let mut told = Told::Signal;
         // A signal that came meanwhile: nobody is told of a data plane that goes at once.
         if !self.signals.came().await {
             announce(&self.ready);
-            let ended = self.until_told().await;
-            if let Some(Ended { index, .. }) = ended {
+            told = self.until_told().await;
+            if let Told::Lost(index) = told {
                 return Err(RunError::ReactorLost { index });
             }
         }
-        let result = self.stop(&health).await;
+        let stopped = self.stop(&health).await;
         // Callers that still wait see their connection end; nothing is left to manage.
         let _nobody_listens = stop.send(true);
-        result
+        match (told, stopped) {
+            // That its end was not in order is no news then.
+            (Told::DriveBack, Ok(()) | Err(RunError::NotFlushed { .. })) => {
+                Err(RunError::DriveBack)
+            }
+            (_, stopped) => stopped,
+        }
     }
 
-    /// Keeps the counters while it serves, until a signal comes or a reactor ends.
-    async fn until_told(&mut self) -> Option<Ended> {
+    /// Keeps the counters while it serves, until there is a reason to end.
+    async fn until_told(&mut self) -> Told {
         let mut due = tokio::time::interval(SAVE_INTERVAL);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first one is due at once, and what there is was just written.
         due.tick().await;
+        let pool = self.pool.clone();
+        let drive_back = async {
+            match &pool {
+                Some(facts) => drive::drive_back(facts).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(drive_back);
         let mut saving: Option<JoinHandle<()>> = None;
         loop {
             tokio::select! {
-                ended = self.ends.recv() => return ended,
-                () = self.signals.next() => return None,
+                ended = self.ends.recv() => match ended {
+                    Some(Ended { index, .. }) => return Told::Lost(index),
+                    None => return Told::Signal,
+                },
+                () = self.signals.next() => return Told::Signal,
+                () = &mut drive_back => return Told::DriveBack,
                 _ = due.tick(), if self.health.is_some() => {}
             }
             if saving.as_ref().is_some_and(|it| !it.is_finished()) {
@@ -394,154 +365,6 @@ impl DataPlane {
             result = drained => result,
         }
     }
-
-    fn serve_rpc(&self, mut stopped: watch::Receiver<bool>) -> io::Result<HealthReporter> {
-        let (reporter, health) = tonic_health::server::health_reporter();
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .map_err(io::Error::other)?;
-        let server = Server::builder()
-            .max_concurrent_streams(STREAMS_MAX)
-            .add_service(health)
-            .add_service(reflection)
-            .add_service(DataPlaneServiceServer::new(self.management.clone()))
-            .add_service(PoolServiceServer::new(self.management.clone()));
-        let incoming = Admission::new(to_tokio(&self.rpc)?, "management API", CALLERS_MAX);
-        let ready = reporter.clone();
-        tokio::spawn(async move {
-            set_health(&ready, true).await;
-            let until = async move {
-                let _sender_gone = stopped.wait_for(|stopped| *stopped).await;
-            };
-            if let Err(error) = server.serve_with_incoming_shutdown(incoming, until).await {
-                tracing::error!(%error, "management API ended");
-            }
-        });
-        Ok(reporter)
-    }
-
-    fn serve_metrics(&self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let listener = Admission::new(to_tokio(&self.metrics)?, "metrics", SCRAPERS_MAX);
-        let router = metrics::router(self.management.clone());
-        tokio::spawn(async move {
-            let until = async move {
-                let _sender_gone = stopped.wait_for(|stopped| *stopped).await;
-            };
-            let served = axum::serve(listener, router)
-                .with_graceful_shutdown(until)
-                .await;
-            if let Err(error) = served {
-                tracing::error!(%error, "metrics ended");
-            }
-        });
-        Ok(())
-    }
-}
-
-/// Every volume of the pool, as a subsystem of its own.
-async fn serve_pool(
-    manager: &mut Manager,
-    facts: PoolFacts,
-    found: Vec<Surveyed>,
-) -> Result<(), Failure> {
-    let access = PoolAccess::new(Arc::clone(&manager.fleet), facts);
-    let facts = Arc::clone(&access.facts);
-    volumes::serve_pool(manager, access, found).await?;
-    tracing::info!(
-        pool = %facts.uuid, device = %facts.device, volumes = manager.catalog.volumes.len(),
-        hosts = ?facts.defaults.hosts, "pool serves"
-    );
-    Ok(())
-}
-
-/// The subsystem that the flags ask for, with the whole device as namespace 1; and its counters, if
-/// they are kept.
-async fn serve_whole(
-    manager: &mut Manager,
-    config: &Config,
-    nqn: &str,
-    backing: BackingConfig,
-    keeper: Option<Keeper>,
-    record: Option<SubsystemRecord>,
-) -> Result<Option<Health>, Failure> {
-    let before = record.as_ref().map(SubsystemRecord::health_before);
-    let subsystem = NewSubsystem {
-        nqn: nqn.to_owned(),
-        serial: config.serial.clone(),
-        cntlids: config.cntlids,
-        controllers_max: config.controllers_max,
-        namespaces_max: config.namespaces_max,
-        ana: config.ana,
-        health: before.unwrap_or_default(),
-    };
-    manager.create_subsystem(subsystem, Origin::Start).await?;
-    let device = NewNamespace {
-        nsid: Some(FIRST_NSID),
-        backing,
-        block_bytes: config.block_bytes,
-        uuid: config.uuid,
-        nguid: config.nguid,
-        ana_group: None,
-    };
-    manager
-        .attach_namespace(nqn, device, Opened::There, Origin::Start)
-        .await?;
-    for host in &config.hosts {
-        manager.allow_host(nqn, host, Origin::Start).await?;
-    }
-    if config.hosts.is_empty() {
-        tracing::warn!(
-            subsystem_nqn = %nqn,
-            "no host may connect: allow one with --host or `bowline host allow`"
-        );
-    }
-    tracing::info!(
-        subsystem_nqn = %nqn, device = %config.backing, hosts = ?config.hosts, "subsystem serves"
-    );
-    match keeper {
-        Some(keeper) => begin_health(keeper, manager, nqn, record).await.map(Some),
-        None => Ok(None),
-    }
-}
-
-/// Gives every listener to a reactor; from here on hosts come.
-async fn listen(fleet: &Fleet, nvme: Vec<(Portal, TcpListener)>) -> Result<(), StartError> {
-    for (index, (portal, listener)) in nvme.into_iter().enumerate() {
-        let owner = index % fleet.members.len();
-        let listened = fleet
-            .call(owner, move |service, cx, _| {
-                service.listen(cx, listener, portal.id)
-            })
-            .await
-            .map_err(StartError::Backing)?;
-        listened.map_err(|source| StartError::Reactor {
-            index: owner,
-            source,
-        })?;
-    }
-    Ok(())
-}
-
-/// Writes down that the first subsystem is served from now on.
-async fn begin_health(
-    keeper: Keeper,
-    manager: &Manager,
-    nqn: &str,
-    record: Option<SubsystemRecord>,
-) -> Result<Health, Failure> {
-    let (subsystem, namespace) = manager.namespace(nqn, FIRST_NSID)?;
-    let record = SubsystemRecord {
-        nqn: nqn.to_owned(),
-        serial: subsystem.serial,
-        uuid: namespace.uuid,
-        nguid: namespace.nguid,
-        ..record.unwrap_or_default()
-    };
-    let health = Health::new(keeper, record.begun(), subsystem.reactor);
-    health.save().await?;
-    Ok(health)
 }
 
 fn tell(what: &'static str, outcome: Result<(), Failure>) {
@@ -555,48 +378,3 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long the --state folder may take to be told of a regular end.
 const END_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Connections to the management API, and to the metrics; more are closed.
-const CALLERS_MAX: usize = 256;
-const SCRAPERS_MAX: usize = 64;
-
-/// Calls of one client at a time; more wait.
-const STREAMS_MAX: u32 = 64;
-
-/// The reactor that owns the drive which the data plane is started with.
-const POOL_REACTOR: usize = 0;
-
-/// The whole device is this namespace of the first subsystem.
-const FIRST_NSID: u32 = 1;
-
-/// Nothing authenticates yet, so leaving the loopback address deserves a word.
-fn warn_where_exposed(ready: &Ready) {
-    for address in &ready.listen {
-        if !address.ip().is_loopback() {
-            tracing::warn!(%address, "hosts on this network are told apart by their NQN alone");
-        }
-    }
-    if !ready.rpc.ip().is_loopback() {
-        tracing::warn!(address = %ready.rpc, "anybody on this network may manage this data plane");
-    }
-}
-
-async fn set_health(reporter: &HealthReporter, serving: bool) {
-    let status = match serving {
-        true => tonic_health::ServingStatus::Serving,
-        false => tonic_health::ServingStatus::NotServing,
-    };
-    // The empty name stands for the whole server.
-    reporter.set_service_status("", status).await;
-    let services = [
-        <DataPlaneServiceServer<Management> as tonic::server::NamedService>::NAME,
-        <PoolServiceServer<Management> as tonic::server::NamedService>::NAME,
-    ];
-    for service in services {
-        reporter.set_service_status(service, status).await;
-    }
-}
-
-fn to_tokio(listener: &TcpListener) -> io::Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::from_std(listener.try_clone()?)
-}

@@ -140,7 +140,7 @@ pub(crate) fn pool(facts: &PoolFacts, now: PoolNow, volumes: &Volumes) -> api::P
     let state = match now.health {
         PoolHealth::Active => api::PoolState::Active,
         PoolHealth::JournalFailed => api::PoolState::JournalFailed,
-        PoolHealth::DriveGone => api::PoolState::DriveGone,
+        PoolHealth::DriveGone | PoolHealth::DriveBack => api::PoolState::DriveGone,
     };
     let snapshots = volumes.iter().map(|(_, it)| it.info.snapshots.len());
     api::Pool {

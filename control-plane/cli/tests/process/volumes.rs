@@ -7,8 +7,13 @@ use std::path::Path;
 use bowline_nvme::Status;
 use bowline_nvme::reservation::Register;
 use bowline_tcp::host::HostError;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::{DataPlane, bowline, finish, run};
 use crate::host::{HOST, Host};
@@ -151,6 +156,12 @@ fn what_a_drive_holds_is_not_overwritten_by_a_start() {
     assert!(why.contains("--format --force destroys"), "{why}");
     // As a whole it is served as ever.
     assert_eq!(drive.start(&[]).stop().code(), Some(0));
+
+    // Nor is what is at its end alone.
+    write(0, &[0; 4]);
+    write(DRIVE_BYTES - 512, b"EFI PART");
+    let why = drive.refused(&["--format"]);
+    assert!(why.contains("holds the backup of a GUID"), "{why}");
 
     let plane = drive.start(&["--format", "--force"]);
     verb(&plane, &["volume", "create", "db", "--size", "64MiB"]);
@@ -564,4 +575,73 @@ fn subsystem_of_a_volume_is_changed_by_way_of_the_volume_alone() {
     verb(&plane, &["subsystem", "create", OTHER]);
     verb(&plane, &["namespace", "add", OTHER, "--memory", "1MiB"]);
     assert_eq!(plane.stop().code(), Some(0));
+}
+
+#[test]
+fn a_drive_with_a_pool_is_no_namespace_unless_that_is_said() {
+    const NQN: &str = "nqn.2026-11.io.bowline:test:raw";
+    let drive = Drive::new();
+    assert_eq!(drive.start(&["--format"]).stop().code(), Some(0));
+    let before = std::fs::read(drive.path()).unwrap();
+    let folder = drive.folder.path().display().to_string();
+    let flags = ["--memory", "16MiB", "--nqn", NQN, "--allow-path", &folder];
+    let plane = DataPlane::start(&flags);
+    let path = drive.path();
+    let add = ["namespace", "add", NQN, "--path", &path];
+    let why = refused(&plane, &add);
+    assert!(why.contains("it is pool "), "{why}");
+    assert!(why.contains("--raw"), "{why}");
+    // Whatever is left of one.
+    let file = File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &before[4096..8192], 0).unwrap();
+    let why = refused(&plane, &add);
+    assert!(why.contains("it is pool "), "{why}");
+    verb(&plane, &[&add[..], &["--raw"]].concat());
+}
+
+/// A data plane in which writing beyond a limit of the size of files is an error, and not the end.
+fn start_without_sigxfsz(arguments: &[&str]) -> DataPlane {
+    let ports = ["--listen", "--rpc", "--metrics"].map(|flag| [flag, "127.0.0.1:0"]);
+    let direct = bowline(&[&["dataplane"], ports.as_flattened(), arguments].concat());
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]);
+    command.arg(direct.get_program()).args(direct.get_args());
+    command.stderr(std::process::Stdio::null());
+    DataPlane::spawn(command)
+}
+
+#[tokio::test]
+async fn a_pool_that_refuses_changes_is_not_ready_and_lives() {
+    let drive = Drive::new();
+    let path = drive.path();
+    let plane = start_without_sigxfsz(&["--device", &path, "--format"]);
+    verb(&plane, &["volume", "create", "db", "--size", "64MiB"]);
+    let channel = Channel::from_shared(format!("http://{}", plane.ready.rpc)).unwrap();
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    let request = |service: &str| HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    let watched = health.watch(request("readiness")).await.unwrap();
+    let mut watched = watched.into_inner();
+    let first = watched.message().await.unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::Serving);
+
+    let pid = Pid::from_raw(i32::try_from(plane.ready.pid).unwrap());
+    let nothing = Rlimit {
+        current: Some(0),
+        maximum: None,
+    };
+    prlimit(pid, Resource::Fsize, nothing).unwrap();
+    let why = refused(&plane, &["volume", "create", "log", "--size", "8MiB"]);
+    assert!(why.contains("journal"), "{why}");
+    let next = watched.message().await.unwrap().unwrap();
+    assert_eq!(next.status(), ServingStatus::NotServing);
+    // A restart may make it worse: what is served now would not be.
+    let lives = health.check(request("")).await.unwrap().into_inner();
+    assert_eq!(lives.status(), ServingStatus::Serving);
+    let pool = verb(&plane, &["pool", "show", "-o", "json"]);
+    let pool: Value = serde_json::from_str(&pool).unwrap();
+    assert_eq!(pool["items"][0]["state"], "journal failed");
+    let scraped = plane.scrape();
+    assert!(scraped.contains("state=\"journal-failed\"} 1"), "{scraped}");
 }

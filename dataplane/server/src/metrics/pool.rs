@@ -54,7 +54,7 @@ impl PoolScrape {
         let state = match self.now.health {
             PoolHealth::Active => "active",
             PoolHealth::JournalFailed => "journal-failed",
-            PoolHealth::DriveGone => "drive-gone",
+            PoolHealth::DriveGone | PoolHealth::DriveBack => "drive-gone",
         };
         gauge(encoder, "bowline_pool_info", help)?
             .encode_family(&[("pool", self.uuid.as_str()), ("state", state)])?

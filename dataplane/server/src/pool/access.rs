@@ -1,5 +1,6 @@
 //! The way to the pool for who is not on its reactor.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bowline_api::{Failure, Reason};
@@ -9,6 +10,7 @@ use bowline_pool::{
     ChecksumCounts, Operation, Outcome, Pool, PoolError, ScrubOptions, ScrubReport, Usage,
     VolumeInfo,
 };
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{Ending, PoolHealth, explain_operation, withdraw};
@@ -21,8 +23,12 @@ pub(crate) struct PoolFacts {
     pub(crate) uuid: Uuid,
     /// As it was given at start.
     pub(crate) device: String,
+    /// The same, where it is a path: what is behind it may change.
+    pub(crate) path: Option<PathBuf>,
     /// The reactor that owns it and all its volumes.
     pub(crate) reactor: usize,
+    /// Whether it works.
+    pub(crate) health: watch::Receiver<PoolHealth>,
     /// What the flags at start say of every volume's subsystem.
     pub(crate) defaults: VolumeDefaults,
 }

@@ -6,7 +6,7 @@ use bowline_nvme::Nanos;
 use bowline_nvmf::target::StoreId;
 use bowline_pool::{Operation, Outcome, Pool, PoolError, PoolEvent};
 use bowline_reactor::Reactor;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::{Stores, attribute};
 use crate::drive::{Drive, Patience};
@@ -16,17 +16,38 @@ use crate::fleet::Service;
 pub(crate) struct PoolSeat {
     pool: Pool<Drive>,
     patience: Patience,
-    health: PoolHealth,
+    health: watch::Sender<PoolHealth>,
     waiting: HashMap<Operation, Waiter>,
 }
 
-/// Whether the pool works.
+/// Whether the pool works. It gets better only when it is opened again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum PoolHealth {
     #[default]
     Active,
     JournalFailed,
     DriveGone,
+    /// The drive was gone, and is there again: the pool is not, until it is opened again.
+    DriveBack,
+}
+
+impl PoolHealth {
+    fn after(self, event: PoolEvent) -> Self {
+        match (event, self) {
+            (PoolEvent::Vanished, _) => Self::DriveGone,
+            (PoolEvent::Returned, _) => Self::DriveBack,
+            (PoolEvent::JournalFailed(_), Self::Active) => Self::JournalFailed,
+            // The journal of a drive that is gone fails too.
+            (PoolEvent::JournalFailed(_), worse) => worse,
+            (
+                PoolEvent::Used(_)
+                | PoolEvent::Mismatch(_)
+                | PoolEvent::ChecksumsLost
+                | PoolEvent::ScrubDone,
+                same,
+            ) => same,
+        }
+    }
 }
 
 /// Who wants to know how an operation ended.
@@ -43,7 +64,7 @@ impl PoolSeat {
         Self {
             pool,
             patience,
-            health: PoolHealth::default(),
+            health: watch::Sender::default(),
             waiting: HashMap::new(),
         }
     }
@@ -57,7 +78,12 @@ impl PoolSeat {
     }
 
     pub(crate) fn health(&self) -> PoolHealth {
-        self.health
+        *self.health.borrow()
+    }
+
+    /// To be told when that changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<PoolHealth> {
+        self.health.subscribe()
     }
 
     /// Starts an operation; it goes on with the next turn.
@@ -104,18 +130,12 @@ impl PoolSeat {
         }
         while let Some(event) = self.pool.poll_event() {
             tell(event);
-            match event {
-                PoolEvent::Vanished => self.health = PoolHealth::DriveGone,
-                // The journal of a drive that is gone fails too.
-                PoolEvent::JournalFailed(_) if self.health == PoolHealth::DriveGone => {}
-                PoolEvent::JournalFailed(_) => self.health = PoolHealth::JournalFailed,
-                PoolEvent::Used(_) => service.target().spare_changed(now),
-                // Its volumes stay gone until the data plane is started again.
-                PoolEvent::Returned
-                | PoolEvent::Mismatch(_)
-                | PoolEvent::ChecksumsLost
-                | PoolEvent::ScrubDone => {}
+            if let PoolEvent::Used(_) = event {
+                service.target().spare_changed(now);
             }
+            let health = self.health().after(event);
+            self.health
+                .send_if_modified(|now| std::mem::replace(now, health) != health);
             // Volumes have nothing of their own that would have them looked at.
             service.look_at_devices();
         }
@@ -159,11 +179,34 @@ fn tell(event: PoolEvent) {
         // The pool has told what it found.
         PoolEvent::ScrubDone => {}
         PoolEvent::Used(0) => tracing::info!("the pool has room again"),
-        PoolEvent::Returned => tracing::warn!(
-            "the pool's drive is there again; its volumes are when the data plane is started again"
-        ),
+        PoolEvent::Returned => tracing::warn!("the pool's drive is there again"),
         PoolEvent::Used(percent) => {
             tracing::warn!(percent, "more than so much of the pool is in use");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bowline_block::IoError;
+
+    use super::*;
+
+    #[test]
+    fn a_pool_gets_worse_until_it_is_opened_again() {
+        let after = |events: &[PoolEvent]| {
+            let all = events.iter().copied();
+            all.fold(PoolHealth::default(), PoolHealth::after)
+        };
+        let failed = PoolEvent::JournalFailed(IoError::MediaWrite);
+        assert_eq!(after(&[PoolEvent::Used(95)]), PoolHealth::Active);
+        assert_eq!(
+            after(&[failed, PoolEvent::Used(0)]),
+            PoolHealth::JournalFailed
+        );
+        assert_eq!(after(&[failed, PoolEvent::Vanished]), PoolHealth::DriveGone);
+        assert_eq!(after(&[PoolEvent::Vanished, failed]), PoolHealth::DriveGone);
+        let back = [PoolEvent::Vanished, PoolEvent::Returned, failed];
+        assert_eq!(after(&back), PoolHealth::DriveBack);
     }
 }

@@ -1,4 +1,12 @@
+use std::path::Path;
+
+use bowline_nvmf::target::SubsystemConfig;
+
+use super::namespace::OPENING_MAX;
 use super::*;
+use crate::catalog::{Access, Origin};
+use crate::config::BackingConfig;
+use crate::names::ANY_HOST;
 
 const NQN: &str = "nqn.2026-11.io.bowline:test:first";
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::volume::Volume;
 
 /// Where a volume is in the tables: finds it without a search, for as long as it exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot {
     pub(super) index: u32,
     pub(super) number: u32,

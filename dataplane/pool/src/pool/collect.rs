@@ -1,7 +1,7 @@
 //! The collector at work, one step at a time: what no snapshot and no clone needs any more is given up, and a volume
 //! that would have to be looked up in too many places is brought together.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use bowline_block::{Completion, Device, Op, Segments};
@@ -53,7 +53,7 @@ struct Copying {
 pub(super) struct Collecting {
     collector: Collector,
     /// Extents whose chain has become too deep.
-    deep: HashSet<Key>,
+    deep: BTreeSet<Key>,
     doing: Option<Doing>,
     /// While there are requests and room is not short, the next step is not before this.
     not_before: Nanos,
@@ -114,7 +114,7 @@ impl<D: Device> Engine<D> {
     }
 
     fn collect(&mut self) -> bool {
-        let deep = self.collecting.deep.iter().next().copied();
+        let deep = self.collecting.deep.first().copied();
         if let Some(key) = deep
             && self.start_fill(key)
         {

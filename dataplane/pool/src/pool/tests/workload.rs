@@ -260,7 +260,7 @@ impl Timeline<'_> {
             Durability::Device
         };
         let checksums = [Checksums::Off, Checksums::Scrub, Checksums::Verify];
-        let checksums = checksums[self.random.index(1)];
+        let checksums = checksums[self.random.index(3)];
         let provisioning = if self.random.once_in(6) {
             Provisioning::Thick
         } else {

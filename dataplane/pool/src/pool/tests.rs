@@ -19,5 +19,6 @@ mod sizes;
 mod space;
 mod timeline;
 mod volumes;
+mod waits;
 mod workload;
 mod world;

@@ -14,7 +14,7 @@ use crate::pool::drive::Access;
 use crate::pool::engine::Engine;
 use crate::pool::piece::Stage;
 use crate::pool::shape::CHUNK_BYTES;
-use crate::pool::view::Key;
+use crate::pool::view::{Key, Own};
 use crate::pool::work::Fresh;
 
 /// A write under way.
@@ -149,6 +149,8 @@ impl<D: Device> Engine<D> {
                 .and_then(|work| self.works.get(work))
                 .is_some_and(|work| work.fresh == Fresh::Pending);
             let need = match stage {
+                // Beside chunks that its version lacks it may write to some that are there.
+                Stage::Data if self.shows_any(key, physical, (start, len)) => Need::Overwrite,
                 Stage::Data | Stage::Blank => Need::New,
                 Stage::Fresh if is_pending => Need::New,
                 _ => Need::Overwrite,
@@ -185,6 +187,16 @@ impl<D: Device> Engine<D> {
             }
         }
         self.submit_for(index, stage, access);
+    }
+
+    /// Whether the volume reads any of these bytes where they are.
+    fn shows_any(&self, key: Key, physical: u32, (start, len): (u32, u32)) -> bool {
+        match self.own(key) {
+            Own::Whole(own) => own == physical,
+            Own::Part(own) if own == physical => (self.shape.chunks(start, len))
+                .any(|chunk| self.state.has_chunks(physical, chunk..chunk + 1)),
+            Own::Part(_) | Own::None => false,
+        }
     }
 
     /// Whether it is a part of a chunk whose checksum is known: then the rest is read first, so that it is known afterwards

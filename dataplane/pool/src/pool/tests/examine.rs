@@ -66,14 +66,15 @@ pub(super) fn examine(
     }
     let drive = LogDevice::new(medium.clone(), &plan.calm());
     let ticks = Ticks::new();
-    let pool = Pool::open(drive.clone(), &mut || ticks.next())
+    let mut pool = Pool::open(drive.clone(), &mut || ticks.next())
         .map_err(|error| format!("the pool is not opened: {error}"))?;
     let wrong = pool.check();
     if !wrong.is_empty() {
         return Err(format!("check: {wrong:?}"));
     }
     clean_is_zero(&pool, medium)?;
-    let seen = look(&pool, buffers, &ticks)?;
+    let seen =
+        look(&pool, buffers, &ticks).map_err(|why| format!("{why}, {:?}", pool.poll_event()))?;
     oracle.judge(&seen)
 }
 

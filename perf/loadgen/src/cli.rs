@@ -99,7 +99,8 @@ struct LoadFlags {
     /// Of a hundred commands of a mixed workload, this many are reads [default: 70]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     read_percent: Option<u8>,
-    /// Where: sequential, random, zipf, or zipf:EXPONENT
+    /// Where: sequential, random, zipf, zipf:EXPONENT, or every:BLOCKS, the first block of each
+    /// group of so many, in scattered order, then the second of each
     #[arg(long, default_value = "random")]
     pattern: Pattern,
     /// Bytes of one command
@@ -161,6 +162,7 @@ enum WorkloadFlag {
     Read,
     Write,
     Mixed,
+    Deallocate,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -282,6 +284,7 @@ impl LoadFlags {
             },
             (WorkloadFlag::Read, None) => Workload::Read,
             (WorkloadFlag::Write, None) => Workload::Write,
+            (WorkloadFlag::Deallocate, None) => Workload::Deallocate,
             (_, Some(_)) => {
                 return Err(
                     PerfError::usage("--read-percent given without a mixed workload")

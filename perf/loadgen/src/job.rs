@@ -31,6 +31,8 @@ pub enum Workload {
         /// Of a hundred commands, this many are reads.
         read_percent: u8,
     },
+    /// Deallocations (Dataset Management), each of one range.
+    Deallocate,
 }
 
 impl Workload {
@@ -41,6 +43,7 @@ impl Workload {
             Self::Read => "read",
             Self::Write => "write",
             Self::Mixed { .. } => "mixed",
+            Self::Deallocate => "deallocate",
         }
     }
 
@@ -49,7 +52,7 @@ impl Workload {
     pub const fn read_percent(self) -> u8 {
         match self {
             Self::Read => 100,
-            Self::Write => 0,
+            Self::Write | Self::Deallocate => 0,
             Self::Mixed { read_percent } => read_percent,
         }
     }
@@ -172,7 +175,7 @@ impl Default for Load {
 impl Load {
     /// Whether there are commands that read.
     pub(crate) fn reads(&self) -> bool {
-        self.verify || self.workload != Workload::Write
+        self.verify || matches!(self.workload, Workload::Read | Workload::Mixed { .. })
     }
 
     /// Whether there are commands that write.
@@ -185,6 +188,7 @@ impl Load {
     pub fn write_payload(&self) -> Option<Payload> {
         match (self.writes(), self.verify) {
             (false, _) => None,
+            _ if self.workload == Workload::Deallocate => None,
             (true, true) => Some(Payload::Own),
             (true, false) => Some(Payload::Shared),
         }
@@ -254,6 +258,13 @@ impl Load {
                         .hint("give --duration with --rate, or leave --rate out")
                 },
             );
+        }
+        if self.verify && self.workload == Workload::Deallocate {
+            return refuse("--verify given with deallocations".to_owned()).map_err(|error| {
+                error
+                    .cause("what is deallocated holds nothing to verify")
+                    .hint("leave --verify out")
+            });
         }
         if let Some(span) = self.span_bytes
             && span < u64::from(self.block_bytes)

@@ -61,6 +61,8 @@ pub(crate) struct Plan {
     pub(crate) nsid: NamespaceId,
     pub(crate) unit_blocks: u32,
     pub(crate) read_percent: u8,
+    /// What modifies deallocates, and has no data.
+    pub(crate) deallocates: bool,
     pub(crate) addresses: Addresses,
     /// Chooses between read and write.
     pub(crate) mix: Random,
@@ -379,6 +381,8 @@ impl Load {
         let (plan, slot) = (&mut self.plan, &mut self.slots[index as usize]);
         let (op, mut data) = if slot.is_read {
             (HostOp::Read, slot.read.take())
+        } else if plan.deallocates {
+            (HostOp::Deallocate, Segments::new())
         } else {
             (HostOp::Write { fua: false }, slot.write.take())
         };

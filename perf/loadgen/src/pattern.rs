@@ -20,6 +20,12 @@ pub enum Pattern {
         /// Above 0, at most 10.
         exponent: f64,
     },
+    /// The first unit of each group of so many, in scattered order, none twice; then the second of
+    /// each, and so on: every unit once before any is repeated.
+    Every {
+        /// Units of a group, above 0.
+        units: u64,
+    },
 }
 
 impl FromStr for Pattern {
@@ -38,8 +44,15 @@ impl FromStr for Pattern {
                     "{exponent:?} is no exponent; write a number above 0 and up to 10, such as zipf:1.1"
                 )),
             },
+            Some(("every", units)) => match units.parse() {
+                Ok(units) if units > 0 => Ok(Self::Every { units }),
+                _ => Err(format!(
+                    "{units:?} is no number of blocks; write one above 0, such as every:256"
+                )),
+            },
             _ => Err(format!(
-                "{text:?} is no pattern; choose sequential, random, zipf or zipf:EXPONENT"
+                "{text:?} is no pattern; choose sequential, random, zipf, zipf:EXPONENT or \
+                 every:BLOCKS"
             )),
         }
     }
@@ -51,6 +64,7 @@ impl fmt::Display for Pattern {
             Self::Sequential => f.write_str("sequential"),
             Self::Random => f.write_str("random"),
             Self::Zipf { exponent } => write!(f, "zipf:{exponent}"),
+            Self::Every { units } => write!(f, "every:{units}"),
         }
     }
 }
@@ -68,6 +82,39 @@ enum Kind {
     Sequential { next: u64 },
     Random,
     Zipf { zipf: Zipf, stride: u64 },
+    Every(Every),
+}
+
+/// How far it is.
+#[derive(Debug, Clone)]
+struct Every {
+    /// Units of a group; the last group may have fewer.
+    group: u64,
+    groups: u64,
+    stride: u64,
+    /// Of the next group.
+    rank: u64,
+    /// Groups that have their turn in this round yet.
+    left: u64,
+    /// Where in its group a unit is, in this round.
+    place: u64,
+}
+
+impl Every {
+    fn next(&mut self, units: u64) -> u64 {
+        loop {
+            let unit = scatter(self.rank, self.stride, self.groups) * self.group + self.place;
+            self.rank = (self.rank + 1) % self.groups;
+            self.left -= 1;
+            if self.left == 0 {
+                self.left = self.groups;
+                self.place = (self.place + 1) % self.group;
+            }
+            if unit < units {
+                return unit;
+            }
+        }
+    }
 }
 
 impl Addresses {
@@ -75,6 +122,7 @@ impl Addresses {
     #[must_use]
     pub fn new(pattern: Pattern, units: u64, seed: u64) -> Self {
         let units = units.max(1);
+        let mut random = Random::new(seed);
         let kind = match pattern {
             Pattern::Sequential => Kind::Sequential { next: 0 },
             Pattern::Random => Kind::Random,
@@ -82,11 +130,23 @@ impl Addresses {
                 zipf: Zipf::new(units, exponent),
                 stride: stride(units),
             },
+            Pattern::Every { units: group } => {
+                let group = group.clamp(1, units);
+                let groups = units.div_ceil(group);
+                Kind::Every(Every {
+                    group,
+                    groups,
+                    stride: stride(groups),
+                    rank: random.below(groups),
+                    left: groups,
+                    place: 0,
+                })
+            }
         };
         Self {
             kind,
             units,
-            random: Random::new(seed),
+            random,
         }
     }
 
@@ -103,6 +163,7 @@ impl Addresses {
                 let rank = zipf.next(&mut self.random);
                 scatter(rank, *stride, self.units)
             }
+            Kind::Every(every) => every.next(self.units),
         }
     }
 }
@@ -289,13 +350,37 @@ mod tests {
     }
 
     #[test]
+    fn every_group_has_its_turn_before_any_has_a_second_one() {
+        let rounds = |units: u64, group: u64, seed: u64, count: usize| {
+            let all = take(Pattern::Every { units: group }, units, seed, count * 4);
+            let rounds = all.chunks(count).map(|round| {
+                let mut sorted = round.to_vec();
+                sorted.sort_unstable();
+                sorted
+            });
+            rounds.collect::<Vec<_>>()
+        };
+        for seed in 0..4 {
+            let firsts = [[0, 8, 16, 24], [1, 9, 17, 25], [2, 10, 18, 26]];
+            assert_eq!(rounds(32, 8, seed, 4)[..3], firsts);
+            let all: Vec<u64> = (0..100).collect();
+            assert_eq!(rounds(100, 1, seed, 100), vec![all; 4]);
+            // The last group has one unit.
+            assert_eq!(rounds(5, 2, seed, 5)[0], [0, 1, 2, 3, 4]);
+        }
+        assert_eq!(rounds(1, 9, 0, 1), [[0]; 4]);
+        let pattern = Pattern::Every { units: 8 };
+        assert_ne!(take(pattern, 8000, 1, 9), take(pattern, 8000, 2, 9));
+    }
+
+    #[test]
     fn patterns_are_read_as_they_are_printed() {
-        for text in ["sequential", "random", "zipf:0.5", "zipf:1.1"] {
+        for text in ["sequential", "random", "zipf:0.5", "zipf:1.1", "every:256"] {
             assert_eq!(text.parse::<Pattern>().unwrap().to_string(), text);
         }
         assert_eq!("zipf".parse::<Pattern>().unwrap().to_string(), "zipf:1.1");
         for text in [
-            "", "zipf:0", "zipf:-1", "zipf:nan", "zipf:11", "zipf:", "gauss",
+            "", "zipf:0", "zipf:-1", "zipf:nan", "zipf:11", "zipf:", "every:0", "every:", "gauss",
         ] {
             assert!(text.parse::<Pattern>().is_err(), "{text}");
         }

@@ -105,7 +105,7 @@ pub struct Report {
     pub commands: u64,
     /// Of these, reads.
     pub reads: u64,
-    /// Of these, writes.
+    /// Of these, writes or deallocations.
     pub writes: u64,
     /// Commands per second.
     pub iops: f64,

@@ -117,10 +117,19 @@ fn reactor_config(job: &Job) -> Config {
         Some(Payload::Shared) => 1,
         None => 0,
     };
-    let classes = vec![ClassConfig {
-        bytes: block_bytes.next_multiple_of(4096),
-        count: reads + writes,
-    }];
+    let class = if load.workload == Workload::Deallocate {
+        // What a command carries is its list of ranges; one more may still be on its way out.
+        ClassConfig {
+            bytes: 4096,
+            count: 2 * outstanding,
+        }
+    } else {
+        ClassConfig {
+            bytes: block_bytes.next_multiple_of(4096),
+            count: reads + writes,
+        }
+    };
+    let classes = vec![class];
     Config {
         io: job.io,
         poll: match load.poll {
@@ -345,6 +354,7 @@ fn plan(job: &Job, setting: &Setting) -> Plan {
         nsid: job.namespace,
         unit_blocks: setting.unit_blocks,
         read_percent: load.workload.read_percent(),
+        deallocates: load.workload == Workload::Deallocate,
         addresses: Addresses::new(load.pattern, setting.units, seed(1)),
         mix: Random::new(seed(2)),
         ledger: load.verify.then(|| {

@@ -38,6 +38,7 @@ fn closed_loop_counts_what_completed_on_either_engine() {
             Workload::Read,
             Workload::Write,
             Workload::Mixed { read_percent: 50 },
+            Workload::Deallocate,
         ] {
             let load = Load {
                 workload,
@@ -56,7 +57,8 @@ fn closed_loop_counts_what_completed_on_either_engine() {
             assert_eq!(report.reads > 0, workload.read_percent() > 0);
             assert_eq!(report.writes > 0, workload.read_percent() < 100);
             assert!(report.client_cpu_seconds > 0.0 && report.client_system_calls > 0);
-            let payload = (workload != Workload::Read).then_some("shared");
+            let has_payload = !matches!(workload, Workload::Read | Workload::Deallocate);
+            let payload = has_payload.then_some("shared");
             assert_eq!(report.write_payload, payload);
         }
     }

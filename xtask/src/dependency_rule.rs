@@ -100,13 +100,16 @@ const EDGES: &[(&str, &[&str])] = &[
             "bowline-tcp",
         ],
     ),
-    // A user of the product from outside; of the inside it takes our own host, to have hosts that
-    // are connected and do nothing.
+    // A user of the product from outside, over its management API too; of the inside it takes our
+    // own host, to have hosts that are connected and do nothing, and the format of pools, to make one
+    // that would take hours to fill.
     (
         "bowline-compare",
         &[
+            "bowline-api",
             "bowline-nvme",
             "bowline-nvmf",
+            "bowline-pool",
             "bowline-reactor",
             "bowline-tcp",
         ],

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cell::{Cell, KIB, Workload};
+use crate::cell::{Cell, KIB, Pattern, Workload};
 use crate::summary;
 use crate::target::{Contender, Target};
 
@@ -34,8 +34,11 @@ pub(crate) struct Demand {
     pub(crate) block_bytes: u32,
     pub(crate) queue_depth: u32,
     pub(crate) digests: bool,
-    /// One block after the other, else wherever.
-    pub(crate) sequential: bool,
+    pub(crate) pattern: Pattern,
+    /// So many commands, however long they take, instead of the time.
+    pub(crate) commands: Option<u64>,
+    /// Decides where it begins and what comes next.
+    pub(crate) seed: u64,
     /// Open loop at this many commands a second, else closed loop.
     pub(crate) rate: Option<u32>,
     pub(crate) warm_up: Duration,
@@ -52,7 +55,9 @@ impl Demand {
             block_bytes: cell.block_bytes,
             queue_depth: cell.queue_depth,
             digests: cell.digests,
-            sequential: false,
+            pattern: cell.pattern(),
+            commands: None,
+            seed: 1,
             rate: None,
             warm_up: Duration::ZERO,
             duration: Duration::ZERO,
@@ -94,6 +99,11 @@ impl Client {
             | Contender::Polling(_)
             | Contender::Spdk(_) => self,
         }
+    }
+
+    /// Whether it knows the commands and places of a cell.
+    pub(crate) fn knows(&self, cell: &Cell) -> bool {
+        matches!(self, Self::Bowline(_)) || cell.pattern() == Pattern::Random
     }
 
     pub(crate) const fn name(&self) -> &'static str {
@@ -145,10 +155,10 @@ fn milliseconds(duration: Duration) -> String {
 }
 
 fn bowline_arguments(demand: &Demand) -> Vec<String> {
-    let pattern = if demand.sequential {
-        "sequential"
-    } else {
-        "random"
+    let pattern = match demand.pattern {
+        Pattern::Sequential => "sequential".to_owned(),
+        Pattern::Random => "random".to_owned(),
+        Pattern::Every(blocks) => format!("every:{blocks}"),
     };
     let mut words = vec![
         "run".to_owned(),
@@ -159,7 +169,11 @@ fn bowline_arguments(demand: &Demand) -> Vec<String> {
         format!("--block-size={}KiB", demand.block_bytes / KIB),
         format!("--queue-depth={}", demand.queue_depth),
         format!("--warm-up={}", milliseconds(demand.warm_up)),
-        format!("--duration={}", milliseconds(demand.duration)),
+        match demand.commands {
+            Some(count) => format!("--commands={count}"),
+            None => format!("--duration={}", milliseconds(demand.duration)),
+        },
+        format!("--seed={}", demand.seed),
         format!("--core={}", demand.core),
         "--poll=spin".to_owned(),
         "--output=json".to_owned(),
@@ -174,11 +188,13 @@ fn bowline_arguments(demand: &Demand) -> Vec<String> {
 }
 
 fn spdk_arguments(demand: &Demand) -> Vec<String> {
-    let workload = match (demand.workload, demand.sequential) {
+    // It is not asked for what it does not know.
+    let is_sequential = demand.pattern == Pattern::Sequential;
+    let workload = match (demand.workload, is_sequential) {
         (Workload::Read, true) => "read",
         (Workload::Read, false) => "randread",
-        (Workload::Write, true) => "write",
-        (Workload::Write, false) => "randwrite",
+        (_, true) => "write",
+        (_, false) => "randwrite",
     };
     let transport = format!(
         "trtype:TCP adrfam:IPv4 traddr:{} trsvcid:{} subnqn:{}",

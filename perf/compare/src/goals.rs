@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cell::Subject;
 use crate::result::{CellResult, Document, Figure, FigureResult, FirstIo};
@@ -44,9 +44,9 @@ pub(crate) struct Goal {
 }
 
 /// What a goal is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Measure {
+pub(crate) enum Measure {
     /// Ratios of the subject to another.
     Iops,
     IopsPerCpuSecond,
@@ -59,6 +59,12 @@ enum Measure {
     /// The same, less what bare sockets that sleep need after the same pause.
     FirstIoBeyondBareNs,
     MemoryBytes,
+    /// Of a pool as a whole.
+    SnapshotPauseP99Ns,
+    VolumesPerSecond,
+    ResidentBytes,
+    RecoverySeconds,
+    MapBytesPerTib,
 }
 
 /// What became of a goal.
@@ -182,6 +188,21 @@ impl Goal {
                 let bytes = one.resident_bytes.saturating_add(one.huge_page_bytes) as f64;
                 (one.contender == subject).then_some(bytes)
             }),
+            Measure::SnapshotPauseP99Ns
+            | Measure::VolumesPerSecond
+            | Measure::ResidentBytes
+            | Measure::RecoverySeconds
+            | Measure::MapBytesPerTib => {
+                let mut figures = document.pool.iter();
+                let found = figures.find(|it| {
+                    it.subject == self.subject
+                        && it.measure == self.measure
+                        && it.contender == subject
+                });
+                found.map_or(Outcome::NotMeasured, |it| {
+                    self.unless(it.unclaimed.as_ref(), it.value)
+                })
+            }
             _ => {
                 let cells = document.cells.iter();
                 let cells = cells.filter(|cell| cell.name == self.subject);
@@ -335,11 +356,16 @@ impl Measure {
             | Self::IdleCores
             | Self::FirstIoBeyondWarmNs
             | Self::FirstIoBeyondBareNs
-            | Self::MemoryBytes => None,
+            | Self::MemoryBytes
+            | Self::SnapshotPauseP99Ns
+            | Self::VolumesPerSecond
+            | Self::ResidentBytes
+            | Self::RecoverySeconds
+            | Self::MapBytesPerTib => None,
         }
     }
 
-    const fn word(self) -> &'static str {
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Iops => "IOPS",
             Self::IopsPerCpuSecond => "IOPS per CPU-second",
@@ -350,6 +376,11 @@ impl Measure {
             Self::FirstIoBeyondWarmNs => "ns beyond warm",
             Self::FirstIoBeyondBareNs => "ns beyond warm and beyond bare sockets",
             Self::MemoryBytes => "bytes",
+            Self::SnapshotPauseP99Ns => "ns that a write waits for a snapshot, 99th percentile",
+            Self::VolumesPerSecond => "volumes made per second",
+            Self::ResidentBytes => "bytes resident with all of them",
+            Self::RecoverySeconds => "seconds from start to ready, median",
+            Self::MapBytesPerTib => "bytes of the map of each TiB",
         }
     }
 }

@@ -18,6 +18,7 @@ mod meter;
 mod neighbours;
 mod network;
 mod options;
+mod pool;
 mod process;
 mod report;
 mod rest;

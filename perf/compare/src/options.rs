@@ -1,5 +1,6 @@
 //! The command line, and what each command puts together.
 
+use std::cell::Cell as Counter;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -264,11 +265,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<bool> {
         document = Document::read(&json)?;
         document.merge(newer)?;
     }
-    let subjects = if arguments.subjects.is_empty() {
-        Subject::all()
-    } else {
-        arguments.subjects.clone()
-    };
+    let subjects = subjects(arguments, &bench)?;
     for subject in subjects {
         eprintln!("measuring {}", subject.name());
         let mut part = bench.document(&environment, &programs);
@@ -279,6 +276,19 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<bool> {
     }
     report::print(&document, &arguments.output.name);
     Ok(goals.is_none_or(|goals| goals.check(&document)))
+}
+
+/// What was asked for, or everything that there is of this engine.
+fn subjects(arguments: &RunArguments, bench: &Bench) -> Result<Vec<Subject>> {
+    let has_pool = bench.subject.is_pool();
+    let is_there = |subject: &Subject| has_pool || !subject.needs_pool();
+    if arguments.subjects.is_empty() {
+        return Ok(Subject::all().into_iter().filter(is_there).collect());
+    }
+    if let Some(subject) = arguments.subjects.iter().find(|it| !is_there(it)) {
+        bail!("{} needs --engine pool", subject.name());
+    }
+    Ok(arguments.subjects.clone())
 }
 
 fn measure(bench: &mut Bench, subject: Subject, part: &mut Document) -> Result<()> {
@@ -295,6 +305,9 @@ fn measure(bench: &mut Bench, subject: Subject, part: &mut Document) -> Result<(
         Subject::Idle => part.idle = bench.idle()?,
         Subject::FirstIo => part.first_io = bench.first_io()?,
         Subject::Memory => part.memory = bench.memory()?,
+        Subject::SnapshotPause => part.pool = bench.snapshot_pause()?,
+        Subject::Volumes => part.pool = bench.volumes()?,
+        Subject::Recovery => part.pool = bench.recovery()?,
     }
     Ok(())
 }
@@ -354,6 +367,7 @@ fn bench(arguments: &RunArguments) -> Result<Bench> {
             .collect(),
         spdk: Vec::new(),
         skipped: Vec::new(),
+        slices: Counter::new(0),
     };
     match spdk {
         Ok(_) if without("spdk") => {}

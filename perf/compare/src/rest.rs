@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cell::{Cell, KIB, Workload};
+use crate::cell::{Cell, KIB, State, Workload};
 use crate::client::{Client, Demand};
 use crate::cycle::{self, Extent, Record};
 use crate::process::{Launch, Process, interrupted};
@@ -41,7 +41,7 @@ impl Bench {
     }
 
     fn idle_of(&self, contender: Contender) -> Result<Idle> {
-        let target = Target::start(&self.kit, contender, false)?;
+        let target = Target::start(&self.kit, contender, State::Steady, false)?;
         let program = std::env::current_exe().context("own executable")?;
         let stay = self.settings.idle + HOSTS_SLACK;
         let mut hosts = Process::start(Launch {
@@ -88,7 +88,7 @@ impl Bench {
         contenders.splice(1..1, ours);
         let mut targets = Vec::new();
         for contender in contenders {
-            match Target::start(&self.kit, contender, false) {
+            match Target::start(&self.kit, contender, State::Steady, false) {
                 Ok(target) => {
                     target.process.pause()?;
                     targets.push(target);
@@ -134,6 +134,7 @@ impl Bench {
             queue_depth: 1,
             digests: false,
             half_core: false,
+            state: State::Steady,
         };
         let rate = pause.map(|pause| PAUSES[pause]);
         let demand = Demand::of(&cell, target, self.meter.client_core);
@@ -155,7 +156,7 @@ impl Bench {
     pub(crate) fn memory(&mut self) -> Result<Vec<MemoryAtRest>> {
         let mut found = Vec::new();
         for contender in self.resting() {
-            match Target::start(&self.kit, contender, false) {
+            match Target::start(&self.kit, contender, State::Steady, false) {
                 Ok(target) => {
                     let memory = target.process.memory()?;
                     found.push(MemoryAtRest {

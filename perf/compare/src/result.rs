@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::Cell;
 use crate::environment::Environment;
+use crate::goals::Measure;
 use crate::meter::Slice;
 use crate::statistics::{Better, Estimate, Verdict, judge};
 
@@ -34,6 +35,8 @@ pub(crate) struct Document {
     pub(crate) idle: Vec<Idle>,
     pub(crate) first_io: Vec<FirstIo>,
     pub(crate) memory: Vec<MemoryAtRest>,
+    #[serde(default)]
+    pub(crate) pool: Vec<PoolFigure>,
 }
 
 /// The only one while documents did not name theirs.
@@ -203,6 +206,19 @@ pub(crate) struct MemoryAtRest {
     pub(crate) huge_page_bytes: u64,
 }
 
+/// A figure of a pool as a whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PoolFigure {
+    pub(crate) contender: String,
+    pub(crate) subject: String,
+    pub(crate) measure: Measure,
+    pub(crate) value: f64,
+    /// What else was seen, for people.
+    pub(crate) detail: String,
+    /// Why it decides no goal, if it does not.
+    pub(crate) unclaimed: Option<String>,
+}
+
 impl Document {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let context = || format!("cannot read {}", path.display());
@@ -255,6 +271,9 @@ impl Document {
             (one.contender.clone(), one.pause_seconds.to_bits())
         });
         replace(&mut self.memory, newer.memory, |one| one.contender.clone());
+        replace(&mut self.pool, newer.pool, |one| {
+            (one.contender.clone(), one.subject.clone(), one.measure)
+        });
         self.sort();
         Ok(())
     }
@@ -270,6 +289,7 @@ impl Document {
         for one in &self.first_io {
             all.extend(["first-io", one.contender.as_str()]);
         }
+        all.extend(self.pool.iter().map(|one| one.subject.as_str()));
         all
     }
 

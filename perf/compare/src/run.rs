@@ -1,10 +1,11 @@
 //! A run: the subjects one after the other, each written to disk before the next begins.
 
+use std::cell::{Cell as Counter, RefCell};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
-use crate::cell::{Cell, Workload};
+use crate::cell::{Cell, Pattern, State, Workload};
 use crate::client::{Client, Demand};
 use crate::cycle::{self, Extent, Record};
 use crate::environment::Environment;
@@ -26,11 +27,14 @@ const HELD_LONGER: u32 = 2;
 /// Slices in which system calls are counted; the counting costs time, so they count for nothing
 /// else.
 const COUNTED_SLICES: usize = 3;
-/// What writes every block of a namespace before anything is measured, so that reads find memory
-/// and not the kernel's page of zeros.
+/// Large blocks are as fast as the memory that the kernel has found for a file lets them be copied,
+/// which differs by a tenth from file to file: of a contender over a drive every so many slices have
+/// a target of their own, so that no cell is about one of them.
+const SLICES_OF_A_DRIVE: u32 = 3;
+const LARGE_BYTES: u32 = 64 << 10;
+/// How long a namespace is written to before anything is measured, unless it takes a number of
+/// commands, so that reads find memory and not the kernel's page of zeros.
 const FILL: Duration = Duration::from_millis(300);
-const FILL_BLOCK_BYTES: u32 = 128 << 10;
-const FILL_DEPTH: u32 = 8;
 
 /// How much is measured.
 #[derive(Debug, Clone)]
@@ -63,6 +67,8 @@ pub(crate) struct Bench {
     /// SPDK's ways of running that work here.
     pub(crate) spdk: Vec<SpdkVariant>,
     pub(crate) skipped: Vec<Skipped>,
+    /// Slices so far: none repeats the places of another where that matters.
+    pub(crate) slices: Counter<u64>,
 }
 
 impl Bench {
@@ -79,6 +85,7 @@ impl Bench {
             idle: Vec::new(),
             first_io: Vec::new(),
             memory: Vec::new(),
+            pool: Vec::new(),
         }
     }
 
@@ -97,6 +104,9 @@ impl Bench {
     pub(crate) fn cell(&mut self, cell: &Cell) -> Result<Vec<CellResult>> {
         let mut results = Vec::new();
         for client in self.clients.clone() {
+            if !client.knows(cell) {
+                continue;
+            }
             results.push(
                 self.cell_with(cell, &client)
                     .with_context(|| format!("{} with {}", cell.name(), client.name()))?,
@@ -111,8 +121,8 @@ impl Bench {
             cycles: self.settings.pairs,
             limit: self.settings.cell_limit,
         };
-        let record = cycle::run(field.targets.len(), extent, |index| {
-            self.slice(&field.targets[index], cell, client)
+        let record = cycle::run(field.entrants.len(), extent, |index| {
+            self.turn(&field.entrants[index], cell, client)
         })?;
         let mut result = CellResult {
             name: cell.name(),
@@ -151,10 +161,15 @@ impl Bench {
         client: &Client,
     ) -> Result<()> {
         let cell = result.cell;
-        for target in &field.targets {
-            let name = target.contender.name();
-            let calls = self.system_calls(target, &cell, client)?;
-            let memory = target.process.memory()?.total_bytes();
+        for entrant in &field.entrants {
+            let name = entrant.contender.name();
+            let (calls, memory) = match entrant.target.borrow().as_ref() {
+                Some(target) => (
+                    self.system_calls(target, &cell, client)?,
+                    target.process.memory()?.total_bytes(),
+                ),
+                None => (None, entrant.memory_bytes.get()),
+            };
             result
                 .contenders
                 .push(summarise(&cell, &name, &record.slices, calls, memory)?);
@@ -170,63 +185,111 @@ impl Bench {
         for role in &field.roles {
             let comparison = Comparison {
                 subject: subject.clone(),
-                other: field.targets[role.target].contender.name(),
+                other: field.entrants[role.place].contender.name(),
                 role: role.name.clone(),
-                figures: compare(record, role.target, self.meter.gated),
+                figures: compare(record, role.place, self.meter.gated),
             };
             result.comparisons.push(comparison);
         }
         Ok(())
     }
 
-    /// Starts everybody who takes part, fills their namespaces and takes them off the core.
+    /// Starts everybody who takes part, fills their namespaces and takes them off the core. Where
+    /// every slice has a target of its own nobody is started yet.
     fn field(&mut self, cell: &Cell, client: &Client) -> Result<Field> {
         let mut field = Field::default();
-        field
-            .targets
-            .push(self.prepared(Contender::Bowline(self.subject), cell, client)?);
-        let twin = self.prepared(Contender::Twin(self.subject), cell, client)?;
+        let subject = self.entrant(Contender::Bowline(self.subject), cell, client)?;
+        field.entrants.push(subject);
+        let twin = self.entrant(Contender::Twin(self.subject), cell, client)?;
         field.add(twin, "itself");
-        if !self.spdk.is_empty() {
-            field.spdk = field.targets.len();
+        if !self.spdk.is_empty() && cell.state == State::Steady {
+            field.spdk = field.entrants.len();
             let finalists = self.finalists(cell, client)?;
-            field.targets.extend(finalists);
+            let finalists = finalists.into_iter().map(Entrant::running);
+            field.entrants.extend(finalists);
         }
         // The second client is there to confirm the comparison with SPDK; it cannot speak to bare
         // sockets, and the limit does not depend on it.
-        if client == &self.clients[0] {
-            for contender in self.others.clone() {
-                match self.prepared(contender, cell, client) {
-                    Ok(target) => field.add(target, &contender.name()),
-                    Err(error)
-                        if contender == Contender::Bowline(Backing::Block) && !interrupted() =>
-                    {
-                        self.skip(&contender.name(), &format!("{error:#}"));
-                    }
-                    Err(error) => return Err(error),
+        if client != &self.clients[0] {
+            return Ok(field);
+        }
+        for contender in self.others.clone() {
+            // Bare sockets have no state.
+            if contender == Contender::Bare && cell.state != State::Steady {
+                continue;
+            }
+            match self.entrant(contender, cell, client) {
+                Ok(entrant) => field.add(entrant, &contender.name()),
+                Err(error) if contender == Contender::Bowline(Backing::Block) && !interrupted() => {
+                    self.skip(&contender.name(), &format!("{error:#}"));
                 }
+                Err(error) => return Err(error),
             }
         }
         Ok(field)
     }
 
-    /// A target whose namespace is written once and which is off its core.
+    fn entrant(&self, contender: Contender, cell: &Cell, client: &Client) -> Result<Entrant> {
+        if cell.state.is_used_up() {
+            return Ok(Entrant {
+                contender,
+                target: RefCell::new(None),
+                slices: Counter::new(0),
+                memory_bytes: Counter::new(0),
+            });
+        }
+        self.prepared(contender, cell, client).map(Entrant::running)
+    }
+
+    /// A target whose namespace is as the cell wants it, and which is off its core.
     fn prepared(&self, contender: Contender, cell: &Cell, client: &Client) -> Result<Target> {
-        let target = Target::start(&self.kit, contender, cell.half_core)?;
+        let target = Target::start(&self.kit, contender, cell.state, cell.half_core)?;
         target.process.pause()?;
-        if contender != Contender::Bare {
+        let fill = cell.state.fill();
+        if let Some(fill) = fill.filter(|_| contender != Contender::Bare) {
             let duration = client.slice(FILL);
             let demand = Demand {
                 workload: Workload::Write,
-                block_bytes: FILL_BLOCK_BYTES,
-                queue_depth: FILL_DEPTH,
-                sequential: true,
+                block_bytes: fill.block_bytes,
+                queue_depth: fill.queue_depth,
+                pattern: fill.pattern,
+                commands: fill.commands,
                 duration,
                 ..Demand::of(cell, &target, self.meter.client_core)
             };
             self.meter.slice(&target, client, &demand)?;
         }
+        if cell.state == State::Snapshot {
+            target.process.resume()?;
+            target.take_snapshot(&self.kit)?;
+            target.process.pause()?;
+        }
         Ok(target)
+    }
+
+    /// A slice of whoever's turn it is, of a target of its own if the cell wants that.
+    fn turn(&self, entrant: &Entrant, cell: &Cell, client: &Client) -> Result<Slice> {
+        let mut place = entrant.target.borrow_mut();
+        let slices_max = match cell.block_bytes >= LARGE_BYTES && entrant.contender.uses_drive() {
+            true => SLICES_OF_A_DRIVE,
+            false => u32::MAX,
+        };
+        if entrant.slices.get() >= slices_max {
+            *place = None;
+            entrant.slices.set(0);
+        }
+        entrant.slices.set(entrant.slices.get().saturating_add(1));
+        let target = match place.take() {
+            Some(target) => target,
+            None => self.prepared(entrant.contender, cell, client)?,
+        };
+        let slice = self.slice(&target, cell, client)?;
+        let memory = target.process.memory()?.total_bytes();
+        entrant.memory_bytes.set(memory);
+        if !cell.state.is_used_up() {
+            *place = Some(target);
+        }
+        Ok(slice)
     }
 
     fn slice_length(&self, cell: &Cell, client: &Client) -> Duration {
@@ -237,10 +300,18 @@ impl Bench {
     /// One slice of a contender in a cell.
     fn slice(&self, target: &Target, cell: &Cell, client: &Client) -> Result<Slice> {
         let client = client.facing(target.contender);
+        self.slices.set(self.slices.get() + 1);
         let demand = Demand {
             warm_up: self.settings.warm_up,
             duration: self.slice_length(cell, client),
             ..Demand::of(cell, target, self.meter.client_core)
+        };
+        let demand = match demand.pattern {
+            Pattern::Sequential | Pattern::Random => demand,
+            Pattern::Every(_) => Demand {
+                seed: self.slices.get(),
+                ..demand
+            },
         };
         self.meter.slice(target, client, &demand)
     }
@@ -323,25 +394,48 @@ impl Bench {
 #[derive(Default)]
 struct Field {
     /// The subject first.
-    targets: Vec<Target>,
+    entrants: Vec<Entrant>,
     /// Where SPDK's finalists begin, its default first; 0 without SPDK.
     spdk: usize,
     roles: Vec<Role>,
 }
 
+/// One who takes part.
+struct Entrant {
+    contender: Contender,
+    /// None where every slice has one of its own.
+    target: RefCell<Option<Target>>,
+    /// That the target had.
+    slices: Counter<u32>,
+    /// Of the last one, where every slice has one of its own.
+    memory_bytes: Counter<u64>,
+}
+
+impl Entrant {
+    fn running(target: Target) -> Self {
+        Self {
+            contender: target.contender,
+            target: RefCell::new(Some(target)),
+            slices: Counter::new(0),
+            memory_bytes: Counter::new(0),
+        }
+    }
+}
+
 /// Whom the subject is compared with, and as what.
 struct Role {
-    target: usize,
+    /// Among the entrants.
+    place: usize,
     name: String,
 }
 
 impl Field {
-    fn add(&mut self, target: Target, role: &str) {
+    fn add(&mut self, entrant: Entrant, role: &str) {
         self.roles.push(Role {
-            target: self.targets.len(),
+            place: self.entrants.len(),
             name: role.to_owned(),
         });
-        self.targets.push(target);
+        self.entrants.push(entrant);
     }
 
     /// SPDK's best is who has the best median of all slices of the cell: the choice is made in
@@ -350,8 +444,8 @@ impl Field {
         if self.spdk == 0 {
             return;
         }
-        let is_spdk = |target: &&Target| matches!(target.contender, Contender::Spdk(_));
-        let count = self.targets.iter().filter(is_spdk).count();
+        let is_spdk = |one: &&Entrant| matches!(one.contender, Contender::Spdk(_));
+        let count = self.entrants.iter().filter(is_spdk).count();
         let badness = |index: &usize| {
             let value = median(&record.values(figure, *index)).unwrap_or(0.0);
             figure.better().badness(value)
@@ -359,9 +453,9 @@ impl Field {
         let best = (self.spdk..self.spdk + count)
             .min_by(|one, other| badness(one).total_cmp(&badness(other)));
         let roles = [("spdk-best", best), ("spdk-default", Some(self.spdk))];
-        let roles = roles.into_iter().filter_map(|(name, target)| {
+        let roles = roles.into_iter().filter_map(|(name, place)| {
             let name = name.to_owned();
-            target.map(|target| Role { target, name })
+            place.map(|place| Role { place, name })
         });
         self.roles.splice(1..1, roles);
     }

@@ -37,7 +37,7 @@ fn median_of_sorted(sorted: &[f64]) -> Option<f64> {
 }
 
 /// The value below which `per_mille` thousandths of the sorted values lie (nearest rank).
-fn quantile(sorted: &[f64], per_mille: usize) -> Option<f64> {
+pub(crate) fn quantile(sorted: &[f64], per_mille: usize) -> Option<f64> {
     let rank = (sorted.len() * per_mille).div_ceil(1000);
     sorted.get(rank.saturating_sub(1)).copied()
 }

@@ -137,6 +137,51 @@ fn short_run_writes_a_document_a_table_and_a_chart() {
 }
 
 #[test]
+fn slices_that_use_up_what_they_need_have_targets_of_their_own() {
+    let output = TempDir::new().unwrap();
+    let run = compare(&output, &executables().1)
+        .args([
+            "--engine=pool",
+            "--pairs=2",
+            "--slice-ms=30",
+            "--name=first",
+        ])
+        .args(["--scratch".as_ref(), output.path().as_os_str()])
+        .arg("first-write-4k-qd1")
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{words}");
+    let text = fs::read_to_string(output.path().join("first.json")).unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let cell = &document["cells"][0];
+    assert_eq!(cell["cell"]["state"], "blank");
+    assert_eq!(cell["slices"].as_array().unwrap().len(), 6);
+    let contenders = cell["contenders"].as_array().unwrap();
+    let names: Vec<&str> = contenders
+        .iter()
+        .map(|one| one["contender"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        ["bowline-pool", "bowline-pool-2", "bowline-pool-verify"]
+    );
+    for contender in contenders {
+        assert!(contender["iops"].as_f64().unwrap() > 0.0);
+        assert!(contender["memory_bytes"].as_u64().unwrap() > 0);
+    }
+
+    // There is nothing to measure of what is not served.
+    let other = compare(&output, &executables().1)
+        .args(["--name=first", "recovery"])
+        .output()
+        .unwrap();
+    assert!(!other.status.success());
+    let words = String::from_utf8_lossy(&other.stderr);
+    assert!(words.contains("recovery needs --engine pool"), "{words}");
+}
+
+#[test]
 fn idle_hosts_stay_connected() {
     let output = TempDir::new().unwrap();
     let run = compare(&output, &executables().1)

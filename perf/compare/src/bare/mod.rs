@@ -57,7 +57,7 @@ impl Shape {
 
     const fn request_bytes(self) -> usize {
         match self.workload {
-            Workload::Read => self.request_header_bytes(),
+            Workload::Read | Workload::Deallocate => self.request_header_bytes(),
             Workload::Write => self.request_header_bytes() + self.data_bytes(),
         }
     }
@@ -69,7 +69,7 @@ impl Shape {
     const fn reply_bytes(self) -> usize {
         match self.workload {
             Workload::Read => self.reply_header_bytes() + self.data_bytes(),
-            Workload::Write => self.reply_header_bytes(),
+            Workload::Write | Workload::Deallocate => self.reply_header_bytes(),
         }
     }
 

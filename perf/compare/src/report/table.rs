@@ -230,6 +230,7 @@ fn rest(text: &mut String, document: &Document) {
             );
         }
     }
+    pool(text, document);
     if !document.memory.is_empty() {
         text.push_str(
             "\n## Memory at rest\n\n| contender | resident MiB | huge pages MiB |\n|---|--:|--:|\n",
@@ -246,6 +247,31 @@ fn rest(text: &mut String, document: &Document) {
                 ),
             );
         }
+    }
+}
+
+fn pool(text: &mut String, document: &Document) {
+    if document.pool.is_empty() {
+        return;
+    }
+    text.push_str(
+        "\n## The pool as a whole\n\n| subject | figure | value | seen |\n|---|---|--:|---|\n",
+    );
+    for it in &document.pool {
+        let value = if it.value < 100.0 {
+            format!("{:.3}", it.value)
+        } else {
+            format!("{:.0}", it.value)
+        };
+        line(
+            text,
+            format_args!(
+                "| {} | {} | {value} | {} |",
+                it.subject,
+                it.measure.word(),
+                it.detail
+            ),
+        );
     }
 }
 

@@ -12,17 +12,17 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::cell::State;
 use crate::cgroup::HalfCore;
 use crate::client::SUBSYSTEM;
 use crate::environment::free_huge_pages_bytes;
 use crate::process::{Launch, Process};
 
+pub(crate) use bowline::{VOLUME, serve_pool};
 pub(crate) use spdk::SpdkVariant;
 
 /// How long a target may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// Size of every namespace: larger than caches, small enough for any machine.
-pub(crate) const NAMESPACE_BYTES: u64 = 64 << 20;
 
 /// Who serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub(crate) enum Backing {
 }
 
 impl Backing {
-    const fn is_pool(self) -> bool {
+    pub(crate) const fn is_pool(self) -> bool {
         matches!(self, Self::Pool | Self::Verify)
     }
 
@@ -130,13 +130,21 @@ pub(crate) struct Target {
     // Fields are dropped in this order: the process, then what it lived in.
     pub(crate) process: Process,
     pub(crate) address: SocketAddr,
+    /// Where it is managed, if it serves a pool.
+    pub(crate) rpc: Option<SocketAddr>,
     _group: Option<HalfCore>,
-    _folder: Option<TempDir>,
+    folder: Option<TempDir>,
 }
 
 impl Target {
-    /// Starts a contender, held to half a core or not, and waits until it listens.
-    pub(crate) fn start(kit: &Kit, contender: Contender, half_core: bool) -> Result<Self> {
+    /// Starts a contender, held to half a core or not, and waits until it listens. Its namespace has
+    /// the size that belongs to a state, and is empty.
+    pub(crate) fn start(
+        kit: &Kit,
+        contender: Contender,
+        state: State,
+        half_core: bool,
+    ) -> Result<Self> {
         let name = contender.name();
         let group = if half_core {
             Some(HalfCore::new(&name)?)
@@ -146,9 +154,11 @@ impl Target {
         let cgroup = group.as_ref().map(HalfCore::path);
         let started = match contender {
             Contender::Bowline(backing) | Contender::Twin(backing) => {
-                bowline::start(kit, backing, &kit.poll, &name, cgroup)?
+                bowline::start(kit, (backing, state), &kit.poll, &name, cgroup)?
             }
-            Contender::Polling(backing) => bowline::start(kit, backing, "always", &name, cgroup)?,
+            Contender::Polling(backing) => {
+                bowline::start(kit, (backing, state), "always", &name, cgroup)?
+            }
             Contender::Spdk(variant) => spdk::start(kit, variant, &name, cgroup)?,
             Contender::Bare => start_bare(kit, &["bare-target"], &name, cgroup)?,
             Contender::BareSleeping => {
@@ -159,15 +169,33 @@ impl Target {
             contender,
             process: started.process,
             address: started.address,
+            rpc: started.rpc,
             _group: group,
-            _folder: started.folder,
+            folder: started.folder,
         })
+    }
+
+    /// Has the pool, if there is one, keep its volume as it is.
+    pub(crate) fn take_snapshot(&self, kit: &Kit) -> Result<()> {
+        match self.rpc {
+            Some(rpc) => bowline::take_snapshot(kit, &rpc.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    /// Kills it and leaves what it served, if that is a file.
+    pub(crate) fn leave_drive(self) -> Option<(TempDir, PathBuf)> {
+        drop(self.process);
+        let folder = self.folder?;
+        let drive = bowline::drive_in(folder.path());
+        Some((folder, drive))
     }
 }
 
 struct Started {
     process: Process,
     address: SocketAddr,
+    rpc: Option<SocketAddr>,
     folder: Option<TempDir>,
 }
 
@@ -184,6 +212,7 @@ fn start_bare(kit: &Kit, arguments: &[&str], name: &str, cgroup: Option<&Path>) 
     Ok(Started {
         process,
         address,
+        rpc: None,
         folder: None,
     })
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::{Kit, NAMESPACE_BYTES, START_LIMIT, Started};
+use super::{Kit, START_LIMIT, Started};
+use crate::cell::State;
 use crate::client::SUBSYSTEM;
 use crate::process::{Launch, Process};
 
@@ -129,7 +130,7 @@ fn call(method: &str, params: Value) -> Value {
 fn bdev_subsystem() -> Value {
     let memory = call(
         "bdev_malloc_create",
-        json!({"name": BDEV, "num_blocks": NAMESPACE_BYTES / BLOCK_BYTES,
+        json!({"name": BDEV, "num_blocks": State::Steady.namespace_bytes() / BLOCK_BYTES,
             "block_size": BLOCK_BYTES}),
     );
     json!({"subsystem": "bdev", "config": [memory]})
@@ -189,6 +190,7 @@ pub(super) fn start(
     Ok(Started {
         process,
         address,
+        rpc: None,
         folder: Some(folder),
     })
 }

@@ -48,10 +48,15 @@ pub(crate) fn run(arguments: &ChildArguments) -> Result<()> {
 
 /// Keeps the calling thread, and what it starts, on one core.
 pub(crate) fn pin(core: usize) -> Result<()> {
+    pin_thread(None, core)
+}
+
+/// Keeps a thread, or the calling one, on one core.
+pub(crate) fn pin_thread(thread: Option<Pid>, core: usize) -> Result<()> {
     if core >= CpuSet::MAX_CPU {
         bail!("there is no core {core}");
     }
     let mut cores = CpuSet::new();
     cores.set(core);
-    sched_setaffinity(None, &cores).with_context(|| format!("cannot run on core {core}"))
+    sched_setaffinity(thread, &cores).with_context(|| format!("cannot run on core {core}"))
 }

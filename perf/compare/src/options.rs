@@ -305,9 +305,9 @@ fn measure(bench: &mut Bench, subject: Subject, part: &mut Document) -> Result<(
         Subject::Idle => part.idle = bench.idle()?,
         Subject::FirstIo => part.first_io = bench.first_io()?,
         Subject::Memory => part.memory = bench.memory()?,
-        Subject::SnapshotPause => part.pool = bench.snapshot_pause()?,
-        Subject::Volumes => part.pool = bench.volumes()?,
-        Subject::Recovery => part.pool = bench.recovery()?,
+        Subject::SnapshotPause | Subject::Volumes | Subject::Recovery => {
+            part.pool = bench.pool(subject)?;
+        }
     }
     Ok(())
 }

@@ -206,6 +206,19 @@ impl Process {
         Ok(Duration::from(time))
     }
 
+    /// Its threads of this name, now.
+    pub(crate) fn threads(&self, name: &str) -> Result<Vec<Pid>> {
+        let folder = format!("/proc/{}/task", self.pid());
+        let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
+        let is_named = |entry: &fs::DirEntry| {
+            let found = fs::read_to_string(entry.path().join("comm"));
+            found.is_ok_and(|found| found.trim_end() == name)
+        };
+        let named = entries.flatten().filter(is_named);
+        let numbers = named.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(numbers.filter_map(Pid::from_raw).collect())
+    }
+
     /// Memory that it keeps from others, now.
     pub(crate) fn memory(&self) -> Result<Memory> {
         let read = |file: &str| {

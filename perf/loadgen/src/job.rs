@@ -200,12 +200,22 @@ impl Load {
         u64::from(self.queue_depth) * u64::from(self.connections) * u64::from(self.queues)
     }
 
+    fn check_verify(&self) -> Result<(), PerfError> {
+        if self.verify && self.workload == Workload::Deallocate {
+            return Err(PerfError::usage("--verify given with deallocations")
+                .cause("what is deallocated holds nothing to verify")
+                .hint("leave --verify out"));
+        }
+        Ok(())
+    }
+
     /// Refuses what no controller could do.
     ///
     /// # Errors
     /// What is wrong, and what to do about it.
     pub fn check(&self) -> Result<(), PerfError> {
         let refuse = |what: String| Err(PerfError::usage(what));
+        self.check_verify()?;
         if self.block_bytes == 0 || !self.block_bytes.is_multiple_of(512) {
             let what = format!(
                 "block size of {} not possible",
@@ -258,13 +268,6 @@ impl Load {
                         .hint("give --duration with --rate, or leave --rate out")
                 },
             );
-        }
-        if self.verify && self.workload == Workload::Deallocate {
-            return refuse("--verify given with deallocations".to_owned()).map_err(|error| {
-                error
-                    .cause("what is deallocated holds nothing to verify")
-                    .hint("leave --verify out")
-            });
         }
         if let Some(span) = self.span_bytes
             && span < u64::from(self.block_bytes)

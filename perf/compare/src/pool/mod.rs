@@ -10,8 +10,10 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use self::manage::Manager;
-use crate::cell::State;
+use crate::cell::{State, Subject};
+use crate::gate::FOREIGN_MAX;
 use crate::goals::Measure;
+use crate::neighbours::{Neighbours, Ours};
 use crate::process::Process;
 use crate::result::PoolFigure;
 use crate::run::Bench;
@@ -24,13 +26,40 @@ const VOLUMES: u32 = 10_000;
 const CALLERS: usize = 16;
 /// The drive whose map is full.
 const FULL_BYTES: u64 = 1 << 40;
+/// One of the target, one of the client.
+const CORES: f64 = 2.0;
 /// How often it is opened.
 const OPENINGS: usize = 5;
 const MIB: f64 = (1 << 20) as f64;
 
 impl Bench {
+    /// A figure of a pool as a whole. It decides nothing when others were busy meanwhile.
+    pub(crate) fn pool(&self, subject: Subject) -> Result<Vec<PoolFigure>> {
+        let ours = Ours {
+            starter: std::process::id(),
+            kernel: true,
+        };
+        let neighbours = Neighbours::now(ours)?;
+        let begun = Instant::now();
+        let mut figures = match subject {
+            Subject::SnapshotPause => self.snapshot_pause()?,
+            Subject::Volumes => self.volumes()?,
+            Subject::Recovery => self.recovery()?,
+            Subject::Cell(_) | Subject::Idle | Subject::FirstIo | Subject::Memory => Vec::new(),
+        };
+        let others = Neighbours::now(ours)?.used_since(&neighbours);
+        let share = others.as_secs_f64() / (CORES * begun.elapsed().as_secs_f64());
+        for figure in &mut figures {
+            if self.meter.gated && share > FOREIGN_MAX {
+                let why = format!("other processes took {:.0} % of two cores", share * 100.0);
+                figure.unclaimed.get_or_insert(why);
+            }
+        }
+        Ok(figures)
+    }
+
     /// Makes ten thousand volumes over gRPC, each exported, and starts the data plane again.
-    pub(crate) fn volumes(&self) -> Result<Vec<PoolFigure>> {
+    fn volumes(&self) -> Result<Vec<PoolFigure>> {
         let target = self.pool_target()?;
         let manager = Manager::connect(target.rpc.context("no management")?)?;
         let before = target.process.memory()?.total_bytes();
@@ -64,7 +93,7 @@ impl Bench {
     }
 
     /// Opens a pool of 1 TiB whose map is as large as it may get, with a journal that is half full.
-    pub(crate) fn recovery(&self) -> Result<Vec<PoolFigure>> {
+    fn recovery(&self) -> Result<Vec<PoolFigure>> {
         let folder = tempfile::tempdir_in(&self.kit.scratch).context("scratch folder")?;
         let drive = folder.path().join("full");
         let file = File::create_new(&drive).context("a drive")?;

@@ -1,6 +1,9 @@
 //! How long writes wait while snapshots are taken: one host writes all the time, one block after
 //! the other answer, while somebody else takes snapshots and, between them, asks for the volume. The
 //! latter shows what such a call costs writes when nothing is to be done.
+//!
+//! There are two cores, of which the data plane's reactor has one. All that serves and makes calls
+//! shares the other with the host, and gives way to it: what it takes from the host is no pause.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,8 +15,10 @@ use bowline_nvme::{NamespaceId, Nanos};
 use bowline_nvmf::host::ControllerConfig;
 use bowline_reactor::{Config, PollMode};
 use bowline_tcp::host::Initiator;
+use rustix::process::setpriority_process;
 
 use super::manage::Manager;
+use crate::child::pin_thread;
 use crate::goals::Measure;
 use crate::result::PoolFigure;
 use crate::run::Bench;
@@ -28,6 +33,10 @@ const PERIOD: Duration = Duration::from_millis(10);
 /// What is written to, so that most writes are the first ones since a snapshot.
 const SPAN_BLOCKS: u64 = 16 << 10;
 const BLOCK_BYTES: usize = 4096;
+/// The thread of a data plane that answers calls.
+const MANAGEMENT: &str = "management";
+/// The lowest priority.
+const GIVES_WAY: i32 = 19;
 /// How long one command may take before the run is given up.
 const PATIENCE: Nanos = Nanos::from_secs(20);
 
@@ -47,7 +56,7 @@ struct Calls {
 
 impl Bench {
     /// The longest wait of a write beside each of many snapshots.
-    pub(crate) fn snapshot_pause(&self) -> Result<Vec<PoolFigure>> {
+    pub(super) fn snapshot_pause(&self) -> Result<Vec<PoolFigure>> {
         let target = self.pool_target()?;
         let count = if self.settings.unclaimed.is_some() {
             SNAPSHOTS_QUICK
@@ -55,6 +64,10 @@ impl Bench {
             SNAPSHOTS
         };
         let manager = Manager::connect(target.rpc.context("no management")?)?;
+        for thread in target.process.threads(MANAGEMENT)? {
+            pin_thread(Some(thread), self.meter.client_core)?;
+            setpriority_process(Some(thread), GIVES_WAY).context("priority")?;
+        }
         let mut host = Host::connect(&target)?;
         let is_over = AtomicBool::new(false);
         let (calls, writes) = thread::scope(|scope| {
@@ -99,15 +112,25 @@ impl Bench {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the load has its own time: nothing is waited for"
+)]
+fn rest() {
+    thread::sleep(PERIOD);
+}
+
 fn call(manager: &Manager, count: u32) -> Result<Calls> {
+    // Of this thread alone.
+    setpriority_process(None, GIVES_WAY).context("priority")?;
     let mut calls = Calls::default();
     for number in 0..count {
-        thread::sleep(PERIOD);
+        rest();
         let begun = Instant::now();
         manager.take_snapshot(VOLUME, &format!("snapshot-{number}"))?;
         let ended = Instant::now();
         calls.snapshots.push(Span { begun, ended });
-        thread::sleep(PERIOD);
+        rest();
         let begun = Instant::now();
         manager.look_up(VOLUME)?;
         let ended = Instant::now();

@@ -266,10 +266,13 @@ fn pool(text: &mut String, document: &Document) {
         line(
             text,
             format_args!(
-                "| {} | {} | {value} | {} |",
+                "| {} | {} | {value} | {}{} |",
                 it.subject,
                 it.measure.word(),
-                it.detail
+                it.detail,
+                it.unclaimed
+                    .as_ref()
+                    .map_or_else(String::new, |why| format!("; no claim: {why}")),
             ),
         );
     }

@@ -1,14 +1,14 @@
 //! What other processes used meanwhile, by their own clocks.
 
 use std::collections::HashMap;
-use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 
 use crate::gate::TICK;
+use crate::process::stats;
 
 /// The parent of the kernel's own threads.
 const KERNEL_THREADS: i32 = 2;
@@ -30,16 +30,7 @@ impl Neighbours {
     pub(crate) fn now(ours: Ours) -> Result<Self> {
         let starter = i32::try_from(ours.starter).unwrap_or(0);
         let mut times = HashMap::new();
-        for entry in fs::read_dir("/proc")
-            .context("cannot read /proc")?
-            .flatten()
-        {
-            let name = entry.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            // One that ends meanwhile tells nothing.
-            let text = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        for (pid, text) in stats()? {
             let Some(stat) = Stat::parse(&text) else {
                 continue;
             };

@@ -290,6 +290,17 @@ fn read_all(file: &File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// What `/proc/PID/stat` holds for every process that there is now, by its number; one that ends
+/// meanwhile tells nothing.
+pub(crate) fn stats() -> Result<impl Iterator<Item = (i32, String)>> {
+    let entries = fs::read_dir("/proc").context("cannot read /proc")?;
+    Ok(entries.flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let text = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        Some((pid, text))
+    }))
+}
+
 /// The kernel's own threads, which do part of the work of who uses a drive.
 #[derive(Debug, Default)]
 pub(crate) struct KernelThreads(Vec<ClockId>);
@@ -298,15 +309,7 @@ impl KernelThreads {
     /// Those that there are now.
     pub(crate) fn find() -> Result<Self> {
         let mut clocks = Vec::new();
-        for entry in fs::read_dir("/proc")
-            .context("cannot read /proc")?
-            .flatten()
-        {
-            let name = entry.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        for (pid, stat) in stats()? {
             if is_kernel_thread(&stat) {
                 clocks.extend(clock_getcpuclockid(nix::unistd::Pid::from_raw(pid)));
             }

@@ -2,6 +2,7 @@
 
 use bowline_block::Segments;
 use bowline_nvme::nqn::Nqn;
+use bowline_nvme::reservation::Register;
 use bowline_nvme::{NamespaceId, Nanos, Sqe};
 use bowline_nvmf::host::ControllerConfig;
 use bowline_reactor::Config;
@@ -12,6 +13,15 @@ use crate::harness::DataPlane;
 /// Its name.
 pub(crate) const HOST: &str =
     "nqn.2014-08.org.nvmexpress:uuid:0f4a2b9e-5e57-4b5c-9a53-6b1f6ac9d1a2";
+
+/// Registers a key that persists.
+pub(crate) const PERSIST: Register = Register {
+    action: Register::REGISTER,
+    ignore_key: false,
+    change_persistence: Register::PERSISTENCE_SET,
+    current_key: 0,
+    new_key: 0x1234,
+};
 
 /// A host in a process of its own would not be more of one.
 pub(crate) struct Host {

@@ -5,7 +5,7 @@ use bowline_nvme::log::{GetLogPage, SmartLog};
 use bowline_nvme::reservation::Register;
 
 use crate::harness::{DataPlane, bowline, finish, run};
-use crate::host::{Host, soon};
+use crate::host::{Host, PERSIST, soon};
 
 const NQN: &str = "nqn.2026-11.io.bowline:test:kept";
 
@@ -54,14 +54,6 @@ fn registrants(plane: &DataPlane) -> Vec<(String, bool)> {
 fn host_id(number: u8) -> String {
     uuid::Uuid::from_bytes([number; 16]).to_string()
 }
-
-const PERSIST: Register = Register {
-    action: Register::REGISTER,
-    ignore_key: false,
-    change_persistence: Register::PERSISTENCE_SET,
-    current_key: 0,
-    new_key: 0x1234,
-};
 
 #[test]
 fn acknowledged_registrations_survive_a_kill_at_any_step() {

@@ -16,7 +16,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::{DataPlane, bowline, finish, run};
-use crate::host::{HOST, Host};
+use crate::host::{HOST, Host, PERSIST};
 
 const DRIVE_BYTES: u64 = 256 << 20;
 
@@ -293,15 +293,6 @@ fn memory_has_a_pool_too() {
     assert_eq!(volumes(&plane)[0]["sizeBytes"], 2_i64 << 30);
     assert_eq!(plane.stop().code(), Some(0));
 }
-
-/// Registers a key that persists.
-const PERSIST: Register = Register {
-    action: Register::REGISTER,
-    ignore_key: false,
-    change_persistence: Register::PERSISTENCE_SET,
-    current_key: 0,
-    new_key: 0x1234,
-};
 
 #[test]
 fn hosts_and_reservations_of_a_volume_are_on_the_drive() {

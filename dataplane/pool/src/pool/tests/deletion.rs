@@ -1,19 +1,11 @@
 //! Volumes and snapshots are deleted, whoever needs them still, and however large they are.
 
-use bowline_block::{Completions, Device, DeviceEvent, FaultPlan, IoError, Latency, Op};
-use bowline_nvme::Nanos;
+use bowline_block::{Completions, Device, DeviceEvent, IoError, Op};
 
-use super::world::{EXTENT, World, io, plan, spec};
+use super::world::{EXTENT, World, io, plan, slow_writes, spec};
 use crate::{PoolError, VolumeSpec};
 
 const BLOCKS: u64 = EXTENT / 512;
-
-fn slow_writes() -> FaultPlan {
-    FaultPlan {
-        write_latency: Latency::Fixed(Nanos(5_000)),
-        ..FaultPlan::default()
-    }
-}
 
 fn clone_of(world: &mut World, volume: u32, snapshot: u32) -> u32 {
     world.create(VolumeSpec {

@@ -1,21 +1,11 @@
 //! A drive that goes while the pool works, and comes back.
 
-use bowline_block::{Completions, Device, FaultPlan, IoError, Latency, Op, Segments};
-use bowline_nvme::Nanos;
+use bowline_block::{Completions, Device, IoError, Op, Segments};
 
-use super::world::{EXTENT, World, io, spec};
+use super::world::{EXTENT, World, io, slow, spec};
 use crate::{OpenError, PoolError, PoolEvent};
 
 const BLOCKS: u64 = EXTENT / 512;
-
-fn slow() -> FaultPlan {
-    let latency = Latency::Fixed(Nanos(5_000));
-    FaultPlan {
-        read_latency: latency,
-        write_latency: latency,
-        ..FaultPlan::default()
-    }
-}
 
 #[test]
 fn everything_under_way_ends_when_the_drive_goes_and_nothing_else_begins() {

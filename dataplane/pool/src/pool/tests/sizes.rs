@@ -1,9 +1,8 @@
 //! Thick volumes, volumes that become smaller and larger, and many made at once.
 
-use bowline_block::{Completions, Device, DeviceEvent, FaultPlan, IoError, Latency, Op};
-use bowline_nvme::Nanos;
+use bowline_block::{Completions, Device, DeviceEvent, FaultPlan, IoError, Op};
 
-use super::world::{EXTENT, World, io, plan, spec};
+use super::world::{EXTENT, World, io, plan, slow_writes, spec};
 use crate::{Outcome, PoolError, Provisioning, VolumeSpec};
 
 const ZEROES: Op = Op::WriteZeroes { deallocate: true };
@@ -239,11 +238,7 @@ fn what_is_beyond_the_end_is_free_for_others() {
 
 #[test]
 fn write_beyond_the_new_end_that_is_under_way_ends_and_leaves_nothing() {
-    let slow = FaultPlan {
-        write_latency: Latency::Fixed(Nanos(5_000)),
-        ..FaultPlan::default()
-    };
-    let mut world = World::new(4 << 20, slow);
+    let mut world = World::new(4 << 20, slow_writes());
     let number = world.create(spec(4 * EXTENT));
     let mut volume = world.pool.open_volume(number).unwrap();
     let data = world.payload(&[5; 8]);

@@ -1,21 +1,11 @@
 //! Room: who is refused when there is none, who makes some, and who yields to whom meanwhile.
 
-use bowline_block::{Completions, Device, FaultPlan, IoError, Latency, Op};
-use bowline_nvme::Nanos;
+use bowline_block::{Completions, Device, IoError, Op};
 
-use super::world::{EXTENT, Shared, World, io, spec};
+use super::world::{EXTENT, Shared, World, io, slow, spec};
 use crate::Volume;
 
 const BLOCKS: u64 = EXTENT / 512;
-
-fn slow() -> FaultPlan {
-    let latency = Latency::Fixed(Nanos(5_000));
-    FaultPlan {
-        read_latency: latency,
-        write_latency: latency,
-        ..FaultPlan::default()
-    }
-}
 
 /// Writes to all extents of a range; those that were refused.
 fn fill(

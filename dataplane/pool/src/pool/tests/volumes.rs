@@ -6,7 +6,7 @@ use bowline_block::{
 use bowline_nvme::Nanos;
 use uuid::Uuid;
 
-use super::world::{EXTENT, World, io, options, plan, spec, values};
+use super::world::{EXTENT, World, io, options, plan, slow_writes, spec, values};
 use crate::map::Reader;
 use crate::{OpenError, Outcome, Pool, PoolError, PoolEvent, VolumeSpec};
 
@@ -350,14 +350,6 @@ fn requests_that_wait_for_a_reserve_end_when_the_pool_is_closed() {
     let mut world = world.reopen();
     let mut volume = world.pool.open_volume(number).unwrap();
     assert_eq!(world.read(&mut volume, 0, 5), [5, 5, 5, 5, 0]);
-}
-
-/// A drive that writes slowly, and does everything else at once.
-fn slow_writes() -> FaultPlan {
-    FaultPlan {
-        write_latency: Latency::Fixed(Nanos(5_000)),
-        ..FaultPlan::default()
-    }
 }
 
 /// A drive that reads slowly, and does everything else at once.

@@ -1,22 +1,11 @@
 //! Who waits for whom: nobody for themselves, and nobody for what does not come.
 
-use bowline_block::{Completions, Device, FaultPlan, IoError, Latency, Op};
-use bowline_nvme::Nanos;
+use bowline_block::{Completions, Device, FaultPlan, IoError, Op};
 
-use super::world::{EXTENT, World, io, spec};
+use super::world::{EXTENT, World, io, slow, spec};
 use crate::{Outcome, PoolError};
 
 const BLOCKS: u64 = EXTENT / 512;
-
-/// Each request takes fifty polls.
-fn slow() -> FaultPlan {
-    let latency = Latency::Fixed(Nanos(5_000));
-    FaultPlan {
-        read_latency: latency,
-        write_latency: latency,
-        ..FaultPlan::default()
-    }
-}
 
 #[test]
 fn resize_ends_whatever_the_collector_has_begun() {

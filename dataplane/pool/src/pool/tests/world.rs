@@ -25,6 +25,24 @@ use crate::{
 pub(super) const BLOCK: usize = 512;
 pub(super) const EXTENT: u64 = 16 << 10;
 
+/// A drive that takes its time for every request.
+pub(super) fn slow() -> FaultPlan {
+    let latency = Latency::Fixed(Nanos(5_000));
+    FaultPlan {
+        read_latency: latency,
+        write_latency: latency,
+        ..FaultPlan::default()
+    }
+}
+
+/// A drive that writes slowly, and does everything else at once.
+pub(super) fn slow_writes() -> FaultPlan {
+    FaultPlan {
+        write_latency: Latency::Fixed(Nanos(5_000)),
+        ..FaultPlan::default()
+    }
+}
+
 /// A drive that outlives the pool on it.
 #[derive(Clone)]
 pub(super) struct Shared(Rc<RefCell<FaultDevice<MemDevice>>>, Rc<RefCell<Late>>);

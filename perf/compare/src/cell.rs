@@ -42,12 +42,26 @@ pub(crate) enum State {
     Cold,
 }
 
-const EXTENT_BYTES: u64 = 1 << 20;
+pub(crate) const EXTENT_BYTES: u64 = 1 << 20;
+/// Commands of a slice that uses up what it needs: about as many as a slice of time has.
+const COMMANDS: u64 = 16 << 10;
+/// Of those that come one at a time.
+const COMMANDS_IN_TURN: u64 = 4 << 10;
 
 impl State {
     /// Every slice changes what the next one needs: each has a target of its own.
     pub(crate) const fn is_used_up(self) -> bool {
         !matches!(self, Self::Steady | Self::Cold)
+    }
+
+    /// What of the drive there is memory for before anything is written to it.
+    pub(crate) const fn ground(self) -> Option<Ground> {
+        match self {
+            Self::Blank => Some(Ground::Heads),
+            Self::Snapshot => Some(Ground::Whole),
+            // What is written to is there from being filled, or nothing is written.
+            Self::Steady | Self::Written | Self::Sparse | Self::Cold => None,
+        }
     }
 
     /// Size of the namespace. In steady state larger than caches, and small enough for any machine.
@@ -63,7 +77,8 @@ impl State {
     /// Size of the drive that a pool is made on, of which only what is written takes memory.
     pub(crate) const fn drive_bytes(self) -> u64 {
         match self {
-            Self::Steady | Self::Written | Self::Snapshot => 1 << 30,
+            Self::Steady => 1 << 30,
+            Self::Written | Self::Snapshot => 768 << 20,
             Self::Sparse => 40 << 30,
             Self::Blank | Self::Cold => 160 << 30,
         }
@@ -102,6 +117,15 @@ impl State {
             Self::Cold => "cold-",
         }
     }
+}
+
+/// Which blocks of a file are there before they are written to, as all those of a drive are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ground {
+    /// The first one of every extent.
+    Heads,
+    /// All.
+    Whole,
 }
 
 /// A load that prepares a namespace.
@@ -169,6 +193,16 @@ impl Cell {
             State::Steady => Pattern::Random,
             State::Blank | State::Cold => Pattern::Every(256),
             State::Written | State::Snapshot | State::Sparse => Pattern::Every(1),
+        }
+    }
+
+    /// Where commands use up what they need: so many, from the first to the last, instead of a span
+    /// of time that may be longer than what there is lasts.
+    pub(crate) const fn commands(&self) -> Option<u64> {
+        match (self.state.is_used_up(), self.queue_depth) {
+            (false, _) => None,
+            (true, 1) => Some(COMMANDS_IN_TURN),
+            (true, _) => Some(COMMANDS),
         }
     }
 
@@ -284,6 +318,21 @@ impl Subject {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_slice_needs_more_than_there_is() {
+        for cell in Cell::of_pool() {
+            let Some(commands) = cell.commands() else {
+                continue;
+            };
+            let Pattern::Every(group) = cell.pattern() else {
+                panic!("{} meets blocks twice", cell.name());
+            };
+            let group_bytes = u64::from(group) * u64::from(cell.block_bytes);
+            let places = cell.state.namespace_bytes() / group_bytes;
+            assert!(commands <= places, "{}: {places}", cell.name());
+        }
+    }
 
     #[test]
     fn every_subject_is_found_by_its_name() {

@@ -81,6 +81,13 @@ pub(crate) struct Report {
     pub(crate) histogram: Option<String>,
 }
 
+impl Report {
+    /// How long what was measured took, where the client counts commands.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.commands? as f64 / self.iops).ok()
+    }
+}
+
 /// Percentiles of a slice; those that the client does not tell are absent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Latency {
@@ -352,6 +359,7 @@ mod tests {
             "commands":21,"latency_ns":{"p50":9000,"p99":12000,"p99_9":null},"histogram":"AA=="}"#;
         let report = parse_json(text).unwrap();
         assert_eq!(report.commands, Some(21));
+        assert_eq!(report.duration(), Some(Duration::from_secs(2)));
         assert_eq!(report.latency_ns.p99, Some(12_000.0));
         assert_eq!(report.latency_ns.p99_9, None);
         assert!(parse_json(&text.replace("\"errors\":0", "\"errors\":3")).is_err());

@@ -112,7 +112,11 @@ impl Meter {
             bail!("{status}: {}", process.last_words());
         }
         let report = client.parse(&process.stdout()?)?;
-        let (first, last) = middle(&samples, demand.duration).context("no time passed")?;
+        let duration = match demand.commands {
+            Some(_) => report.duration().context("no time is told")?,
+            None => demand.duration,
+        };
+        let (first, last) = middle(&samples, duration).context("no time passed")?;
         let foreign = first.foreign_share(last, others);
         Ok(Slice {
             contender: target.contender.name(),

@@ -64,6 +64,9 @@ pub(crate) struct CellResult {
     pub(crate) client: String,
     pub(crate) pairs: usize,
     pub(crate) slice_seconds: f64,
+    /// So many commands instead of the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) slice_commands: Option<u64>,
     pub(crate) warm_up_seconds: f64,
     pub(crate) attempted: usize,
     pub(crate) accepted: usize,

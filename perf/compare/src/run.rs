@@ -130,7 +130,8 @@ impl Bench {
             client: client.name().to_owned(),
             pairs: record.cycles(),
             slice_seconds: self.slice_length(cell, client).as_secs_f64(),
-            warm_up_seconds: self.settings.warm_up.as_secs_f64(),
+            slice_commands: cell.commands(),
+            warm_up_seconds: self.warm_up(cell).as_secs_f64(),
             attempted: record.slices.len(),
             accepted: record.accepted,
             unpublished: None,
@@ -245,6 +246,9 @@ impl Bench {
     fn prepared(&self, contender: Contender, cell: &Cell, client: &Client) -> Result<Target> {
         let target = Target::start(&self.kit, contender, cell.state, cell.half_core)?;
         target.process.pause()?;
+        if let Some(ground) = cell.state.ground() {
+            target.lay(ground, cell.state)?;
+        }
         let fill = cell.state.fill();
         if let Some(fill) = fill.filter(|_| contender != Contender::Bare) {
             let duration = client.slice(FILL);
@@ -292,6 +296,14 @@ impl Bench {
         Ok(slice)
     }
 
+    /// What is used up is not used before it is measured.
+    fn warm_up(&self, cell: &Cell) -> Duration {
+        match cell.commands() {
+            Some(_) => Duration::ZERO,
+            None => self.settings.warm_up,
+        }
+    }
+
     fn slice_length(&self, cell: &Cell, client: &Client) -> Duration {
         let factor = if cell.half_core { HELD_LONGER } else { 1 };
         client.slice(self.settings.slice * factor)
@@ -302,8 +314,9 @@ impl Bench {
         let client = client.facing(target.contender);
         self.slices.set(self.slices.get() + 1);
         let demand = Demand {
-            warm_up: self.settings.warm_up,
+            warm_up: self.warm_up(cell),
             duration: self.slice_length(cell, client),
+            commands: cell.commands(),
             ..Demand::of(cell, target, self.meter.client_core)
         };
         let demand = match demand.pattern {

@@ -1,21 +1,24 @@
 //! How long writes wait while snapshots are taken: one host writes all the time, one block after
 //! the other answer, while somebody else takes snapshots and, between them, asks for the volume. The
-//! latter shows what such a call costs writes when nothing is to be done.
+//! latter goes the same way, to the reactor and back, and changes nothing: what writes wait beside it
+//! is what the machine takes, and who makes calls.
 //!
 //! There are two cores, of which the data plane's reactor has one. All that serves and makes calls
-//! shares the other with the host, and gives way to it: what it takes from the host is no pause.
+//! shares the other with the host, which goes first: it has the core as soon as it has its answer.
 
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use bowline_nvme::nqn::Nqn;
 use bowline_nvme::{NamespaceId, Nanos};
 use bowline_nvmf::host::ControllerConfig;
 use bowline_reactor::{Config, PollMode};
 use bowline_tcp::host::Initiator;
-use rustix::process::setpriority_process;
+use rustix::thread::gettid;
 
 use super::manage::Manager;
 use crate::child::pin_thread;
@@ -35,10 +38,11 @@ const SPAN_BLOCKS: u64 = 16 << 10;
 const BLOCK_BYTES: usize = 4096;
 /// The thread of a data plane that answers calls.
 const MANAGEMENT: &str = "management";
-/// The lowest priority.
-const GIVES_WAY: i32 = 19;
 /// How long one command may take before the run is given up.
 const PATIENCE: Nanos = Nanos::from_secs(20);
+/// Where writes wait longer than this beside calls that change nothing, what they wait beside
+/// snapshots tells of the machine.
+const STILL_MAX_NS: f64 = 500_000.0;
 
 /// From when to when something took place.
 #[derive(Debug, Clone, Copy)]
@@ -66,37 +70,33 @@ impl Bench {
         let manager = Manager::connect(target.rpc.context("no management")?)?;
         for thread in target.process.threads(MANAGEMENT)? {
             pin_thread(Some(thread), self.meter.client_core)?;
-            setpriority_process(Some(thread), GIVES_WAY).context("priority")?;
         }
-        let mut host = Host::connect(&target)?;
         let is_over = AtomicBool::new(false);
+        let (ready, is_ready) = mpsc::channel();
         let (calls, writes) = thread::scope(|scope| {
-            let caller = scope.spawn(|| {
-                let calls = call(&manager, count);
-                is_over.store(true, Ordering::Release);
-                calls
-            });
-            let mut writes = Vec::new();
-            while !is_over.load(Ordering::Acquire) {
-                writes.push(host.write()?);
-            }
-            let calls = caller.join().map_err(|_| anyhow!("the caller panicked"))?;
-            Ok::<_, anyhow::Error>((calls?, writes))
+            let writer = scope.spawn(|| write(&target, ready, &is_over));
+            let calls = match is_ready.recv() {
+                Ok(()) => call(&manager, count),
+                // The writer says why.
+                Err(_) => Ok(Calls::default()),
+            };
+            is_over.store(true, Ordering::Release);
+            let writes = writer.join().map_err(|_| anyhow!("the writer panicked"))?;
+            Ok::<_, anyhow::Error>((calls?, writes?))
         })?;
-        let snapshots = waits(&calls.snapshots, &writes);
-        let look_ups = waits(&calls.look_ups, &writes);
-        let all = sorted(writes.iter().map(|it| it.ended - it.begun).collect());
-        let took = sorted(
-            calls
-                .snapshots
-                .iter()
-                .map(|it| it.ended - it.begun)
-                .collect(),
-        );
+        self.pause_figure(&calls, &writes)
+    }
+
+    fn pause_figure(&self, calls: &Calls, writes: &[Span]) -> Result<Vec<PoolFigure>> {
+        let snapshots = waits(&calls.snapshots, writes);
+        let look_ups = waits(&calls.look_ups, writes);
+        let all = sorted(writes);
+        let took = sorted(&calls.snapshots);
         let at = |values: &[f64], per_mille| quantile(values, per_mille).unwrap_or(0.0) / 1e3;
         let detail = format!(
-            "{count} snapshots beside {} writes, one at a time: the longest write beside each {:.0} µs (p50), {:.0} µs (p99); \
+            "{} snapshots beside {} writes, one at a time: the longest write beside each {:.0} µs (p50), {:.0} µs (p99); \
              beside as many look-ups {:.0} and {:.0} µs; of all writes {:.0} and {:.0} µs; a snapshot took {:.0} µs (p50)",
+            calls.snapshots.len(),
             writes.len(),
             at(&snapshots, 500),
             at(&snapshots, 990),
@@ -107,9 +107,42 @@ impl Bench {
             at(&took, 500),
         );
         let p99 = quantile(&snapshots, 990).context("no snapshot was taken")?;
+        let still = quantile(&look_ups, 990).context("nothing was looked up")?;
         let figure = ("snapshot-pause", Measure::SnapshotPauseP99Ns, p99);
-        Ok(vec![self.pool_figure(figure, detail)])
+        let mut figure = self.pool_figure(figure, detail);
+        if still > STILL_MAX_NS {
+            let why = format!("{:.0} µs beside calls that change nothing", still / 1e3);
+            figure.unclaimed.get_or_insert(why);
+        }
+        Ok(vec![figure])
     }
+}
+
+/// Has the calling thread run as soon as it can: whoever else is on its core gives way at once, and
+/// not at the end of a turn of some milliseconds.
+fn go_first() -> Result<()> {
+    let status = Command::new("chrt")
+        .args(["--fifo", "--reset-on-fork", "--pid", "1"])
+        .arg(gettid().as_raw_nonzero().to_string())
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run chrt")?;
+    if !status.success() {
+        bail!("chrt: {status}");
+    }
+    Ok(())
+}
+
+/// Writes until it is over, from the moment on that `ready` is told.
+fn write(target: &Target, ready: mpsc::Sender<()>, is_over: &AtomicBool) -> Result<Vec<Span>> {
+    let mut host = Host::connect(target)?;
+    go_first()?;
+    ready.send(()).context("nobody calls")?;
+    let mut writes = Vec::new();
+    while !is_over.load(Ordering::Acquire) {
+        writes.push(host.write()?);
+    }
+    Ok(writes)
 }
 
 #[expect(
@@ -121,8 +154,6 @@ fn rest() {
 }
 
 fn call(manager: &Manager, count: u32) -> Result<Calls> {
-    // Of this thread alone.
-    setpriority_process(None, GIVES_WAY).context("priority")?;
     let mut calls = Calls::default();
     for number in 0..count {
         rest();
@@ -146,14 +177,15 @@ fn waits(calls: &[Span], writes: &[Span]) -> Vec<f64> {
         let beside = writes.get(first..).unwrap_or_default().iter();
         beside
             .take_while(|write| write.begun <= call.ended)
-            .map(|write| write.ended - write.begun)
-            .max()
+            .max_by_key(|write| write.ended - write.begun)
     });
-    sorted(longest.collect())
+    sorted(longest)
 }
 
-fn sorted(durations: Vec<Duration>) -> Vec<f64> {
-    let mut values: Vec<f64> = durations.iter().map(|it| it.as_secs_f64() * 1e9).collect();
+/// What each took, in ns, in order.
+fn sorted<'a>(spans: impl IntoIterator<Item = &'a Span>) -> Vec<f64> {
+    let took = spans.into_iter().map(|it| it.ended - it.begun);
+    let mut values: Vec<f64> = took.map(|it| it.as_secs_f64() * 1e9).collect();
     values.sort_by(f64::total_cmp);
     values
 }

@@ -19,6 +19,9 @@ pub(crate) const VOLUME: &str = "5c1e2a34-9b7d-4e0f-8a61-7d3c0b9f4e52";
 pub(super) const VOLUME_SUBSYSTEM: &str =
     "nqn.2026-11.io.bowline:volume:5c1e2a34-9b7d-4e0f-8a61-7d3c0b9f4e52";
 
+/// Of every file that is served.
+pub(super) const BLOCK_BYTES: u32 = 4096;
+
 pub(super) fn start(
     kit: &Kit,
     (backing, state): (Backing, State),
@@ -66,7 +69,7 @@ pub(super) fn start(
 /// was ready.
 pub(crate) fn serve_pool(kit: &Kit, drive: &Path) -> Result<(Process, Duration)> {
     let mut arguments: Vec<OsString> = vec!["dataplane".into(), "--device".into(), drive.into()];
-    arguments.extend(["--block-size".into(), "4096".into()]);
+    arguments.extend(["--block-size".into(), BLOCK_BYTES.to_string().into()]);
     arguments.extend(common(kit, &kit.poll));
     let begun = Instant::now();
     let mut process = Process::start(Launch {
@@ -152,7 +155,8 @@ fn back(kit: &Kit, backing: Backing, state: State) -> Result<Backed> {
                 made.device = Some(attached);
             }
             made.flags.extend(["--device".into(), path.into()]);
-            made.flags.extend(["--block-size".into(), "4096".into()]);
+            made.flags
+                .extend(["--block-size".into(), BLOCK_BYTES.to_string().into()]);
             if backing.is_pool() {
                 made.flags.push("--format".into());
             }

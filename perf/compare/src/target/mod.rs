@@ -1,6 +1,7 @@
 //! The contenders: each can be started, loaded, taken off its core and put back.
 
 mod bowline;
+mod ground;
 mod spdk;
 
 use std::ffi::OsString;
@@ -12,7 +13,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::cell::State;
+use crate::cell::{Ground, State};
 use crate::cgroup::HalfCore;
 use crate::client::SUBSYSTEM;
 use crate::environment::free_huge_pages_bytes;
@@ -173,6 +174,17 @@ impl Target {
             _group: group,
             folder: started.folder,
         })
+    }
+
+    /// Has the kernel find memory for what is going to be written, if that is in a file.
+    pub(crate) fn lay(&self, ground: Ground, state: State) -> Result<()> {
+        match &self.folder {
+            Some(folder) if self.contender.uses_drive() => {
+                let drive = bowline::drive_in(folder.path());
+                ground::lay(&drive, ground, state, self.rpc.is_some())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Has the pool, if there is one, keep its volume as it is.

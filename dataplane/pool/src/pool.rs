@@ -21,6 +21,7 @@ mod doubt;
 mod drive;
 mod engine;
 mod find;
+mod flush;
 mod growth;
 mod jobs;
 mod journal;

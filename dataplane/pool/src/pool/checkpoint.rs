@@ -132,11 +132,10 @@ impl<D: Device> Engine<D> {
             return;
         };
         match (step, result) {
-            (Step::Superblock(_), Err(error)) => {
-                // Which checkpoint counts after a crash is not known, so both and their journals must stay.
-                self.checkpointer.running = None;
-                self.state.end_checkpoint();
-                self.journal_failed(error);
+            (Step::Superblock(_), Err(error)) => self.superblock_failed(error),
+            (Step::Flush, Err(error)) => {
+                self.flush_failed(error);
+                self.checkpoint_failed(error);
             }
             (_, Err(error)) => self.checkpoint_failed(error),
             (Step::Frame { is_last: false }, Ok(())) => self.write_frame(),
@@ -144,14 +143,7 @@ impl<D: Device> Engine<D> {
                 if let Some(running) = &mut self.checkpointer.running {
                     running.step = Step::Flush;
                 }
-                let access = Access {
-                    op: Op::Flush,
-                    offset: 0,
-                    len: 0,
-                    fua: false,
-                    data: Segments::new(),
-                };
-                self.drive.submit(access, Tag::Checkpoint);
+                self.submit_flush(Tag::Checkpoint, Segments::new());
             }
             (Step::Frame { is_last: true } | Step::Flush, Ok(())) => self.write_superblock(0),
             (Step::Superblock(0), Ok(())) => self.write_superblock(1),
@@ -173,13 +165,22 @@ impl<D: Device> Engine<D> {
             ..self.superblock.clone()
         };
         let bytes = superblock.encode();
-        if let Some(out) = self.checkpointer.buffer.as_mut() {
-            out[..bytes.len()].copy_from_slice(&bytes);
-        }
+        let Some(out) = self.checkpointer.buffer.as_mut() else {
+            // Somebody still looks at it: what it has is a frame.
+            return self.superblock_failed(IoError::Internal);
+        };
+        out[..bytes.len()].copy_from_slice(&bytes);
         if copy == 1 {
             self.superblock = superblock;
         }
         self.write_checkpoint(SUPERBLOCK_OFFSETS[copy], bytes.len(), true);
+    }
+
+    /// Which checkpoint counts after a crash is not known, so both and their journals must stay.
+    fn superblock_failed(&mut self, error: IoError) {
+        self.checkpointer.running = None;
+        self.state.end_checkpoint();
+        self.journal_failed(error);
     }
 
     /// The checkpoint counts: the journal before it is free.

@@ -13,6 +13,12 @@ use super::slab::Slab;
 pub(super) enum Tag {
     /// A volume's request as a whole.
     Direct { port: u32, token: u64, epoch: Epoch },
+    /// A volume's flush, and how many had failed when it began.
+    Flush {
+        port: u32,
+        token: u64,
+        failures: u64,
+    },
     /// A part of a volume's request, or a piece of the pool's own work on an extent.
     Piece { piece: u32, epoch: Epoch },
     /// A volume's write as a whole, whose chunks were claimed for their checksums.

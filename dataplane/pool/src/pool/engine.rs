@@ -14,6 +14,7 @@ use super::clean::Cleaner;
 use super::collect::Collecting;
 use super::doubt::Doubt;
 use super::drive::{Access, Drive, Tag};
+use super::flush::Flushes;
 use super::journal::Journal;
 use super::operation::Operations;
 use super::piece::Piece;
@@ -67,6 +68,7 @@ pub(super) struct Engine<D> {
     pub(super) collecting: Collecting,
     pub(super) sums: Sums,
     pub(super) doubt: Doubt,
+    pub(super) flushes: Flushes,
     /// A physical extent that must not be written to in place now; no extent has the largest number.
     pub(super) locked: u32,
     pub(super) ports: Slab<Port>,
@@ -136,6 +138,7 @@ impl<D: Device> Engine<D> {
             collecting: Collecting::default(),
             sums,
             doubt: Doubt::default(),
+            flushes: Flushes::default(),
             locked: u32::MAX,
             ports: Slab::new(),
             requests: Slab::new(),
@@ -227,23 +230,6 @@ impl<D: Device> Engine<D> {
         self.run_todo();
     }
 
-    /// What a completed request changed in the map is durable already. What it wrote is, for a volume of media
-    /// durability; else the drive's cache may hold it.
-    fn flush(&mut self, at: u32, io: Io) {
-        let is_media = self.ports.get(at).is_none_or(|port| port.is_media);
-        if is_media || !self.drive.is_volatile() {
-            return self.complete(at, io.complete(Ok(())));
-        }
-        let access = Access {
-            op: Op::Flush,
-            offset: 0,
-            len: 0,
-            fua: false,
-            data: io.data,
-        };
-        self.drive.submit_direct(access, at, io.token);
-    }
-
     /// Compares and writes as one, which is possible within an extent.
     fn compare(&mut self, at: u32, io: Io, range: bowline_block::ByteRange) {
         let (_, start) = self.shape.split(range.offset);
@@ -288,6 +274,11 @@ impl<D: Device> Engine<D> {
                     ..completion
                 },
             ),
+            Tag::Flush {
+                port,
+                token,
+                failures,
+            } => self.flush_answered((port, token), failures, completion),
             Tag::Piece { piece, .. } => self.piece_answered(piece, completion),
             Tag::Claimed {
                 claim, port, token, ..

@@ -7,6 +7,7 @@ mod cycles;
 mod deletion;
 mod doubt;
 mod examine;
+mod flushes;
 mod leaving;
 mod log_device;
 mod medium;

@@ -325,6 +325,9 @@ impl<D: Device> Engine<D> {
 
     /// What was written is stable, and so is the data that it is about.
     fn flushed(&mut self, result: Result<(), IoError>) {
+        if let Err(error) = result {
+            self.flush_failed(error);
+        }
         let Some(saving) = self.sums.saving.take() else {
             return;
         };

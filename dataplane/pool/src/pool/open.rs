@@ -20,7 +20,7 @@ use super::operation::Job;
 use crate::format::checkpoint::FrameError;
 use crate::format::codec::{RecordError, RecordReader};
 use crate::format::foreign::{END_BYTES, FOREIGN_BYTES, Foreign, recognise, recognise_end};
-use crate::format::journal::{Damage as JournalDamage, GroupWriter, JournalReader};
+use crate::format::journal::{Damage as JournalDamage, GroupWriter, JournalReader, SECTOR_BYTES};
 use crate::format::layout::{Layout, LayoutError, LayoutOptions, SUPERBLOCK_OFFSETS};
 use crate::format::record::Record;
 use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
@@ -191,6 +191,29 @@ impl<'a, D: Device> Waiting<'a, D> {
             }
         }
         result
+    }
+
+    /// Reads a range. What of it cannot be read is FFh.
+    fn read_in_part(&mut self, offset: u64, out: &mut [u8]) -> Result<(), IoError> {
+        match self.read(offset, out) {
+            Err(IoError::MediaRead) => {}
+            result => return result,
+        }
+        let block = usize::try_from(self.block_bytes).unwrap_or(PIECE_BYTES);
+        let smaller = match out.len() {
+            len if len > PIECE_BYTES => PIECE_BYTES,
+            len if len > block => block,
+            _ => {
+                out.fill(0xff);
+                return Ok(());
+            }
+        };
+        let mut at = offset;
+        for piece in out.chunks_mut(smaller) {
+            self.read_in_part(at, piece)?;
+            at += u64::try_from(piece.len()).unwrap_or(u64::MAX);
+        }
+        Ok(())
     }
 
     /// Whether there was a buffer, and the drive had room.
@@ -396,8 +419,11 @@ impl<D: Device> Pool<D> {
         superblock.check_writable()?;
         let mut state = State::new(superblock.layout.limits());
         checkpoint::replay(&mut drive, &superblock, &mut state)?;
-        let next = replay_journal(&mut drive, &superblock, &mut state)?;
+        let Replayed { next, last } = replay_journal(&mut drive, &superblock, &mut state)?;
         state.recovered()?;
+        if let Some((offset, group)) = last {
+            drive.write(offset, &group)?;
+        }
         // Before anything is written to the journal: sectors of this opening are told from those of the one before, which
         // a crash may have left behind the end. The copy that does not count is written first.
         superblock.sequence += 1;
@@ -446,18 +472,34 @@ impl<D: Device> Pool<D> {
     }
 }
 
-/// Replays the journal; returns where it ends.
+/// What the journal had.
+struct Replayed {
+    /// The sequence of the next group.
+    next: u64,
+    /// Where the last group is, and its sectors, if it may be in a cache only: perhaps in one that has failed to make it
+    /// stable, and is not going to try again. So it is written again, as it is.
+    last: Option<(u64, Vec<u8>)>,
+}
+
+/// Replays the journal.
 fn replay_journal<D: Device>(
     drive: &mut Waiting<'_, D>,
     superblock: &Superblock,
     state: &mut State,
-) -> Result<u64, OpenError> {
+) -> Result<Replayed, OpenError> {
     let area = superblock.layout.journal;
     let mut ring = vec![0; usize::try_from(area.bytes).map_err(|_| IoError::OutOfRange)?];
-    drive.read(area.offset, &mut ring)?;
+    // What was made unreadable by time, or by a power cut, may be what nobody needs any more.
+    drive.read_in_part(area.offset, &mut ring)?;
     let mut reader = JournalReader::new(superblock, &ring);
-    let end = reader.end()?;
+    let next = reader.end()?;
+    if reader.stale_damaged() > 0 {
+        tracing::warn!(sectors = reader.stale_damaged(), pool = %superblock.uuid,
+            "sectors of the journal that are not needed any more are damaged");
+    }
+    let mut last = None;
     while let Some(group) = reader.next_group() {
+        last = Some((group.sequence, group.sectors));
         let tolerance = if group.is_strict {
             Tolerance::Strict
         } else {
@@ -467,7 +509,16 @@ fn replay_journal<D: Device>(
             state.apply(&record?, tolerance)?;
         }
     }
-    Ok(end)
+    let last = last
+        .filter(|_| superblock.closed_at.is_none())
+        .and_then(|(sequence, sectors)| {
+            let offset = superblock.layout.ring().offset(sequence);
+            let start = usize::try_from(offset).ok()?;
+            let bytes = usize::try_from(sectors).ok()? * SECTOR_BYTES;
+            let group = ring.get(start..start + bytes)?;
+            Some((area.offset + offset, group.to_vec()))
+        });
+    Ok(Replayed { next, last })
 }
 
 impl<D: Device> Engine<D> {
@@ -491,20 +542,15 @@ impl<D: Device> Engine<D> {
         for port in self.ports.iter_mut() {
             port.vanish();
         }
-        self.finish(wait);
-        if self.journal.has_failed() {
-            let error = match self.has_vanished() {
-                true => IoError::Vanished,
-                false => IoError::MediaWrite,
-            };
-            return Err(error.into());
-        }
+        self.finish(wait)?;
         // What was reserved and never taken is zero still.
         while let Some(physical) = self.state.take_reserved(0) {
             self.journal
                 .want(Change::Clean { physical, count: 1 }, Waiter::Closing);
         }
-        self.finish(wait);
+        // A group in doubt is no end of the journal: who opens the pool would go on without it, and whoever comes
+        // after a crash of that one could find it all the same.
+        self.finish(wait)?;
         self.superblock.sequence += 1;
         self.superblock.replay_from = self.journal.replay_from;
         self.superblock.closed_at = Some(self.journal.applied());
@@ -518,10 +564,15 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    /// Drives everything until nothing is under way.
-    fn finish(&mut self, wait: &mut dyn FnMut() -> Nanos) {
+    /// Drives everything until nothing is under way. An error if something could not be recorded.
+    fn finish(&mut self, wait: &mut dyn FnMut() -> Nanos) -> Result<(), IoError> {
         while !self.is_idle() {
             self.poll(wait());
+        }
+        match (self.journal.has_failed(), self.has_vanished()) {
+            (false, _) => Ok(()),
+            (true, true) => Err(IoError::Vanished),
+            (true, false) => Err(IoError::MediaWrite),
         }
     }
 }

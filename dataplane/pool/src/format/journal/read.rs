@@ -48,6 +48,8 @@ pub struct Damage {
 pub struct Group<'r> {
     /// Of its first sector.
     pub sequence: u64,
+    /// How many it has.
+    pub sectors: u64,
     /// Of the opening in which it was written, low 32 bits.
     pub generation: u32,
     /// Whether its records must fit the state; else what they name may be gone.
@@ -129,6 +131,7 @@ impl<'b> JournalReader<'b> {
         self.next = self.sectors.ring.next_start(at.max(sequence + 1));
         Some(Group {
             sequence,
+            sectors: at - sequence,
             generation,
             is_strict: sequence >= self.strict_from,
             records: &self.records,

@@ -7,8 +7,9 @@ use bowline_block::{FaultPlan, IoError, Op};
 use uuid::Uuid;
 
 use super::world::{EXTENT, Failing, Shared, World, options, spec};
+use crate::format::layout::Area;
 use crate::format::record::Checksums;
-use crate::{OpenOptions, Outcome, PoolError, Volume, VolumeSpec};
+use crate::{Found, OpenError, OpenOptions, Outcome, Pool, PoolError, Volume, VolumeSpec};
 
 const BLOCKS: u64 = EXTENT / 512;
 const ZEROES: Op = Op::WriteZeroes { deallocate: true };
@@ -20,16 +21,21 @@ impl World {
     /// The group after so many has its write fail; perhaps it is done all the same.
     fn doubt(&self, after: u32, is_done: bool) {
         let journal = self.pool.engine.borrow().superblock.layout.journal;
-        let end = journal.offset + journal.bytes;
-        self.drive.late().failing = Some(Failing {
-            blocks: journal.offset / 512..end / 512,
-            after,
-            is_done,
-        });
+        self.drive.late().failing = Some(failing(journal, after, is_done));
     }
 
     fn has_failed(&self) -> bool {
         self.pool.engine.borrow().journal.has_failed()
+    }
+}
+
+/// The write to the journal after so many others.
+fn failing(journal: Area, after: u32, is_done: bool) -> Failing {
+    let end = journal.offset + journal.bytes;
+    Failing {
+        blocks: journal.offset / 512..end / 512,
+        after,
+        is_done,
     }
 }
 
@@ -119,6 +125,62 @@ fn volume_that_may_be_smaller_or_deleted_is_not_written_to() {
         assert_eq!(world.write(&mut volume, 3 * BLOCKS, &[2; 8]), refused);
         assert_eq!(world.read(&mut volume, 3 * BLOCKS, 8), [1; 8]);
     }
+}
+
+/// What is recorded last is what was reserved and never taken.
+#[test]
+fn pool_is_not_said_to_be_closed_before_a_group_that_may_be_there() {
+    for is_done in [false, true] {
+        let (world, number, volume) = world(Checksums::Off);
+        drop(volume);
+        world.doubt(0, is_done);
+        let World {
+            mut drive,
+            pool,
+            now,
+            ..
+        } = world;
+        let mut wait = || *now.borrow();
+        let closed = pool.close(&mut wait).map(drop);
+        let refused = matches!(closed, Err(OpenError::Drive(IoError::MediaWrite)));
+        assert!(refused, "{closed:?}");
+        let Found::Pool(superblock) = Pool::find(&mut drive, &mut wait).unwrap() else {
+            panic!("the pool is gone");
+        };
+        assert_eq!(superblock.closed_at, None);
+        let mut world = World::open(drive, now);
+        let mut volume = world.pool.open_volume(number).unwrap();
+        assert_eq!(world.read(&mut volume, 0, 32), [1; 32]);
+    }
+}
+
+/// It may be in a cache that has failed to make it stable, and is not going to try again.
+#[test]
+fn group_that_was_written_last_is_written_again_before_the_journal_goes_on() {
+    let (world, number, volume) = world(Checksums::Off);
+    drop(volume);
+    world.doubt(0, false);
+    let World {
+        drive, pool, now, ..
+    } = world;
+    drop(pool);
+    let opened = Pool::open(drive.clone(), &mut || *now.borrow());
+    assert!(matches!(opened, Err(OpenError::Drive(IoError::MediaWrite))));
+    let world = World::open(drive, now);
+    let mut world = world.crash();
+    let mut volume = world.pool.open_volume(number).unwrap();
+    assert_eq!(world.read(&mut volume, 0, 32), [1; 32]);
+    drop(volume);
+    // A pool that was closed says that all of it is stable.
+    world.settle();
+    let layout = world.pool.engine.borrow().superblock.layout;
+    let World {
+        drive, pool, now, ..
+    } = world;
+    pool.close(&mut || *now.borrow()).unwrap();
+    drive.late().failing = Some(failing(layout.journal, 0, false));
+    let world = World::open(drive, now);
+    assert!(world.drive.late().failing.is_some());
 }
 
 /// A crash would believe the slots on the drive, and take what was written since for damage.
@@ -268,6 +330,8 @@ impl Life {
             snapshots,
             ..
         } = self;
+        // The life may have ended before that group.
+        world.drive.late().failing = None;
         let mut world = world.crash();
         assert_eq!(world.pool.check(), Vec::<String>::new());
         let mut volume = world.pool.open_volume(number).unwrap();

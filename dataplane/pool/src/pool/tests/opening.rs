@@ -3,8 +3,9 @@
 use bowline_block::{BufPool, ErrorRates, FaultPlan, IoError, Latency, PoolConfig};
 use bowline_nvme::Nanos;
 
-use super::world::Shared;
+use super::world::{EXTENT, Shared, World, spec};
 use crate::pool::open::Waiting;
+use crate::{OpenError, Pool};
 
 /// What a read of the drive takes.
 const READ: u64 = 20_000;
@@ -48,4 +49,26 @@ fn long_range_is_read_with_several_requests_at_once() {
     out.fill(7);
     waiting.read(0, &mut out[..4096]).unwrap();
     assert!(out[..4096].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn unreadable_sector_of_the_journal_matters_only_where_it_is_needed() {
+    let mut world = World::new(4 << 20, FaultPlan::default());
+    let number = world.create(spec(EXTENT));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 32]).unwrap();
+    drop(volume);
+    let layout = world.pool.engine.borrow().superblock.layout;
+    let (first, sectors) = (layout.journal.offset / 512, layout.ring().sectors());
+    let World {
+        drive, pool, now, ..
+    } = world;
+    drop(pool);
+    drive.late().unreadable = first..first + 1;
+    let opened = Pool::open(drive.clone(), &mut || *now.borrow());
+    assert!(matches!(opened, Err(OpenError::Journal(_))));
+    drive.late().unreadable = first + sectors - 1..first + sectors;
+    let mut world = World::open(drive, now);
+    let mut volume = world.pool.open_volume(number).unwrap();
+    assert_eq!(world.read(&mut volume, 0, 32), [1; 32]);
 }

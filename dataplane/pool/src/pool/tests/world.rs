@@ -58,6 +58,8 @@ pub(super) struct Late {
     held: VecDeque<(u32, Completion)>,
     /// The next write of which is said to have failed.
     pub(super) failing: Option<Failing>,
+    /// Blocks that cannot be read.
+    pub(super) unreadable: Range<u64>,
     /// Writes that were done and are said to have failed.
     doubted: HashSet<u64>,
 }
@@ -145,6 +147,13 @@ impl Device for Shared {
         late.accesses += 1;
         if late.polls > 0 && io.op == Op::Read {
             late.reads.insert(io.token);
+        }
+        let last = (io.lba + u64::from(io.blocks)).saturating_sub(1);
+        let blocks = &late.unreadable;
+        if io.op == Op::Read && io.lba < blocks.end && last >= blocks.start {
+            let failed = io.complete(Err(IoError::MediaRead));
+            late.held.push_back((0, failed));
+            return Ok(());
         }
         match late.fails(&io) {
             Some(failing) if failing.is_done => {

@@ -17,6 +17,9 @@ pub const LABEL_BYTES_MAX: usize = 64;
 
 const MAGIC: &[u8; 8] = b"BOWLPOOL";
 const CRC_FROM: usize = 12;
+
+/// Every number that only rises is below this. None gets there by itself, and what is added to one cannot overflow.
+const RISING_MAX: u64 = 1 << 62;
 /// What is written at once or not at all, and has all that counts.
 const SECTOR_BYTES: usize = 512;
 
@@ -335,7 +338,8 @@ impl Superblock {
     fn check(&self) -> Result<(), &'static str> {
         self.layout.check()?;
         let ring = self.layout.ring();
-        if self.sequence == 0 || self.generation == 0 {
+        let rising = [self.sequence, self.generation];
+        if rising.iter().any(|it| !(1..RISING_MAX).contains(it)) {
             return Err("sequence or generation");
         }
         let places = [
@@ -344,7 +348,7 @@ impl Superblock {
             self.closed_at,
         ];
         let places: Vec<u64> = places.into_iter().flatten().collect();
-        let is_place = |&at: &u64| at != 0 && ring.next_start(at) == at;
+        let is_place = |&at: &u64| (1..RISING_MAX).contains(&at) && ring.next_start(at) == at;
         if !places.iter().all(is_place) || !places.is_sorted() {
             return Err("place in the journal");
         }

@@ -262,6 +262,31 @@ fn impossible_fields_are_told_by_name() {
     assert_eq!(error, CopyError::Field("sequence or generation"));
 }
 
+/// Nothing that is added to such a number overflows, and no pool is written that cannot be read.
+#[test]
+fn numbers_that_no_pool_gets_to_are_told_by_name() {
+    let far = 1 << 62;
+    let wrong = |superblock: Superblock| Superblock::decode(&superblock.encode()).err();
+    for (sequence, generation) in [(far, 1), (1, far), (u64::MAX, 1), (1, u64::MAX)] {
+        let error = wrong(Superblock {
+            sequence,
+            generation,
+            ..superblock()
+        });
+        let expected = CopyError::Field("sequence or generation");
+        assert_eq!(error, Some(expected), "{sequence} {generation}");
+    }
+    let place = |at| Superblock {
+        replay_from: at,
+        strict_from: at,
+        closed_at: Some(at),
+        ..superblock()
+    };
+    let error = CopyError::Field("place in the journal");
+    assert_eq!(wrong(place(far)), Some(error));
+    assert_eq!(wrong(place(far - 128)), None);
+}
+
 proptest! {
     #[test]
     fn a_changed_byte_of_a_copy_is_seen(at in 0..SUPERBLOCK_BYTES, change in 1..=255_u8) {

@@ -1,5 +1,6 @@
 //! What the reactors see at one moment, for lists, statistics and metrics.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -15,9 +16,12 @@ use bowline_reactor::{BackendInfo, Counters, monotonic_now};
 use bowline_tcp::target::Work;
 use uuid::Uuid;
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Service};
 use crate::names::{self, Counted};
 use crate::view;
+
+/// Subsystems of a reactor that are looked at in one turn of it.
+const SUBSYSTEMS_AT_ONCE: usize = 128;
 
 /// One reactor and what it serves.
 #[derive(Debug)]
@@ -36,20 +40,15 @@ pub(crate) struct Observation {
 
 /// Asks one reactor.
 pub(crate) async fn reactor(fleet: &Fleet, index: usize) -> Result<Observation, Failure> {
-    let (target, work, buffers, subsystems, connections) = fleet
+    let (target, work, buffers, connections) = fleet
         .call(index, |service, cx, _| {
             let buffers = cx.pool().stats().classes;
             let work = service.work();
             let target = service.target();
-            (
-                target.counters(),
-                work,
-                buffers,
-                target.subsystems(),
-                target.connections(),
-            )
+            (target.counters(), work, buffers, target.connections())
         })
         .await?;
+    let subsystems = subsystems(fleet, index).await?;
     let member = &fleet.members[index];
     Ok(Observation {
         index,
@@ -61,6 +60,27 @@ pub(crate) async fn reactor(fleet: &Fleet, index: usize) -> Result<Observation, 
         subsystems,
         connections,
     })
+}
+
+/// Asks one reactor for its subsystems, bit by bit: hosts do not wait while ten thousand are copied.
+async fn subsystems(fleet: &Fleet, index: usize) -> Result<Vec<SubsystemSnapshot>, Failure> {
+    let (mut all, mut next) = (Vec::new(), Some(0));
+    let mut is_in_parts = false;
+    while let Some(first) = next {
+        let look = move |service: &mut Service, _: &mut _, _| {
+            service.target().subsystems_from(first, SUBSYSTEMS_AT_ONCE)
+        };
+        let (some, rest) = fleet.call(index, look).await?;
+        all.extend(some);
+        is_in_parts |= rest.is_some();
+        next = rest;
+    }
+    if is_in_parts {
+        // One that was exported anew meanwhile may have been seen at both its places.
+        let mut seen = HashSet::with_capacity(all.len());
+        all.retain(|it| seen.insert(it.nqn.clone()));
+    }
+    Ok(all)
 }
 
 /// Asks every reactor.

@@ -184,12 +184,21 @@ impl Target {
     /// The subsystems, in the order they were added as far as places were free.
     #[must_use]
     pub fn subsystems(&self) -> Vec<SubsystemSnapshot> {
-        let present = self
-            .subsystems
-            .iter()
-            .flatten()
-            .filter(|subsystem| !subsystem.removed);
-        present
+        self.subsystems_from(0, usize::MAX).0
+    }
+
+    /// Those of so many places, and the place that comes next, if there is one: where there are very many,
+    /// to copy all of them takes longer than commands should wait.
+    #[must_use]
+    pub fn subsystems_from(
+        &self,
+        first: usize,
+        places: usize,
+    ) -> (Vec<SubsystemSnapshot>, Option<usize>) {
+        let end = first.saturating_add(places).min(self.subsystems.len());
+        let part = self.subsystems.get(first..end).unwrap_or_default();
+        let present = part.iter().flatten().filter(|it| !it.removed);
+        let copied = present
             .map(|subsystem| SubsystemSnapshot {
                 nqn: subsystem.config.nqn.clone(),
                 serial: subsystem.config.serial,
@@ -213,7 +222,17 @@ impl Target {
                 ana: subsystem.ana.as_ref().map(ana),
                 controllers: self.controllers_of(&subsystem.controllers),
             })
-            .collect()
+            .collect();
+        (copied, (end < self.subsystems.len()).then_some(end))
+    }
+
+    /// How many logical blocks a namespace has, as its hosts know it.
+    #[must_use]
+    pub fn namespace_blocks(&self, nqn: &str, nsid: u32) -> Option<u64> {
+        let at = self.find_subsystem(nqn)?;
+        let subsystem = self.subsystems.get(at)?.as_ref()?;
+        let namespace = subsystem.namespaces.get(nsid)?;
+        Some(namespace.geometry.blocks)
     }
 
     /// How many controllers of hosts a subsystem has, those that only drain included.

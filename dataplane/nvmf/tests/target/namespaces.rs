@@ -361,6 +361,35 @@ fn subsystems_do_not_see_each_other() {
     assert!(namespace_list(&list).eq([NamespaceId(2)]));
 }
 
+#[test]
+fn subsystems_are_seen_bit_by_bit_as_at_once() {
+    let mut glue = Glue::bare(TargetConfig::default());
+    let name = |index: usize| format!("nqn.2026-11.io.bowline:s{index}");
+    for index in 0..10 {
+        let config = SubsystemConfig::new(&name(index), "BL");
+        glue.target.add_subsystem(glue.now, config).expect("valid");
+    }
+    for index in [0, 3, 4, 9] {
+        let removed = glue.target.remove_subsystem(glue.now, &name(index));
+        removed.expect("it is there");
+    }
+    let all = glue.target.subsystems().into_iter().map(|it| it.nqn);
+    let all: Vec<String> = all.collect();
+    assert_eq!(all, [1, 2, 5, 6, 7, 8].map(name));
+    for places in [1, 3, 10, 11] {
+        let (mut seen, mut next) = (Vec::new(), Some(0));
+        while let Some(first) = next {
+            let (some, rest) = glue.target.subsystems_from(first, places);
+            assert!(some.len() <= places);
+            seen.extend(some.into_iter().map(|it| it.nqn));
+            next = rest;
+        }
+        assert_eq!(seen, all, "{places} at once");
+    }
+    let beyond = glue.target.subsystems_from(1000, 1);
+    assert!(beyond.0.is_empty() && beyond.1.is_none());
+}
+
 /// VWC followed the namespaces of the moment, but hosts read it once. One that connected when no
 /// namespace was volatile never flushed those added later, and lost what it had been told was
 /// written.

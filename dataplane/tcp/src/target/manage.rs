@@ -229,7 +229,7 @@ impl<D: Device> TargetService<D> {
         let Some(handle) = self.names.handle(nqn, nsid) else {
             return Err(missing);
         };
-        let Some(blocks) = self.namespace_blocks(nqn, nsid) else {
+        let Some(blocks) = self.target.namespace_blocks(nqn, nsid.0) else {
             return Err(missing);
         };
         let Some(device) = self.executor.device_mut(handle) else {
@@ -251,14 +251,6 @@ impl<D: Device> TargetService<D> {
     /// Has every device asked for its events: some have come although nothing was asked of the device.
     pub fn look_at_devices(&mut self) {
         self.executor.wake_all();
-    }
-
-    /// The size that hosts know of.
-    fn namespace_blocks(&self, nqn: &str, nsid: NamespaceId) -> Option<u64> {
-        let subsystems = self.target.subsystems();
-        let subsystem = subsystems.iter().find(|it| it.nqn == nqn)?;
-        let namespace = subsystem.namespaces.iter().find(|it| it.nsid == nsid.0)?;
-        Some(namespace.geometry.blocks)
     }
 
     /// The number of connections served or on their way out.

@@ -37,8 +37,12 @@ impl Stores {
         self.shared.borrow_mut().volumes.insert(nqn, volume);
     }
 
+    /// What was not begun for it is dropped: nobody waits for the answer, and the volume may be exported
+    /// again with what is stored now.
     pub(crate) fn remove_volume(&self, nqn: &str) {
-        self.shared.borrow_mut().volumes.remove(nqn);
+        let shared = &mut *self.shared.borrow_mut();
+        shared.volumes.remove(nqn);
+        shared.waiting.retain(|(_, request)| request.nqn != nqn);
     }
 
     /// Whether there is something for the pool.
@@ -63,5 +67,35 @@ impl ReservationStore for Stores {
             Some(files) => files.try_begin(request),
             None => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bowline_nvme::NamespaceId;
+    use bowline_nvmf::target::StoreId;
+
+    use super::*;
+
+    #[test]
+    fn what_was_not_begun_for_a_volume_goes_with_its_subsystem() {
+        let mut stores = Stores::default();
+        let request = |id: u64, nqn: &str| StoreReservations {
+            id: StoreId(id),
+            nqn: nqn.to_owned(),
+            nsid: NamespaceId(1),
+            state: None,
+        };
+        for (volume, nqn) in [(1, "a"), (2, "b")] {
+            stores.add_volume(nqn.to_owned(), volume);
+            assert!(stores.try_begin(request(volume.into(), nqn)));
+        }
+        stores.remove_volume("a");
+        assert_eq!(stores.next(), Some((2, request(2, "b"))));
+        assert!(!stores.has_next());
+        assert!(
+            !stores.try_begin(request(3, "a")),
+            "there is no store of files"
+        );
     }
 }

@@ -15,15 +15,15 @@ use crate::volumes::{self, NewSnapshot, NewVolume};
 /// Zero and empty take the default; whether the rest is possible is decided later.
 pub(super) fn new(asked: Option<api::Volume>) -> Result<NewVolume, Failure> {
     let asked = asked.ok_or_else(|| Failure::invalid_field("volume", "volume is missing"))?;
-    let durability = match asked.durability() {
+    let durability = match known("volume.durability", asked.durability)? {
         api::Durability::Unspecified | api::Durability::Media => Durability::Media,
         api::Durability::Device => Durability::Device,
     };
-    let provisioning = match asked.provisioning() {
+    let provisioning = match known("volume.provisioning", asked.provisioning)? {
         api::Provisioning::Unspecified | api::Provisioning::Thin => Provisioning::Thin,
         api::Provisioning::Thick => Provisioning::Thick,
     };
-    let checksums = match asked.checksums() {
+    let checksums = match known("volume.checksums", asked.checksums)? {
         api::ChecksumMode::Unspecified | api::ChecksumMode::Off => Checksums::Off,
         api::ChecksumMode::Scrub => Checksums::Scrub,
         api::ChecksumMode::Verify => Checksums::Verify,
@@ -59,6 +59,15 @@ pub(super) fn new_snapshot(asked: Option<api::Snapshot>) -> Result<NewSnapshot, 
     })
 }
 
+/// A choice that is none of those known here was made by a caller of a later version, who would not get
+/// what he asks for.
+fn known<T: TryFrom<i32>>(field: &'static str, value: i32) -> Result<T, Failure> {
+    T::try_from(value).map_err(|_| {
+        Failure::invalid_field(field, format!("{field} {value} is not known here"))
+            .hint("this data plane is older than its caller: choose what it knows")
+    })
+}
+
 fn uuid(field: &'static str, text: &str) -> Result<Option<Uuid>, Failure> {
     Ok(identifier(field, text)?.map(Uuid::from_bytes))
 }
@@ -72,4 +81,36 @@ fn now() -> u64 {
 pub(super) fn size(field: &'static str, bytes: i64) -> Result<u64, Failure> {
     u64::try_from(bytes)
         .map_err(|_| Failure::invalid_field(field, format!("{field} {bytes} is negative")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_of_a_later_version_are_refused_and_not_taken_for_the_default() {
+        let usual = api::Volume::default;
+        new(Some(usual())).unwrap();
+        let of_later = [
+            api::Volume {
+                durability: 99,
+                ..usual()
+            },
+            api::Volume {
+                provisioning: 99,
+                ..usual()
+            },
+            api::Volume {
+                checksums: 99,
+                ..usual()
+            },
+        ];
+        for asked in of_later {
+            let refused = new(Some(asked)).unwrap_err();
+            assert!(
+                refused.message.ends_with("99 is not known here"),
+                "{refused:?}"
+            );
+        }
+    }
 }

@@ -73,6 +73,11 @@ impl CliError {
                 error.reason = Some(reason);
                 error
             }
+            None if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) => error
+                .cause("there was no answer in time; what was begun goes on all the same")
+                .hint(
+                    "see what has become of it before you ask again, and the log of the data plane",
+                ),
             None if status.code() == Code::Unimplemented => error
                 .cause("the server does not know this call")
                 .hint("check that --rpc is the address of a data plane of this version"),
@@ -148,6 +153,18 @@ mod tests {
         assert_eq!(code(RunError::ReactorLost { index: 0 }), 3);
         assert_eq!(code(RunError::NotFlushed { devices: 1 }), 1);
         assert_eq!(code(RunError::Forced), 1);
+    }
+
+    #[test]
+    fn who_waited_in_vain_is_told_that_it_may_happen_yet() {
+        for status in [
+            Status::cancelled("Timeout expired"),
+            Status::deadline_exceeded("late"),
+        ] {
+            let error = CliError::from_status("volume db not created", &status);
+            assert!(error.cause.contains("goes on all the same"), "{error}");
+            assert!(error.hint.contains("what has become of it"), "{error}");
+        }
     }
 
     #[test]

@@ -28,6 +28,11 @@ pub(crate) async fn start_scrub(
     everything: bool,
 ) -> Result<(), CliError> {
     let what = "no scrub was started";
+    if rate == Some(Size(0)) {
+        return Err(CliError::usage(what)
+            .cause("with a rate of 0 it would never end")
+            .hint("leave --rate out to have it as fast as the drive is"));
+    }
     let rate = rate.map_or(0, |Size(bytes)| bytes);
     let request = api::StartScrubRequest {
         name: "pool".to_owned(),

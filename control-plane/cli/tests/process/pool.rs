@@ -144,3 +144,11 @@ fn what_is_no_pool_is_refused_with_a_hint() {
     assert!(err.contains("hint:  name a block device"), "{err}");
     assert_eq!(run(&["pool", "inspect", "/nowhere"]).0, 1);
 }
+
+#[test]
+fn a_scrub_that_would_never_end_is_refused() {
+    // Nobody is asked: there is no data plane.
+    let (code, _, err) = run(&["pool", "scrub", "--rate", "0", "--rpc", "127.0.0.1:1"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("would never end"), "{err}");
+}

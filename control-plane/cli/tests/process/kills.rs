@@ -5,6 +5,7 @@
 //! `POOL_KILLS_SEED` for others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +18,7 @@ use bowline_witness::Random;
 use bowline_witness::host::{Host, Load, Witness, lock};
 use bowline_witness::ledger::{Ledger, Promise};
 use bowline_witness::volume::{Event, Volume};
+use rustix::fs::{FlockOperation, flock};
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 use uuid::Uuid;
@@ -295,7 +297,7 @@ struct Pool {
 impl Pool {
     /// With two volumes.
     fn new(file: &Path, seed: u64) -> Self {
-        let size = std::fs::File::create(file).and_then(|file| file.set_len(POOL_BYTES));
+        let size = File::create(file).and_then(|file| file.set_len(POOL_BYTES));
         size.unwrap();
         let mut pool = Self {
             file: file.to_owned(),
@@ -320,7 +322,15 @@ impl Pool {
         pool
     }
 
+    /// The kernel lets a drive go when the last request of who was killed has ended, which may take
+    /// long where writing is slow.
+    fn is_let_go(&self) {
+        let file = File::open(&self.file).unwrap();
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+    }
+
     fn start(&self, more: &[&str]) -> DataPlane {
+        self.is_let_go();
         let device = ["--host", "any", "--device", self.file.to_str().unwrap()];
         DataPlane::start(&[&device, more].concat())
     }
@@ -481,6 +491,7 @@ impl Pool {
 
     /// What a kill may leave, between the writes of the two superblocks for one, is only noticed.
     fn check(&self) {
+        self.is_let_go();
         let (code, out, err) = run(&["pool", "check", self.file.to_str().unwrap()]);
         assert_eq!(code, 0, "{out}{err}");
         let is_wrong = |line: &str| line.starts_with("loss ") || line.starts_with("damage ");

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::super::Executables;
@@ -167,6 +167,11 @@ impl Part<'_> {
             marks: folder.join("marks"),
         };
         let cuts = replay::cuts(self.log, self.marks, count, SEED);
+        ensure!(
+            cuts.len() >= count,
+            "the log has flushes for {} cuts, and not for {count}",
+            cuts.len()
+        );
         let mut replay = Replay::new(self.log, self.data)?;
         for Cut { entries, unflushed } in cuts {
             let image = replay.at(Cut { entries, unflushed })?;

@@ -14,7 +14,7 @@ use crate::config::BackingConfig;
 use crate::identity;
 use crate::listen::Portal;
 use crate::names::{self, ANY_HOST};
-use crate::pool::AllowedHosts;
+use crate::pool::{AllowedHosts, VOLUME_NSID};
 
 mod volumes;
 
@@ -167,6 +167,22 @@ pub(crate) enum Part {
 }
 
 impl Part {
+    /// UUID that hosts know it by.
+    pub(crate) fn uuid(self) -> Uuid {
+        match self {
+            Self::Volume(uuid) => uuid,
+            Self::Snapshot { snapshot, .. } => snapshot,
+        }
+    }
+
+    /// NQN of the subsystem that exports it, if it is exported.
+    pub(crate) fn nqn(self) -> String {
+        match self {
+            Self::Volume(volume) => identity::volume_nqn(volume),
+            Self::Snapshot { snapshot, .. } => identity::snapshot_nqn(snapshot),
+        }
+    }
+
     /// Its resource name.
     pub(crate) fn name(self) -> String {
         match self {
@@ -219,15 +235,29 @@ impl Subsystem {
 
 impl Catalog {
     /// NQNs of the subsystems that export a volume and its snapshots.
-    pub(crate) fn exports_of(&self, uuid: Uuid) -> Vec<String> {
-        let Some(volume) = self.volumes.get(uuid) else {
-            return Vec::new();
-        };
-        let snapshots = volume.info.snapshots.iter();
-        let snapshots = snapshots.map(|it| identity::snapshot_nqn(it.uuid));
-        let all = [volume.nqn.clone()].into_iter().chain(snapshots);
-        all.filter(|nqn| self.subsystems.contains_key(nqn))
-            .collect()
+    pub(crate) fn exports_of(&self, volume: Uuid) -> Vec<String> {
+        let found = self.volumes.get(volume);
+        let snapshots = found.into_iter().flat_map(|it| &it.info.snapshots);
+        let snapshots = snapshots.map(|it| Part::Snapshot {
+            volume,
+            snapshot: it.uuid,
+        });
+        let all = [Part::Volume(volume)].into_iter().chain(snapshots);
+        all.filter_map(|part| self.export_of(part)).collect()
+    }
+
+    /// NQN of the subsystem that exports a part of the pool, if it is exported.
+    pub(crate) fn export_of(&self, part: Part) -> Option<String> {
+        let nqn = part.nqn();
+        let is_it = self.subsystems.get(&nqn)?.part == Some(part);
+        is_it.then_some(nqn)
+    }
+
+    /// Name of the namespace that hosts would take for a part of the pool if it was exported.
+    pub(crate) fn mistaken_for(&self, part: Part) -> Option<String> {
+        let nguid = identity::namespace_nguid(&part.nqn(), VOLUME_NSID);
+        let found = self.identified_by(part.uuid().into_bytes(), nguid);
+        found.map(|(nqn, nsid)| names::namespace(nqn, nsid))
     }
 
     /// Subsystems that export parts of the pool.

@@ -27,7 +27,7 @@ use crate::state::{Forgetting, Keeper, Kept};
 use crate::{names, observe};
 
 pub(crate) use ana::AnaGroup;
-pub(crate) use failure::{exists, limit, missing, not_resized};
+pub(crate) use failure::{exists, limit, missing, not_resized, same_identity};
 use namespace::Opening;
 pub(crate) use namespace::{FIRST_ANA_GROUP, NewNamespace, Reserved};
 pub(crate) use subsystem::{CONTROLLERS_DEFAULT, NewSubsystem};

@@ -8,6 +8,8 @@ use uuid::Uuid;
 const SIZE_DEFAULT: usize = 100;
 /// Items of a page at most.
 const SIZE_MAX: usize = 1000;
+/// Bytes of a page at most, but for a single item: well below what gRPC clients take in one message.
+const BYTES_MAX: usize = 2 << 20;
 /// Bytes of the fingerprint that ties a token to its list.
 const SCOPE_BYTES: usize = 4;
 
@@ -42,15 +44,26 @@ impl Page {
     /// Cuts the page out of a list in ascending order of its keys; gives it with
     /// the token of the next page, empty at the end.
     pub(crate) fn cut<T>(&self, items: impl IntoIterator<Item = (String, T)>) -> (Vec<T>, String) {
+        let items = items.into_iter();
+        self.cut_weighed(items.map(|(key, item)| (key, 0, item)))
+    }
+
+    /// The same of items that may be large: each comes with about the bytes that it takes.
+    pub(crate) fn cut_weighed<T>(
+        &self,
+        items: impl IntoIterator<Item = (String, usize, T)>,
+    ) -> (Vec<T>, String) {
         let mut page = Vec::new();
-        let mut last = String::new();
-        for (key, item) in items {
+        let (mut last, mut room) = (String::new(), BYTES_MAX);
+        for (key, bytes, item) in items {
             if self.after.as_ref().is_some_and(|after| key <= *after) {
                 continue;
             }
-            if page.len() == self.size {
+            let is_full = page.len() == self.size || bytes > room;
+            if is_full && !page.is_empty() {
                 return (page, self.token(&last));
             }
+            room = room.saturating_sub(bytes);
             page.push(item);
             last = key;
         }
@@ -125,6 +138,24 @@ mod tests {
             token = next;
         }
         assert_eq!(seen, (0..23).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn large_items_make_short_pages_and_the_largest_is_alone() {
+        let weights = [BYTES_MAX / 2, BYTES_MAX / 2, 1, 2 * BYTES_MAX, 1];
+        let mut token = String::new();
+        let mut pages = Vec::new();
+        loop {
+            let items = keys(weights.len()).into_iter().zip(weights);
+            let items = items.map(|((key, item), bytes)| (key, bytes, item));
+            let (page, next) = Page::parse(7, &token, "s").unwrap().cut_weighed(items);
+            pages.push(page);
+            if next.is_empty() {
+                break;
+            }
+            token = next;
+        }
+        assert_eq!(pages, [vec![0, 1], vec![2], vec![3], vec![4]]);
     }
 
     #[test]

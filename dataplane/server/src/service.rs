@@ -21,7 +21,7 @@ use bowline_api::dataplane::v1::data_plane_service_server::DataPlaneService;
 use bowline_api::{Failure, Reason};
 use bowline_nvmf::target::TargetConfig;
 use prost::Message;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tonic::{Request, Response, Status};
 
 use crate::catalog::Origin;
@@ -43,10 +43,16 @@ pub(crate) struct State {
     pub(crate) started: SystemTime,
 }
 
+/// Changes under way that wait for the drive, or for those before them. Each goes on without its caller,
+/// so callers that give up and come again would let them grow for as long as a drive does not answer.
+const DRIVE_CHANGES_MAX: usize = 4096;
+
 /// `bowline.dataplane.v1.DataPlaneService`.
 #[derive(Clone)]
 pub(crate) struct Management {
     pub(crate) state: Arc<Mutex<State>>,
+    /// Places of changes that wait for the drive.
+    drive_changes: Arc<Semaphore>,
 }
 
 impl Management {
@@ -61,6 +67,7 @@ impl Management {
         };
         Self {
             state: Arc::new(Mutex::new(state)),
+            drive_changes: Arc::new(Semaphore::new(DRIVE_CHANGES_MAX)),
         }
     }
 

@@ -11,7 +11,7 @@ use bowline_pool::{Provisioning, ScrubReport, ScrubState, SnapshotInfo};
 use uuid::Uuid;
 
 use crate::catalog::{
-    Catalog, Held, Namespace, Origin, Referral, Subsystem, Volume, Volumes, called,
+    Catalog, Held, Namespace, Origin, Part, Referral, Subsystem, Volume, Volumes, called,
 };
 use crate::config::{BackingConfig, SpdkSource};
 use crate::identity;
@@ -185,6 +185,16 @@ fn scrub(report: &ScrubReport) -> api::Scrub {
     }
 }
 
+/// About the bytes that a volume takes as a message: those of its hosts, and enough for all else.
+pub(crate) fn volume_bytes(volume: &Volume, catalog: &Catalog) -> usize {
+    const ALL_ELSE: usize = 1024;
+    // A tag and a length with each.
+    const HOST: usize = 4;
+    let subsystem = catalog.subsystems.get(&volume.nqn);
+    let hosts = subsystem.into_iter().flat_map(|it| it.access.hosts.keys());
+    ALL_ELSE + hosts.map(|host| host.len() + HOST).sum::<usize>()
+}
+
 /// `allocated` is as hosts see it, and of the pool.
 pub(crate) fn volume(
     volume: &Volume,
@@ -241,7 +251,10 @@ fn source(volume: &Volume, volumes: &Volumes) -> Option<String> {
 }
 
 pub(crate) fn snapshot(volume: &Volume, info: &SnapshotInfo, catalog: &Catalog) -> api::Snapshot {
-    let nqn = identity::snapshot_nqn(info.uuid);
+    let part = Part::Snapshot {
+        volume: volume.info.uuid,
+        snapshot: info.uuid,
+    };
     let created = SystemTime::UNIX_EPOCH + Duration::from_secs(info.created);
     api::Snapshot {
         name: names::snapshot(volume.info.uuid, info.uuid),
@@ -249,10 +262,7 @@ pub(crate) fn snapshot(volume: &Volume, info: &SnapshotInfo, catalog: &Catalog) 
         display_name: called(&info.name, info.uuid),
         size_bytes: bytes(info.bytes),
         create_time: Some(timestamp(created)),
-        subsystem_nqn: match catalog.subsystems.contains_key(&nqn) {
-            true => nqn,
-            false => String::new(),
-        },
+        subsystem_nqn: catalog.export_of(part).unwrap_or_default(),
         volume_display_name: volume.called(),
     }
 }

@@ -8,6 +8,7 @@ mod host;
 mod hosts;
 mod kills;
 mod management;
+mod parts;
 mod paths;
 mod pool;
 mod scale;

@@ -54,14 +54,14 @@ impl Drive {
 }
 
 /// Runs a verb that must succeed; gives what it printed.
-fn verb(plane: &DataPlane, line: &[&str]) -> String {
+pub(crate) fn verb(plane: &DataPlane, line: &[&str]) -> String {
     let (code, stdout, stderr) = run(&[line, &["--rpc", &plane.rpc()]].concat());
     assert_eq!(code, 0, "{line:?}: {stderr}");
     stdout
 }
 
 /// Runs a verb that must fail; gives why it did.
-fn refused(plane: &DataPlane, line: &[&str]) -> String {
+pub(crate) fn refused(plane: &DataPlane, line: &[&str]) -> String {
     let (code, stdout, stderr) = run(&[line, &["--rpc", &plane.rpc()]].concat());
     assert_ne!(code, 0, "{line:?}: {stdout}");
     stderr

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bowline_pool::{SnapshotInfo, VolumeInfo};
 use uuid::Uuid;
 
+use super::Part;
+
 /// By UUID, and by what people call them.
 #[derive(Debug, Default)]
 pub(crate) struct Volumes {
@@ -98,6 +100,19 @@ impl Volumes {
     /// By its number in the pool.
     pub(crate) fn numbered(&self, number: u32) -> Option<&Volume> {
         self.all.get(self.numbers.get(&number)?)
+    }
+
+    /// The volume or the snapshot that has a UUID.
+    pub(crate) fn part(&self, uuid: Uuid) -> Option<Part> {
+        if self.all.contains_key(&uuid) {
+            return Some(Part::Volume(uuid));
+        }
+        let mut all = self.all.iter();
+        let found = all.find(|(_, it)| it.info.snapshots.iter().any(|it| it.uuid == uuid));
+        found.map(|(volume, _)| Part::Snapshot {
+            volume: *volume,
+            snapshot: uuid,
+        })
     }
 
     pub(crate) fn is_taken(&self, name: &str) -> bool {

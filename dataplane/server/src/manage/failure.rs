@@ -26,7 +26,7 @@ pub(crate) fn missing(name: String) -> Failure {
     Failure::new(Reason::NotFound, format!("{name} does not exist")).with("resource", name)
 }
 
-pub(super) fn same_identity(name: &str) -> Failure {
+pub(crate) fn same_identity(name: &str) -> Failure {
     let message = format!("{name} has the same UUID or NGUID");
     Failure::new(Reason::AlreadyExists, message)
         .cause("hosts would take the two for one disk")

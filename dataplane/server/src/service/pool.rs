@@ -34,8 +34,15 @@ impl Management {
         F: Future<Output = Result<A, Failure>> + Send,
     {
         self.settled(method, &id, &request).await?;
+        let place = Arc::clone(&self.drive_changes).try_acquire_owned();
+        let place = place.map_err(|_| {
+            Failure::new(Reason::LimitReached, "too many changes wait already")
+                .cause("the drive, or those before them, take long")
+                .hint("see the log of the data plane, and try again later")
+        })?;
         let state = Arc::clone(&self.state);
         change(async move {
+            let _place = place;
             let (ticket, _running) = {
                 let requests = &mut state.lock().await.requests;
                 match requests.look_up(method, &id, &request)? {
@@ -105,8 +112,12 @@ impl PoolService for Management {
         let (uuids, next_page_token) = {
             let state = self.state.lock().await;
             state.manager.pool()?;
-            let all = state.manager.catalog.volumes.iter();
-            page.cut(all.map(|(name, found)| (name.to_owned(), found.info.uuid)))
+            let catalog = &state.manager.catalog;
+            let all = catalog.volumes.iter().map(|(name, found)| {
+                let bytes = view::volume_bytes(found, catalog);
+                (name.to_owned(), bytes, found.info.uuid)
+            });
+            page.cut_weighed(all)
         };
         Ok(Response::new(api::ListVolumesResponse {
             volumes: show(&self.state, &uuids).await?,
@@ -348,4 +359,57 @@ async fn show(state: &Shared, uuids: &[Uuid]) -> Result<Vec<api::Volume>, Failur
             Some(view::volume(volume, catalog, allocated))
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use bowline_nvmf::target::TargetConfig;
+    use tokio::sync::Semaphore;
+
+    use super::super::DRIVE_CHANGES_MAX;
+    use super::*;
+    use crate::allow::AllowList;
+    use crate::fleet::Fleet;
+    use crate::manage::Manager;
+
+    fn management() -> Management {
+        let fleet = Arc::new(Fleet {
+            members: Vec::new(),
+            not_flushed: Arc::default(),
+        });
+        let manager = Manager::new(fleet, Vec::new(), AllowList::default());
+        Management::new(manager, String::new(), TargetConfig::default())
+    }
+
+    #[tokio::test]
+    async fn callers_who_give_up_do_not_let_changes_grow() {
+        let management = management();
+        let drive = Arc::new(Semaphore::new(0));
+        let ask = async || {
+            let (drive, request) = (Arc::clone(&drive), api::DeleteVolumeRequest::default());
+            let work = async move |_, _| {
+                drive.acquire().await.unwrap().forget();
+                Ok(())
+            };
+            let answer: Result<Response<()>, Status> =
+                management.changed("M", String::new(), request, work).await;
+            answer.map_err(|status| Failure::explain(&status).unwrap().0)
+        };
+        for _ in 0..DRIVE_CHANGES_MAX {
+            let mut asked = pin!(ask());
+            tokio::select! {
+                biased;
+                answer = &mut asked => panic!("the drive has not answered: {answer:?}"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        assert_eq!(ask().await.unwrap_err(), "LIMIT_REACHED");
+        drive.add_permits(DRIVE_CHANGES_MAX + 1);
+        while Arc::strong_count(&drive) > 1 {
+            tokio::task::yield_now().await;
+        }
+        ask().await.unwrap();
+    }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::export::export;
 use super::{NewVolume, Shared, keep_hosts, label, turn};
-use crate::catalog::Origin;
+use crate::catalog::{Origin, Part};
 use crate::identity;
 use crate::manage::{Manager, exists, missing};
 use crate::names;
@@ -31,6 +31,9 @@ pub(crate) async fn create(state: &Shared, new: NewVolume) -> Result<Uuid, Failu
             }
         };
         if !is_there {
+            if new.uuid.is_some() {
+                manager.check_uuid(Part::Volume(uuid))?;
+            }
             manager.reserve_volume(uuid, &new.name)?;
         }
         (access, (!is_there).then_some(spec))
@@ -113,10 +116,7 @@ impl Manager {
         if is_named && self.catalog.volumes.is_taken(name) {
             return Err(exists(names::volume_called(name)).hint("choose another name"));
         }
-        let nqn = identity::volume_nqn(uuid);
-        if self.catalog.subsystems.contains_key(&nqn) {
-            return Err(exists(names::subsystem(&nqn)).hint("delete that subsystem first"));
-        }
+        self.check_nqn(Part::Volume(uuid))?;
         let is_same = |(making, called): &(Uuid, String)| {
             *making == uuid || is_named && called.as_str() == name
         };

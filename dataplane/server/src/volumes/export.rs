@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use crate::catalog::{Access, Held, Namespace, Origin, Part, Subsystem, Volume};
 use crate::identity;
-use crate::manage::{CONTROLLERS_DEFAULT, FIRST_ANA_GROUP, Manager};
+use crate::manage::{CONTROLLERS_DEFAULT, FIRST_ANA_GROUP, Manager, exists, same_identity};
+use crate::names;
 use crate::pool::{self, Export, PoolAccess, Surveyed, VOLUME_NSID, VolumeDefaults};
 
 /// Volumes exported in one turn of the reactor at start.
@@ -165,6 +166,37 @@ impl Exported {
 }
 
 impl Manager {
+    /// Whether a UUID that somebody chose is free for this: what has it already may be exported too.
+    pub(super) fn check_uuid(&self, part: Part) -> Result<(), Failure> {
+        let other = self.catalog.volumes.part(part.uuid()).map(Part::name);
+        match other.or_else(|| self.catalog.mistaken_for(part)) {
+            None => Ok(()),
+            Some(name) => Err(same_identity(&name).hint("choose another UUID, or leave it out")),
+        }
+    }
+
+    /// Whether the NQN of what is not exported is free.
+    pub(super) fn check_nqn(&self, part: Part) -> Result<(), Failure> {
+        let nqn = part.nqn();
+        let taken = || exists(names::subsystem(&nqn));
+        match self.catalog.subsystems.get(&nqn).map(|it| it.part) {
+            None => Ok(()),
+            Some(None) => Err(taken().hint("delete that subsystem first")),
+            Some(Some(other)) => Err(taken()
+                .cause(format!("it exports {}", other.name()))
+                .hint("withdraw that first")),
+        }
+    }
+
+    /// The same, and whether hosts would take it for something else.
+    pub(super) fn check_export(&self, part: Part) -> Result<(), Failure> {
+        self.check_nqn(part)?;
+        match self.catalog.mistaken_for(part) {
+            None => Ok(()),
+            Some(name) => Err(same_identity(&name).hint("remove that namespace first")),
+        }
+    }
+
     /// Writes down what the pool's reactor serves now.
     pub(crate) fn record(&mut self, exported: impl IntoIterator<Item = Exported>) {
         for it in exported {

@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::export::{Exported, Plan, carry_out};
 use super::{NewSnapshot, Shared, again, find, label, look_again, new, turn};
-use crate::catalog::{Access, Origin, Volume};
+use crate::catalog::{Access, Origin, Part, Volume};
 use crate::manage::{exists, missing};
+use crate::names;
 use crate::pool::{self, AllowedHosts};
-use crate::{identity, names};
 
 /// A snapshot, by its volume's and its own UUID.
 type Id = (Uuid, Uuid);
@@ -27,6 +27,11 @@ pub(crate) async fn create(state: &Shared, volume: &str, new: NewSnapshot) -> Re
             true => Ok((volume, uuid)),
             false => Err(exists(names::snapshot(volume, uuid)).hint("choose another UUID")),
         };
+    }
+    if new.uuid.is_some() {
+        let snapshot = uuid;
+        let manager = &state.lock().await.manager;
+        manager.check_uuid(Part::Snapshot { volume, snapshot })?;
     }
     if !new.name.is_empty() && found.snapshot(&new.name).is_some() {
         let name = names::snapshot_called(&found.called(), &new.name);
@@ -54,9 +59,9 @@ pub(crate) async fn delete(
     let found = find(state, volume).await?;
     let info = find_snapshot(&found, snapshot)?;
     let what = format!("snapshot {} not deleted", label(&info.name, info.uuid));
-    let nqn = identity::snapshot_nqn(info.uuid);
     let (number, of) = (info.number, found.info.volume);
-    let taken = (vec![nqn.clone()], force);
+    let exports = exports(state, &found, info).await;
+    let taken = (exports.clone(), force);
     let (before, deleted) = again::take(state, &access, taken, &what, move |pool| {
         pool.delete_snapshot(of, number)
     })
@@ -65,7 +70,7 @@ pub(crate) async fn delete(
         again::bring_back(state, &access, of, before).await?;
         return Err(failure);
     }
-    forget(state, nqn).await?;
+    forget(state, exports).await?;
     look_again(state, &access, found.info.uuid, of).await
 }
 
@@ -83,12 +88,14 @@ pub(crate) async fn export(
     for host in hosts.iter() {
         allowed.allow(host, Origin::Api);
     }
-    let nqn = identity::snapshot_nqn(info.uuid);
+    let part = part(&found, info);
+    let nqn = part.nqn();
     let is_there = {
         let manager = &mut state.lock().await.manager;
-        let is_there = manager.subsystem(&nqn).is_ok();
-        if is_there {
-            manager.apply_access(&nqn, allowed.clone()).await?;
+        let is_there = manager.catalog.export_of(part).is_some();
+        match is_there {
+            true => manager.apply_access(&nqn, allowed.clone()).await?,
+            false => manager.check_export(part)?,
         }
         is_there
     };
@@ -118,25 +125,33 @@ pub(crate) async fn withdraw(
     let (access, _turn) = turn(state).await?;
     let found = find(state, volume).await?;
     let info = find_snapshot(&found, snapshot)?;
-    withdraw_nqn(state, &access, identity::snapshot_nqn(info.uuid)).await?;
+    let exports = exports(state, &found, info).await;
+    for nqn in exports.clone() {
+        access
+            .work(move |served, now| pool::withdraw(served, now, &nqn))
+            .await?;
+    }
+    forget(state, exports).await?;
     Ok((found.info.uuid, info.uuid))
 }
 
-async fn withdraw_nqn(
-    state: &Shared,
-    access: &pool::PoolAccess,
-    nqn: String,
-) -> Result<(), Failure> {
-    let name = nqn.clone();
-    access
-        .work(move |served, now| pool::withdraw(served, now, &name))
-        .await?;
-    forget(state, nqn).await
+async fn forget(state: &Shared, nqns: Vec<String>) -> Result<(), Failure> {
+    let manager = &mut state.lock().await.manager;
+    manager.forget_exports(nqns).await
 }
 
-async fn forget(state: &Shared, nqn: String) -> Result<(), Failure> {
-    let manager = &mut state.lock().await.manager;
-    manager.forget_exports(vec![nqn]).await
+/// NQN of the subsystem that exports a snapshot, if it is exported.
+async fn exports(state: &Shared, volume: &Volume, snapshot: &SnapshotInfo) -> Vec<String> {
+    let catalog = &state.lock().await.manager.catalog;
+    let found = catalog.export_of(part(volume, snapshot));
+    found.into_iter().collect()
+}
+
+fn part(volume: &Volume, snapshot: &SnapshotInfo) -> Part {
+    Part::Snapshot {
+        volume: volume.info.uuid,
+        snapshot: snapshot.uuid,
+    }
 }
 
 fn find_snapshot<'a>(volume: &'a Volume, snapshot: &str) -> Result<&'a SnapshotInfo, Failure> {

@@ -107,6 +107,61 @@ fn what_was_acknowledged_survives_a_kill() {
 }
 
 #[test]
+fn volumes_of_a_pool_survive_a_kill() {
+    let folder = folder();
+    let start = |more: &[&str]| {
+        let flags = flags(folder.path());
+        let line = flags.iter().map(String::as_str);
+        // Volumes have names of their own.
+        let mut line: Vec<&str> = line.filter(|flag| !["--nqn", NQN].contains(flag)).collect();
+        line.extend(["--device", "bdev:File"]);
+        DataPlane::start(&[&line, more].concat())
+    };
+    let plane = start(&["--format"]);
+    let verb = |plane: &DataPlane, line: &[&str]| {
+        let (code, stdout, stderr) = run(&[line, &["--rpc", &plane.rpc()]].concat());
+        assert_eq!(code, 0, "{line:?}: {stderr}");
+        stdout
+    };
+    let create = ["volume", "create", "db", "--size", "8MiB", "--host", "any"];
+    verb(&plane, &create);
+    let list = verb(&plane, &["volume", "list", "-o", "json"]);
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let nqn = list["items"][0]["subsystemNqn"].as_str().unwrap();
+    let mut host = Host::connect(&plane, 0, nqn).unwrap();
+    let first = pattern(1);
+    host.write(&first).unwrap();
+    verb(&plane, &["snapshot", "create", "db/monday"]);
+    let second = pattern(2);
+    host.write(&second).unwrap();
+    plane.kill();
+
+    let plane = start(&[]);
+    verb(
+        &plane,
+        &[
+            "volume",
+            "create",
+            "old",
+            "--from",
+            "db/monday",
+            "--host",
+            "any",
+        ],
+    );
+    let list = verb(&plane, &["volume", "list", "-o", "json"]);
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    for (volume, expected) in [(0, &second), (1, &first)] {
+        let nqn = list["items"][volume]["subsystemNqn"].as_str().unwrap();
+        let mut host = Host::connect(&plane, 0, nqn).unwrap();
+        let mut found = vec![0; expected.len()];
+        host.read(&mut found).unwrap();
+        assert!(&found == expected, "volume {volume}");
+    }
+    assert_eq!(plane.stop().code(), Some(0));
+}
+
+#[test]
 fn devices_are_shown_and_added_by_their_names() {
     let folder = folder();
     let plane = start(folder.path(), "bdev:File");

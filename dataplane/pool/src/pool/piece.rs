@@ -232,13 +232,15 @@ impl<D: Device> Engine<D> {
         volume.is_some_and(|volume| volume.is_thick)
     }
 
-    /// Whether the piece is all of its extent that the volume has.
+    /// Whether the piece is all of its extent that the volume has. While the volume is being resized, what is beyond its
+    /// end counts too: it may be written to before the record that takes the extent away is durable.
     fn is_whole(&self, task: &Task) -> bool {
         let end = self.shape.end(task.key.1, task.start, task.len);
         let volume = self.state.volume(task.key.0);
+        let is_resized = self.operations.resizing() == Some(task.key.0.number());
         task.start == 0
             && (task.len == self.shape.extent_bytes()
-                || volume.is_none_or(|volume| end >= volume.bytes))
+                || !is_resized && volume.is_none_or(|volume| end >= volume.bytes))
     }
 
     /// Takes a whole extent away. The record alone does it: what the extent held is neither readable nor allocated

@@ -4,7 +4,7 @@ use bowline_block::{Completions, Device, ErrorRates, FaultPlan, IoError, Latency
 use bowline_nvme::Nanos;
 use uuid::Uuid;
 
-use super::world::{EXTENT, Shared, World, io, options, spec};
+use super::world::{EXTENT, Shared, World, io, options, slow_writes, spec};
 use crate::format::record::Checksums;
 use crate::{OpenOptions, Volume, VolumeSpec};
 
@@ -264,4 +264,37 @@ fn who_waits_for_what_the_collector_finds_is_told_when_it_finds_nothing() {
         answers(&mut world, &mut other, 1),
         [(1, Err(IoError::NoSpace))]
     );
+}
+
+#[test]
+fn what_is_written_beyond_the_old_end_stays_when_all_before_it_is_deallocated_meanwhile() {
+    for polls in (0..200).step_by(4) {
+        let mut world = World::new(4 << 20, slow_writes());
+        let number = world.create(spec(EXTENT));
+        let mut volume = world.pool.open_volume(number).unwrap();
+        world.write(&mut volume, 0, &[1; 32]).unwrap();
+        // What the snapshot has is zeroed before the volume is larger again, and so can be written in place.
+        world.snapshot(number);
+        let smaller = world.pool.resize_volume(number, EXTENT / 2, true);
+        world.wait(smaller).unwrap();
+        world.settle();
+        world.pool.resize_volume(number, EXTENT, false).unwrap();
+        for _ in 0..polls {
+            world.poll();
+        }
+        let mut all = io(ZEROES, 0, 16, Segments::new());
+        all.token = 1;
+        volume.try_submit(all).unwrap();
+        while volume.geometry().bytes() < EXTENT {
+            world.poll();
+        }
+        submit(&world, &mut volume, 2, 24, &[2; 8]);
+        for (token, result) in answers(&mut world, &mut volume, 2) {
+            assert_eq!(result, Ok(()), "{token}");
+        }
+        let expected = [[0; 24].as_slice(), &[2; 8]].concat();
+        assert_eq!(world.read(&mut volume, 0, 32), expected, "{polls} polls");
+        world.settle();
+        assert_eq!(world.pool.check(), Vec::<String>::new());
+    }
 }

@@ -9,14 +9,15 @@
 //! a volume gets an extent.
 
 use std::collections::VecDeque;
+use std::io;
 
-use bowline_block::Device;
+use bowline_block::{BufPool, ClassConfig, Device, PoolConfig};
 use bowline_nvme::Nanos;
 
 use super::engine::Engine;
 use super::slab::Slab;
 use crate::format::layout::Layout;
-use crate::format::pages::{SlotMap, slot_of_chunk};
+use crate::format::pages::{PAGE_BYTES, SlotMap, slot_of_chunk};
 use crate::format::record::Checksums;
 use crate::map::Slot;
 
@@ -32,6 +33,9 @@ pub(super) use activity::Step;
 pub use read::Mismatch;
 pub use scrub::{ScrubOptions, ScrubReport, ScrubState};
 pub(super) use write::{Copied, Home};
+
+/// Memory for pages that are read or written just now, taken from the system where it is touched.
+const PAGE_BUFFER_BYTES: usize = 1 << 20;
 
 /// Who goes on when checksums are there, or when there is room for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +65,24 @@ pub struct ChecksumCounts {
     pub pages_written: u64,
 }
 
+/// Buffers for as many pages of groups as are on their way at once.
+pub(super) fn page_buffers(layout: &Layout) -> io::Result<BufPool> {
+    let (_, pages) = layout.slots().group_pages(0);
+    let bytes = PAGE_BYTES * pages as usize;
+    let count = PAGE_BUFFER_BYTES / bytes;
+    BufPool::new(PoolConfig {
+        classes: vec![ClassConfig { bytes, count }],
+    })
+}
+
 /// Checksums of a pool.
 pub(super) struct Sums {
     map: SlotMap,
     /// Where the pages are.
     offset: u64,
     cache: Cache,
+    /// For pages alone: who has read something keeps it until it was compared, and may need a page for that.
+    buffers: BufPool,
     checks: Slab<read::Check>,
     claims: Slab<write::Claim>,
     /// Those who need a group for which there is no room.
@@ -84,12 +100,13 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    pub(super) fn new(layout: &Layout, cache_bytes: usize) -> Self {
+    pub(super) fn new(layout: &Layout, cache_bytes: usize, buffers: BufPool) -> Self {
         let map = layout.slots();
         Self {
             map,
             offset: layout.checksums.offset,
             cache: Cache::new(&map, cache_bytes),
+            buffers,
             checks: Slab::new(),
             claims: Slab::new(),
             roomless: VecDeque::new(),

@@ -309,24 +309,26 @@ impl<D: Device> Engine<D> {
         }
         copying.current = chunks.clone();
         let into = copying.into;
+        let (start, len) = place(&chunks);
+        let data = match from {
+            Some(_) => self.bounce(len).map(|(buffer, _)| Segments::from(buffer)),
+            None => Some(Segments::new()),
+        };
+        let Some(data) = data else {
+            // Buffers are short: it goes on when some have come back.
+            if let Some(Doing::Copy(copying)) = &mut self.collecting.doing {
+                copying.runs.push((chunks, from));
+            }
+            return self.copy_when_there_is_room();
+        };
         if !self.prepare_slots(from, &chunks) {
             return;
         }
-        let (start, len) = place(&chunks);
         let Some(from) = from else {
-            return self.copy_to(
-                Op::WriteZeroes { deallocate: false },
-                into,
-                &chunks,
-                Segments::new(),
-            );
+            let zeroes = Op::WriteZeroes { deallocate: false };
+            return self.copy_to(zeroes, into, &chunks, data);
         };
-        let Some((buffer, _)) = self.bounce(len) else {
-            return self.end_copy(false);
-        };
-        let access = self
-            .shape
-            .access(Op::Read, from, start, len, false, buffer.into());
+        let access = self.shape.access(Op::Read, from, start, len, false, data);
         self.drive.submit(access, Tag::Copy { is_read: true });
     }
 

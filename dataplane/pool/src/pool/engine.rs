@@ -77,6 +77,8 @@ pub(super) struct Engine<D> {
     pub(super) works: Works,
     pub(super) barriers: HashMap<u32, Barrier>,
     pub(super) todo: VecDeque<Todo>,
+    /// Requests that had their turn in this poll, and go on with the next.
+    pub(super) yielding: VecDeque<u32>,
     /// Requests that wait for a buffer.
     pub(super) starved: VecDeque<u32>,
     /// Pieces that wait for an extent or for a buffer.
@@ -146,6 +148,7 @@ impl<D: Device> Engine<D> {
             works: Works::new(),
             barriers: HashMap::new(),
             todo: VecDeque::new(),
+            yielding: VecDeque::new(),
             starved: VecDeque::new(),
             homeless: VecDeque::new(),
             events: VecDeque::new(),
@@ -246,6 +249,7 @@ impl<D: Device> Engine<D> {
         if self.running > 0 {
             self.busy_until = now.after(QUIET);
         }
+        self.resume_yielding();
         for _ in 0..ROUNDS_MAX {
             self.drive.poll(now);
             let mut was_any = false;
@@ -448,7 +452,8 @@ impl<D: Device> Engine<D> {
     }
 
     pub(super) fn timeout(&self) -> Option<Nanos> {
-        if self.has_more || self.journal.wants_seal() || !self.todo.is_empty() {
+        let is_due = !self.todo.is_empty() || !self.yielding.is_empty();
+        if self.has_more || self.journal.wants_seal() || is_due {
             return Some(Nanos::ZERO);
         }
         let timeouts = [

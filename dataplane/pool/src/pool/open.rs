@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::Pool;
 use super::checkpoint::{self, Checkpointer};
-use super::checksums::Sums;
+use super::checksums::{Sums, page_buffers};
 use super::drive::Drive;
 use super::engine::{self, Engine};
 use super::journal::{Change, Journal, Waiter};
@@ -441,7 +441,8 @@ impl<D: Device> Pool<D> {
             volumes = state.volumes().count(), "pool opened");
         let checkpointer = Checkpointer::new(frame);
         let drive = Drive::new(device);
-        let sums = Sums::new(&superblock.layout, options.checksum_cache_bytes);
+        let pages = page_buffers(&superblock.layout)?;
+        let sums = Sums::new(&superblock.layout, options.checksum_cache_bytes, pages);
         let mut engine = Engine::new(
             drive,
             buffers,

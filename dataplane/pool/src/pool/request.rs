@@ -11,6 +11,10 @@ use super::view::Key;
 /// Pieces of one request on their way at once.
 const PIECES_MAX: u32 = 8;
 
+/// Pieces of one request that are begun before others have their turn. Where there is nothing to do, as in a large range
+/// that is deallocated and has nothing, each ends at once.
+const PIECES_IN_TURN_MAX: u32 = 256;
+
 /// A request that is done in pieces.
 pub(super) struct Request {
     pub(super) port: u32,
@@ -24,6 +28,8 @@ pub(super) struct Request {
     result: Result<(), IoError>,
     /// What was read of it before was not what was written, or somebody wrote it meanwhile.
     is_doubted: bool,
+    /// It goes on just now, or is going to without being asked.
+    is_due: bool,
 }
 
 impl<D: Device> Engine<D> {
@@ -47,27 +53,40 @@ impl<D: Device> Engine<D> {
             outstanding: 0,
             result: Ok(()),
             is_doubted,
+            is_due: false,
         });
         self.advance(request);
     }
 
     /// Starts as many pieces as may run; ends the request when there is nothing left.
     pub(super) fn advance(&mut self, index: u32) {
-        while let Some(request) = self.requests.get(index)
-            && request.outstanding < PIECES_MAX
-            && request.cursor < request.end
-            && request.result.is_ok()
-        {
+        for _ in 0..PIECES_IN_TURN_MAX {
+            let Some(request) = self.requests.get_mut(index) else {
+                return;
+            };
+            request.is_due = request.outstanding < PIECES_MAX
+                && request.cursor < request.end
+                && request.result.is_ok();
+            if !request.is_due {
+                return self.end_request(index);
+            }
             let is_started = match request.io.op {
                 Op::Read => self.read_next(index),
                 _ => self.change_next(index),
             };
             if !is_started {
                 // Buffers are short. Whoever gives one back goes on here.
-                self.starved.push_back(index);
-                return;
+                if let Some(request) = self.requests.get_mut(index) {
+                    request.is_due = false;
+                }
+                return self.starved.push_back(index);
             }
         }
+        self.yielding.push_back(index);
+    }
+
+    /// Ends a request of which nothing is left.
+    fn end_request(&mut self, index: u32) {
         let is_done =
             |it: &Request| it.outstanding == 0 && (it.cursor >= it.end || it.result.is_err());
         if self.requests.get(index).is_some_and(is_done)
@@ -75,6 +94,12 @@ impl<D: Device> Engine<D> {
         {
             self.complete(request.port, request.io.complete(request.result));
         }
+    }
+
+    /// Requests that had their turn have another.
+    pub(super) fn resume_yielding(&mut self) {
+        let yielding = self.yielding.drain(..).map(Todo::Request);
+        self.todo.extend(yielding);
     }
 
     /// Reads what comes next and is in one place. False when there is no buffer for it.
@@ -190,7 +215,9 @@ impl<D: Device> Engine<D> {
         request.outstanding -= 1;
         // The first error counts.
         request.result = request.result.and(result);
-        self.todo.push_back(Todo::Request(index));
+        if !std::mem::replace(&mut request.is_due, true) {
+            self.todo.push_back(Todo::Request(index));
+        }
     }
 
     /// The piece's bytes of the payload.

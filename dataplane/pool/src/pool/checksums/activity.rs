@@ -99,7 +99,7 @@ impl<D: Device> Engine<D> {
         }
         let (first, count) = self.sums.map.group_pages(group);
         let bytes = count * u32::try_from(PAGE_BYTES).unwrap_or(4096);
-        let (buffer, _) = self.bounce(bytes)?;
+        let buffer = self.sums.buffers.alloc(bytes as usize)?;
         let entry = self.sums.cache.insert(group, Phase::Loading)?;
         let access = self.page_access(Op::Read, first, bytes, buffer.into());
         self.drive.submit(access, Tag::Page(Step::Load { entry }));
@@ -272,7 +272,7 @@ impl<D: Device> Engine<D> {
         };
         let (first, count) = map.group_pages(group);
         let bytes = count * u32::try_from(PAGE_BYTES).unwrap_or(4096);
-        let Some((mut buffer, _)) = self.bounce(bytes) else {
+        let Some(mut buffer) = self.sums.buffers.alloc(bytes as usize) else {
             return false;
         };
         let (Some(entry), Some(out)) = (self.sums.cache.get_mut(at), buffer.as_mut()) else {

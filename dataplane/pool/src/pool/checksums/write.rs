@@ -352,6 +352,11 @@ impl<D: Device> Engine<D> {
         Copied::Claimed(self.claim(into, (start, end - start), true))
     }
 
+    /// The collector's copy goes on when buffers have come back.
+    pub(in crate::pool) fn copy_when_there_is_room(&mut self) {
+        self.sums.roomless.push_back(Waiting::Copy);
+    }
+
     /// Chunks were copied with their slots, or not.
     pub(in crate::pool) fn settle_copy(&mut self, claim: u32, slots: Option<&[u32]>) {
         let Some(claim) = self.sums.claims.remove(claim) else {

@@ -39,6 +39,7 @@ mod volumes;
 use std::ops::Range;
 
 use allocator::Allocator;
+use apply::attribute_record_bytes;
 use bit_set::BitSet;
 use bitmaps::Bitmaps;
 use chains::Chains;
@@ -200,12 +201,14 @@ impl State {
         versions.holes_max().saturating_sub(versions.holes_used())
     }
 
-    /// Whether an attribute of `bytes` more than it has now would be too many.
+    /// Whether an attribute of a volume can become these bytes. What takes no more room than before always can.
     #[must_use]
-    pub const fn attribute_bytes_left(&self) -> u64 {
-        self.limits
-            .attribute_bytes_max
-            .saturating_sub(self.attribute_bytes)
+    pub fn has_room_for_attribute(&self, volume: &Volume, kind: u32, bytes: &[u8]) -> bool {
+        let was = volume.attribute(kind).map_or(0, attribute_record_bytes);
+        let more = attribute_record_bytes(bytes).saturating_sub(was);
+        let left = self.limits.attribute_bytes_max;
+        let left = left.saturating_sub(self.attribute_bytes);
+        bytes.is_empty() || more <= left
     }
 
     /// Whether the checksums of a physical extent on the drive may be out of date.
@@ -249,6 +252,13 @@ impl State {
             quarantined,
             taken: all.saturating_sub(used + clean + unclean + reserved + quarantined),
             promised: u32::try_from(self.promised).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Has the collector look at a volume, if it is there.
+    pub fn suspect(&mut self, volume: u32) {
+        if self.volumes.index(volume).is_some() {
+            self.suspects.insert(volume);
         }
     }
 

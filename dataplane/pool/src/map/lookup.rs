@@ -190,21 +190,36 @@ impl State {
         self.is_backed(step.0, step.1, logical)
     }
 
-    /// The first logical extent from `from` on where the head shows what is not a hole.
+    /// The first logical extent of a range where the head shows what is not a hole.
     #[must_use]
-    pub fn next_shown(&self, slot: Slot, mut from: u32) -> Option<u32> {
+    pub fn next_shown(&self, slot: Slot, range: Range<u32>) -> Option<u32> {
+        let mut from = range.start;
         loop {
             let volume = self.volume(slot)?;
-            let bases = std::iter::successors(Some(volume), |volume| {
-                self.volumes.at(self.volumes.index(volume.base?.0)?)
-            });
-            let next = bases.filter_map(|volume| volume.tree.next(from)).min()?;
+            let next = self.next_version(volume, from);
+            let next = next.filter(|next| *next < range.end)?;
             let (volume, newest) = self.first(Reader::Head(slot), next)?;
             if self.is_backed(volume, newest, next) {
                 return Some(next);
             }
             from = next + 1;
         }
+    }
+
+    /// The first logical extent from `from` on of which a volume or a base, as far as its snapshot reaches, has a version.
+    fn next_version(&self, volume: &Volume, from: u32) -> Option<u32> {
+        let mut next = volume.tree.next(from);
+        let (mut volume, mut reach) = (volume, u32::MAX);
+        while let Some((number, snapshot)) = volume.base {
+            volume = self.volumes.at(self.volumes.index(number)?)?;
+            reach = reach.min(volume.snapshot(snapshot)?.end);
+            if from >= reach {
+                break;
+            }
+            let found = volume.tree.next(from).filter(|found| *found < reach);
+            next = next.into_iter().chain(found).min();
+        }
+        next
     }
 
     /// Whether something is read from this version on, or in the bases if there is none.

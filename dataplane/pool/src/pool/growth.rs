@@ -63,14 +63,12 @@ impl<D: Device> Engine<D> {
     fn hide_beyond(&mut self, slot: Slot, first: u64, end: u64) -> Result<bool, PoolError> {
         let mut bytes = Bytes::default();
         let mut holes = self.journal.holes;
-        let mut from = u32::try_from(first).unwrap_or(u32::MAX);
+        let extent = |at: u64| u32::try_from(at).unwrap_or(u32::MAX);
+        let (mut from, end) = (extent(first), extent(end));
         for _ in 0..HIDDEN_MAX {
-            let Some(logical) = self.state.next_shown(slot, from) else {
+            let Some(logical) = self.state.next_shown(slot, from..end) else {
                 break;
             };
-            if u64::from(logical) >= end {
-                break;
-            }
             let (volume, born) = (slot.number(), self.state.born(slot, logical));
             let record = if self.state.shows_older(slot, logical) {
                 holes += 1;

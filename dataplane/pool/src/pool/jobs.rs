@@ -7,7 +7,7 @@ use super::engine::Engine;
 use super::operation::{Bytes, Job, Plan};
 use super::shape::CHUNK_BYTES;
 use super::{Outcome, PoolError, Provisioning, VolumeSpec};
-use crate::format::record::{Record, SnapshotRecord, VolumeRecord};
+use crate::format::record::{NONE, Record, SnapshotRecord, VolumeRecord};
 use crate::map::{LOGICAL_MAX, Slot, Volume};
 
 impl<D: Device> Engine<D> {
@@ -87,18 +87,29 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
+    /// The volume, if it may have this size. Whether there is room is another question.
+    pub(super) fn check_resize(
+        &self,
+        volume: u32,
+        size: u64,
+        is_forced: bool,
+    ) -> Result<&Volume, PoolError> {
+        let found = self.live_volume(volume)?;
+        if size < found.bytes && !is_forced {
+            return Err(PoolError::WouldLose);
+        }
+        self.check_size(size, found.block_bytes)?;
+        Ok(found)
+    }
+
     fn resize(
         &self,
         (volume, size, is_forced): (u32, u64, bool),
         bytes: &mut Bytes,
         pledged: &mut u64,
     ) -> Result<Outcome, PoolError> {
-        let found = self.live_volume(volume)?;
+        let found = self.check_resize(volume, size, is_forced)?;
         let record = found.record();
-        if size < record.bytes && !is_forced {
-            return Err(PoolError::WouldLose);
-        }
-        self.check_size(size, record.block_bytes)?;
         if found.is_thick {
             let (is, was) = (self.extents_of(size), self.extents_of(record.bytes));
             *pledged = is.saturating_sub(was);
@@ -117,11 +128,11 @@ impl<D: Device> Engine<D> {
         value: &[u8],
         bytes: &mut Bytes,
     ) -> Result<Outcome, PoolError> {
-        let volume = self.live_volume(volume)?.number;
-        let len = u64::try_from(value.len()).unwrap_or(u64::MAX);
-        if !value.is_empty() && len.saturating_add(32) > self.state.attribute_bytes_left() {
+        let found = self.live_volume(volume)?;
+        if !self.state.has_room_for_attribute(found, kind, value) {
             return Err(PoolError::Full);
         }
+        let volume = found.number;
         bytes.push(&Record::Attribute {
             volume,
             kind,
@@ -162,7 +173,8 @@ impl<D: Device> Engine<D> {
         if self.state.objects_left() <= creating {
             return Err(PoolError::Full);
         }
-        let volume = self.state.next_volume().saturating_add(creating);
+        let volume = self.state.next_volume().checked_add(creating);
+        let volume = volume.filter(|it| *it < NONE).ok_or(PoolError::Full)?;
         let is_thick = spec.provisioning == Provisioning::Thick;
         if is_thick {
             *pledged = self.extents_of(size);
@@ -211,7 +223,8 @@ impl<D: Device> Engine<D> {
         if self.state.objects_left() == 0 {
             return Err(PoolError::Full);
         }
-        let number = record.snapshots_taken + 1;
+        let number = record.snapshots_taken.checked_add(1);
+        let number = number.filter(|it| *it < NONE).ok_or(PoolError::Full)?;
         bytes.push(&Record::Volume(VolumeRecord {
             snapshots_taken: number,
             ..record

@@ -278,13 +278,24 @@ impl<D: Device> Engine<D> {
     fn refuse(&mut self, running: &Running, error: PoolError) {
         self.thaw_after(running);
         self.operations.end(running.id, Err(error));
-        if matches!(running.job, Job::Drop { .. }) {
-            self.collected(false);
+        match running.job {
+            Job::Drop { .. } => self.collected(false),
+            // What was to hide something beyond the end is not needed.
+            Job::Resize { volume, .. } => self.state.suspect(volume),
+            _ => {}
         }
     }
 
     fn next_stage(&mut self, running: &mut Running) -> Result<Stage, PoolError> {
-        if let Job::Resize { volume, bytes, .. } = running.job {
+        if let Job::Resize {
+            volume,
+            bytes,
+            is_forced,
+        } = running.job
+        {
+            if running.stage == Stage::Begun {
+                self.check_resize(volume, bytes, is_forced)?;
+            }
             let zeroing = match running.stage {
                 Stage::Zeroing(port) => Some(port),
                 _ => None,

@@ -9,6 +9,7 @@ mod doubt;
 mod examine;
 mod flushes;
 mod leaving;
+mod limits;
 mod log_device;
 mod medium;
 mod opening;

@@ -453,3 +453,40 @@ fn clone_of_a_thousand_clones_finds_its_extents_as_if_there_were_a_few() {
     assert!(then < 1110, "{then} bases looked at");
     assert!(state.memory_bytes() < 8 * MIB);
 }
+
+#[test]
+fn what_a_base_got_after_its_snapshot_is_not_looked_at_when_a_clone_grows() {
+    let mut state = empty(4096);
+    apply(&mut state, &Record::Volume(volume(1, 10, 0)));
+    snapshot(&mut state, 1, 10, 1);
+    apply(&mut state, &Record::Volume(volume(1, 3000, 1)));
+    let physical: Vec<u32> = (5..3000).collect();
+    apply(
+        &mut state,
+        &Record::Map {
+            volume: 1,
+            born: 1,
+            logical: 5,
+            physical: Numbers::Native(&physical),
+        },
+    );
+    let clone = VolumeRecord {
+        base: Some((1, 1)),
+        ..volume(2, 10, 0)
+    };
+    apply(&mut state, &Record::Volume(clone));
+    let slot = state.slot(2).unwrap();
+    let before = state.shortcuts.steps.get();
+    assert_eq!(state.next_shown(slot, 0..3000), None);
+    let steps = state.shortcuts.steps.get() - before;
+    assert!((1..=5).contains(&steps), "{steps} bases looked at");
+    let own = Record::Map {
+        volume: 2,
+        born: 0,
+        logical: 7,
+        physical: Numbers::Native(&[0]),
+    };
+    apply(&mut state, &own);
+    assert_eq!(state.next_shown(slot, 0..7), None);
+    assert_eq!(state.next_shown(slot, 0..8), Some(7));
+}

@@ -585,7 +585,7 @@ impl Rig {
             return;
         };
         let end = self.state.volume(slot).unwrap().end;
-        while let Some(logical) = self.state.next_shown(slot, end) {
+        while let Some(logical) = self.state.next_shown(slot, end..u32::MAX) {
             let (volume, born) = (slot.number(), self.state.born(slot, logical));
             if !self.state.shows_older(slot, logical) {
                 self.commit(&[Record::Unmap {

@@ -7,9 +7,9 @@
 //! forgotten by a crash.
 //!
 //! # How an extent is found
-//! A volume has a tree of two levels: leaves of 128 numbers. Each is the newest version of a
+//! A volume has a tree of three levels: nodes of 128 leaves of 128 numbers. Each is the newest version of a
 //! logical extent, and the number of a version *is* that of its physical extent, so that the head
-//! of a volume is translated with three dependent loads: leaf, number, version. A version knows
+//! of a volume is translated with four dependent loads: node, leaf, number, version. A version knows
 //! the next older one. Chains of more than 16 versions have an index besides, so that a snapshot
 //! among thousands is found by a binary search.
 //!
@@ -18,7 +18,7 @@
 //!
 //! # Memory
 //! For each physical extent 20 bytes of version, 32 of bitmap (1 MiB of 4 KiB chunks, only where
-//! an extent is filled in part), 4.2 of leaf, and a byte for what is free; holes are at most one
+//! an extent is filled in part), 4.3 of leaf where most of a leaf is there, and a byte for what is free; holes are at most one
 //! for each eight extents. [`State::memory_bytes`] counts it.
 
 mod allocator;

@@ -1,11 +1,15 @@
 //! How much memory a state takes, and how long chains are looked through.
 
+use std::collections::BTreeMap;
+
 use uuid::Uuid;
 
 use crate::format::record::{
     Checksums, Durability, NONE, Numbers, Record, SnapshotRecord, VolumeRecord,
 };
-use crate::map::{Collector, HeadEntry, Limits, Reader, Run, State, Step, Tolerance};
+use crate::map::versions::Link;
+use crate::map::volume::Tree;
+use crate::map::{Collector, HeadEntry, LOGICAL_MAX, Limits, Reader, Run, State, Step, Tolerance};
 
 const MIB: u64 = 1 << 20;
 const TIB_EXTENTS: u32 = 1 << 20;
@@ -489,4 +493,53 @@ fn what_a_base_got_after_its_snapshot_is_not_looked_at_when_a_clone_grows() {
     apply(&mut state, &own);
     assert_eq!(state.next_shown(slot, 0..7), None);
     assert_eq!(state.next_shown(slot, 0..8), Some(7));
+}
+
+#[test]
+fn volume_of_which_only_the_far_end_is_written_takes_little_memory() {
+    const VOLUMES: u32 = 100;
+    let mut state = empty(4096);
+    let before = state.memory_bytes();
+    for number in 1..=VOLUMES {
+        let record = volume(number, LOGICAL_MAX.into(), 0);
+        apply(&mut state, &Record::Volume(record));
+        apply(
+            &mut state,
+            &Record::Map {
+                volume: number,
+                born: 0,
+                logical: LOGICAL_MAX - 1,
+                physical: Numbers::Native(&[number]),
+            },
+        );
+    }
+    let each = (state.memory_bytes() - before) / u64::from(VOLUMES);
+    assert!(each < 40 << 10, "{each} bytes for each volume");
+}
+
+#[test]
+fn tree_has_what_was_set_wherever_that_is() {
+    let mut tree = Tree::default();
+    let mut model = BTreeMap::new();
+    let mut random = 1_u64;
+    for round in 0..4000_u32 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005) + 1;
+        // Near one another, in one node, and anywhere.
+        let spread = [300, 30_000, u64::from(LOGICAL_MAX)][(round % 3) as usize];
+        let logical = u32::try_from((random >> 33) % spread).unwrap();
+        if round % 7 < 4 {
+            tree.set_newest(logical, Link::to(round));
+            model.insert(logical, round);
+        } else {
+            let taken = model.range(logical..).next().map(|(at, _)| *at);
+            tree.set_newest(taken.unwrap_or(logical), Link::NONE);
+            taken.and_then(|taken| model.remove(&taken));
+        }
+        let next = model.range(logical..).next().map(|(at, _)| *at);
+        assert_eq!(tree.next(logical), next, "round {round}");
+        let newest = model.get(&logical).copied();
+        assert_eq!(tree.newest(logical).physical(), newest, "round {round}");
+    }
+    let all = std::iter::successors(tree.next(0), |last| tree.next(last + 1));
+    assert!(all.eq(model.keys().copied()));
 }

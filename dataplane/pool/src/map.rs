@@ -255,6 +255,21 @@ impl State {
         }
     }
 
+    /// That no volume has smaller blocks than the drive, which it could not be written in.
+    ///
+    /// # Errors
+    /// When one has.
+    pub fn check_blocks(&self, drive_block_bytes: u32) -> Result<(), Damage> {
+        let is_smaller = |it: &&Volume| it.block_bytes < drive_block_bytes;
+        match self.volumes().map(|(_, it)| it).find(is_smaller) {
+            Some(found) => Err(Damage::Block {
+                volume: found.number,
+                bytes: found.block_bytes,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Has the collector look at a volume, if it is there.
     pub fn suspect(&mut self, volume: u32) {
         if self.volumes.index(volume).is_some() {

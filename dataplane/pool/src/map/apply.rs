@@ -156,7 +156,12 @@ impl State {
             return Err(Damage::VolumeNumber { volume, next });
         }
         check_name(volume, record.name)?;
-        if self.limits.logical_extents(bytes).is_none() {
+        if !matches!(record.block_bytes, 512 | 4096) {
+            let bytes = record.block_bytes;
+            return Err(Damage::Block { volume, bytes });
+        }
+        let is_whole = bytes.is_multiple_of(self.limits.chunk_bytes.into());
+        if !is_whole || self.limits.logical_extents(bytes).is_none() {
             return Err(Damage::Size { volume, bytes });
         }
         if let Some((base, snapshot)) = record.base

@@ -66,8 +66,16 @@ pub enum Damage {
         /// Number of its snapshot.
         snapshot: u32,
     },
-    /// More extents than a volume may have.
-    #[error("volume {volume} of {bytes} bytes has too many extents")]
+    /// A logical block that no volume has, or that is smaller than the drive's.
+    #[error("volume {volume} has blocks of {bytes} bytes, which it cannot have on this drive")]
+    Block {
+        /// Number of the volume.
+        volume: u32,
+        /// Its logical block.
+        bytes: u32,
+    },
+    /// More extents than a volume may have, or a part of a chunk.
+    #[error("volume {volume} has {bytes} bytes: too many extents, or not whole chunks")]
     Size {
         /// Number of the volume.
         volume: u32,

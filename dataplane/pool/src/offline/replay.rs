@@ -16,7 +16,9 @@ pub(super) fn replay(source: &mut dyn Source, inspection: &mut Inspection) -> bo
     if !journal(source, inspection, has_start) || !has_start {
         return false;
     }
-    match inspection.state.recovered() {
+    let block_bytes = inspection.superblock.layout.block_bytes;
+    let recovered = inspection.state.recovered();
+    match recovered.and_then(|()| inspection.state.check_blocks(block_bytes)) {
         Ok(()) => true,
         Err(error) => {
             inspection.find(Severity::Damage, "end of the journal", error);

@@ -510,6 +510,7 @@ fn replay_journal<D: Device>(
             state.apply(&record?, tolerance)?;
         }
     }
+    state.check_blocks(superblock.layout.block_bytes)?;
     let last = last
         .filter(|_| superblock.closed_at.is_none())
         .and_then(|(sequence, sectors)| {

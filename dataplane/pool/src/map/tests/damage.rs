@@ -111,7 +111,7 @@ fn volumes_and_snapshots_that_do_not_fit_are_refused() {
     check(&Record::Volume(record), told);
     let mut record = volume(3, 1, 0);
     record.bytes = 1 << 60;
-    let told = "volume 3 of 1152921504606846976 bytes has too many extents";
+    let told = "volume 3 has 1152921504606846976 bytes: too many extents, or not whole chunks";
     check(&Record::Volume(record), told);
     let attribute = Record::Attribute {
         volume: 1,
@@ -279,5 +279,29 @@ proptest! {
                 prop_assert_eq!(state.check(), Vec::<String>::new(), "after {:?}", record);
             }
         }
+    }
+}
+
+#[test]
+fn volume_with_blocks_or_a_size_that_none_has_is_damage() {
+    for tolerance in [Tolerance::Strict, Tolerance::Replay] {
+        for block_bytes in [0, 1, 1024, 8192, u32::MAX] {
+            let record = Record::Volume(VolumeRecord {
+                block_bytes,
+                ..volume(3, 1, 0)
+            });
+            let expected = Damage::Block {
+                volume: 3,
+                bytes: block_bytes,
+            };
+            assert_eq!(state().apply(&record, tolerance), Err(expected));
+        }
+        let bytes = 5000;
+        let record = Record::Volume(VolumeRecord {
+            bytes,
+            ..volume(3, 1, 0)
+        });
+        let expected = Damage::Size { volume: 3, bytes };
+        assert_eq!(state().apply(&record, tolerance), Err(expected));
     }
 }

@@ -1,10 +1,18 @@
 //! How a pool is read when it is opened.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use bowline_block::{BufPool, ErrorRates, FaultPlan, IoError, Latency, PoolConfig};
 use bowline_nvme::Nanos;
+use uuid::Uuid;
 
-use super::world::{EXTENT, Shared, World, spec};
+use super::world::{EXTENT, Shared, World, options, spec};
+use crate::format::record::{Checksums, Durability, Record, VolumeRecord};
+use crate::map::Damage;
+use crate::pool::journal::Waiter;
 use crate::pool::open::Waiting;
+use crate::pool::operation::Bytes;
 use crate::{OpenError, Pool};
 
 /// What a read of the drive takes.
@@ -71,4 +79,44 @@ fn unreadable_sector_of_the_journal_matters_only_where_it_is_needed() {
     let mut world = World::open(drive, now);
     let mut volume = world.pool.open_volume(number).unwrap();
     assert_eq!(world.read(&mut volume, 0, 32), [1; 32]);
+}
+
+/// What is smaller than a block of the drive would be written to another place.
+#[test]
+fn pool_with_a_volume_of_smaller_blocks_than_the_drive_is_not_opened() {
+    let mut drive = Shared::new(4 << 20, 4096, FaultPlan::default());
+    let now = Rc::new(RefCell::new(Nanos(0)));
+    Pool::format(&mut drive, &options(), &mut || *now.borrow()).unwrap();
+    let mut world = World::open(drive, now);
+    let mut bytes = Bytes::default();
+    let record = VolumeRecord {
+        volume: 1,
+        uuid: Uuid::from_u128(1),
+        bytes: 1 << 20,
+        block_bytes: 512,
+        snapshots_taken: 0,
+        base: None,
+        is_thick: false,
+        is_deleted: false,
+        is_being_made: false,
+        durability: Durability::Media,
+        checksums: Checksums::Off,
+        created: 1,
+        name: "a",
+    };
+    bytes.push(&Record::Volume(record)).unwrap();
+    let change = bytes.into_change();
+    let engine = &world.pool.engine;
+    engine.borrow_mut().journal.want(change, Waiter::Closing);
+    world.settle();
+    let World {
+        drive, pool, now, ..
+    } = world;
+    drop(pool);
+    let opened = Pool::open(drive, &mut || *now.borrow());
+    let expected = Damage::Block {
+        volume: 1,
+        bytes: 512,
+    };
+    assert!(matches!(opened, Err(OpenError::Map(found)) if found == expected));
 }

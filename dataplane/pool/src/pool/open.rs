@@ -21,7 +21,7 @@ use crate::format::checkpoint::FrameError;
 use crate::format::codec::{RecordError, RecordReader};
 use crate::format::foreign::{END_BYTES, FOREIGN_BYTES, Foreign, recognise, recognise_end};
 use crate::format::journal::{Damage as JournalDamage, GroupWriter, JournalReader, SECTOR_BYTES};
-use crate::format::layout::{Layout, LayoutError, LayoutOptions, SUPERBLOCK_OFFSETS};
+use crate::format::layout::{ALIGN_BYTES, Layout, LayoutError, LayoutOptions, SUPERBLOCK_OFFSETS};
 use crate::format::record::Record;
 use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
 use crate::map::{Damage, State, Tolerance};
@@ -271,15 +271,35 @@ impl<'a, D: Device> Waiting<'a, D> {
 
     /// What a drive holds that is no pool, of which this is the start.
     pub(super) fn recognise(&mut self, start: &[u8]) -> Result<Foreign, IoError> {
+        let bytes = self.device.geometry().bytes();
+        for offset in SUPERBLOCK_OFFSETS {
+            let mut copy = [0; SUPERBLOCK_BYTES];
+            if bytes >= offset + ALIGN_BYTES {
+                // What cannot be read now may be a superblock all the same.
+                self.read(offset, &mut copy)?;
+            }
+        }
         let foreign = recognise(start);
         if foreign != Foreign::Blank {
             return Ok(foreign);
         }
-        let bytes = self.device.geometry().bytes();
         let mut end = vec![0; usize::try_from(bytes).map_or(END_BYTES, |all| all.min(END_BYTES))];
         let begin = bytes - u64::try_from(end.len()).unwrap_or(bytes);
         self.read(begin, &mut end)?;
         Ok(recognise_end(&end, bytes))
+    }
+
+    /// That nobody misses what the drive holds.
+    fn check_blank(&mut self) -> Result<(), OpenError> {
+        let (start, second) = self.read_superblocks()?;
+        let chosen = Superblock::choose(&start, &second);
+        if !matches!(chosen, Err(SuperblockError::NotAPool(_))) {
+            return Err(OpenError::IsAPool);
+        }
+        match self.recognise(&start)? {
+            Foreign::Blank => Ok(()),
+            foreign => Err(OpenError::NotBlank(foreign)),
+        }
     }
 
     /// The start of the drive, and the second copy of the superblock. One that cannot be read is FFh.
@@ -326,18 +346,8 @@ impl<D: Device> Pool<D> {
         let layout = Layout::plan(geometry.bytes(), geometry.block_bytes, &options.layout)?;
         let buffers = engine::buffers()?;
         let mut drive = Waiting::new(device, &buffers, wait);
-        let (start, second) = drive.read_superblocks()?;
         if !options.is_forced {
-            if !matches!(
-                Superblock::choose(&start, &second),
-                Err(SuperblockError::NotAPool(_))
-            ) {
-                return Err(OpenError::IsAPool);
-            }
-            match drive.recognise(&start)? {
-                Foreign::Blank => {}
-                foreign => return Err(OpenError::NotBlank(foreign)),
-            }
+            drive.check_blank()?;
         }
         // First nobody may take it for what it was: a crash leaves no mixture of two pools.
         for offset in SUPERBLOCK_OFFSETS {

@@ -3,17 +3,20 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bowline_block::{BufPool, ErrorRates, FaultPlan, IoError, Latency, PoolConfig};
+use bowline_block::{
+    BufPool, Completions, Device, ErrorRates, FaultPlan, IoError, Latency, Op, PoolConfig,
+};
 use bowline_nvme::Nanos;
 use uuid::Uuid;
 
-use super::world::{EXTENT, Shared, World, options, spec};
+use super::world::{EXTENT, Shared, World, io, options, spec};
+use crate::format::layout::SUPERBLOCK_OFFSETS;
 use crate::format::record::{Checksums, Durability, Record, VolumeRecord};
 use crate::map::Damage;
 use crate::pool::journal::Waiter;
 use crate::pool::open::Waiting;
 use crate::pool::operation::Bytes;
-use crate::{OpenError, Pool};
+use crate::{Found, OpenError, Pool};
 
 /// What a read of the drive takes.
 const READ: u64 = 20_000;
@@ -119,4 +122,28 @@ fn pool_with_a_volume_of_smaller_blocks_than_the_drive_is_not_opened() {
         bytes: 512,
     };
     assert!(matches!(opened, Err(OpenError::Map(found)) if found == expected));
+}
+
+#[test]
+fn drive_of_which_a_superblock_cannot_be_read_is_not_formatted() {
+    let mut world = World::new(4 << 20, FaultPlan::default());
+    let data = world.payload(&[0; 8]);
+    world.drive.try_submit(io(Op::Write, 0, 8, data)).unwrap();
+    let mut out = Completions::with_capacity(4);
+    while out.is_empty() {
+        world.drive.poll(Nanos(0), &mut out);
+    }
+    let second = SUPERBLOCK_OFFSETS[1] / 512;
+    world.drive.late().unreadable = second..second + 1;
+    let mut wait = || Nanos(0);
+    let formatted = Pool::format(&mut world.drive, &options(), &mut wait);
+    let is_refused =
+        |it: Result<(), OpenError>| matches!(it, Err(OpenError::Drive(IoError::MediaRead)));
+    assert!(is_refused(formatted));
+    let recognised = Pool::recognise(&mut world.drive, &mut wait);
+    assert!(is_refused(recognised.map(drop)));
+    // It is what it was.
+    world.drive.late().unreadable = 0..0;
+    let found = Pool::find(&mut world.drive, &mut wait);
+    assert!(matches!(found, Ok(Found::Pool(_))));
 }

@@ -1,6 +1,7 @@
 //! The executable from the outside: processes, sockets, signals, exit codes.
 #![expect(clippy::unwrap_used, reason = "tests, their helpers included")]
 
+mod cut_off;
 mod dataplane;
 mod dev;
 mod harness;

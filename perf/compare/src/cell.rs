@@ -1,5 +1,7 @@
 //! What is measured: a workload, and how much of a core the target may have.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 pub(crate) const KIB: u32 = 1024;
@@ -43,10 +45,12 @@ pub(crate) enum State {
 }
 
 pub(crate) const EXTENT_BYTES: u64 = 1 << 20;
-/// Commands of a slice that uses up what it needs: about as many as a slice of time has.
+/// Commands of a slice that uses up what it needs: about as many as a slice of so many
+/// milliseconds has time for.
 const COMMANDS: u64 = 16 << 10;
 /// Of those that come one at a time.
 const COMMANDS_IN_TURN: u64 = 4 << 10;
+const SLICE_MS: u64 = 120;
 
 impl State {
     /// Every slice changes what the next one needs: each has a target of its own.
@@ -196,14 +200,16 @@ impl Cell {
         }
     }
 
-    /// Where commands use up what they need: so many, from the first to the last, instead of a span
-    /// of time that may be longer than what there is lasts.
-    pub(crate) const fn commands(&self) -> Option<u64> {
-        match (self.state.is_used_up(), self.queue_depth) {
-            (false, _) => None,
-            (true, 1) => Some(COMMANDS_IN_TURN),
-            (true, _) => Some(COMMANDS),
-        }
+    /// Where commands use up what they need: so many, from the first to the last, instead of a slice
+    /// that may be longer than what there is lasts. Fewer where slices are short.
+    pub(crate) fn commands(&self, slice: Duration) -> Option<u64> {
+        let most = match (self.state.is_used_up(), self.queue_depth) {
+            (false, _) => return None,
+            (true, 1) => COMMANDS_IN_TURN,
+            (true, _) => COMMANDS,
+        };
+        let ms = u64::try_from(slice.as_millis()).unwrap_or(u64::MAX);
+        Some(most * ms.min(SLICE_MS) / SLICE_MS)
     }
 
     /// Those of a pool alone.
@@ -322,9 +328,10 @@ mod tests {
     #[test]
     fn no_slice_needs_more_than_there_is() {
         for cell in Cell::of_pool() {
-            let Some(commands) = cell.commands() else {
+            let Some(commands) = cell.commands(Duration::MAX) else {
                 continue;
             };
+            assert!(cell.commands(Duration::from_millis(30)) < Some(commands));
             let Pattern::Every(group) = cell.pattern() else {
                 panic!("{} meets blocks twice", cell.name());
             };

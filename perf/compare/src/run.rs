@@ -130,7 +130,7 @@ impl Bench {
             client: client.name().to_owned(),
             pairs: record.cycles(),
             slice_seconds: self.slice_length(cell, client).as_secs_f64(),
-            slice_commands: cell.commands(),
+            slice_commands: cell.commands(self.settings.slice),
             warm_up_seconds: self.warm_up(cell).as_secs_f64(),
             attempted: record.slices.len(),
             accepted: record.accepted,
@@ -298,7 +298,7 @@ impl Bench {
 
     /// What is used up is not used before it is measured.
     fn warm_up(&self, cell: &Cell) -> Duration {
-        match cell.commands() {
+        match cell.commands(self.settings.slice) {
             Some(_) => Duration::ZERO,
             None => self.settings.warm_up,
         }
@@ -316,7 +316,7 @@ impl Bench {
         let demand = Demand {
             warm_up: self.warm_up(cell),
             duration: self.slice_length(cell, client),
-            commands: cell.commands(),
+            commands: cell.commands(self.settings.slice),
             ..Demand::of(cell, target, self.meter.client_core)
         };
         let demand = match demand.pattern {

@@ -82,6 +82,14 @@ pub enum CopyError {
     /// Its checksum is right, and something else is not.
     #[error("its checksum is right, but not its {0}")]
     Field(&'static str),
+    /// It uses features that must be known: what follows them may mean anything.
+    #[error("it uses features that this program does not know ({features:#x})")]
+    Incompatible {
+        /// Which pool.
+        uuid: Uuid,
+        /// The unknown ones.
+        features: u64,
+    },
     /// It is of a later version.
     #[error("it is of version {0}")]
     Newer(u32),
@@ -259,13 +267,10 @@ impl Superblock {
             Some(newer) if newer > VERSION => return Err(CopyError::Newer(newer)),
             _ => return Err(CopyError::Field("version")),
         }
+        check_features(fields)?;
         let (superblock, chunk_bytes) = Self::read(&mut fields)
             .ok_or(CopyError::Field("length"))?
             .map_err(CopyError::Field)?;
-        if superblock.incompatible & !INCOMPATIBLE != 0 {
-            // Refused by whoever chooses; the fields may mean something else.
-            return Ok(superblock);
-        }
         if chunk_bytes != CHUNK_BYTES {
             return Err(CopyError::Field("size of a chunk"));
         }
@@ -366,8 +371,12 @@ impl Superblock {
     pub fn choose(start: &[u8], second: &[u8]) -> Result<Chosen, SuperblockError> {
         let copies = [Self::decode(start), Self::decode(second)];
         for copy in &copies {
-            if let Err(CopyError::Newer(found)) = *copy {
-                return Err(SuperblockError::Newer { found });
+            match *copy {
+                Err(CopyError::Newer(found)) => return Err(SuperblockError::Newer { found }),
+                Err(CopyError::Incompatible { uuid, features }) => {
+                    return Err(SuperblockError::Incompatible { uuid, features });
+                }
+                Ok(_) | Err(_) => {}
             }
         }
         let chosen = match copies {
@@ -392,11 +401,6 @@ impl Superblock {
             }
             [Ok(first), Ok(second)] => later(first, second)?,
         };
-        let features = chosen.superblock.incompatible & !INCOMPATIBLE;
-        if features != 0 {
-            let uuid = chosen.superblock.uuid;
-            return Err(SuperblockError::Incompatible { uuid, features });
-        }
         Ok(chosen)
     }
 
@@ -430,6 +434,22 @@ impl Superblock {
                 features,
             }),
         }
+    }
+}
+
+/// That all features are known that must be, before anything after them is looked at. From the sequence on.
+fn check_features(mut fields: Fields<'_>) -> Result<(), CopyError> {
+    let mut read = || {
+        fields.u64()?;
+        let uuid = fields.uuid()?;
+        fields.u64()?;
+        fields.u64()?;
+        Some((uuid, fields.u64()? & !INCOMPATIBLE))
+    };
+    match read() {
+        None => Err(CopyError::Field("length")),
+        Some((_, 0)) => Ok(()),
+        Some((uuid, features)) => Err(CopyError::Incompatible { uuid, features }),
     }
 }
 

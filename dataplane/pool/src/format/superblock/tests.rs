@@ -156,6 +156,15 @@ fn what_is_not_a_usable_pool_is_refused_with_its_reason() {
         refused(&strange, &strange),
         SuperblockError::Incompatible { features: 4, .. }
     ));
+    // Whatever else it says, and whichever copy says it: the other one is not believed then.
+    let mut strange = strange;
+    strange[184] = 7;
+    for (first, second) in [(good, sealed(strange)), (sealed(strange), good)] {
+        assert!(matches!(
+            refused(&first, &second),
+            SuperblockError::Incompatible { features: 4, .. }
+        ));
+    }
 }
 
 #[test]

@@ -11,6 +11,6 @@ mod pool;
 
 pub use pool::{
     ChecksumCounts, FormatOptions, Found, Mismatch, OpenError, OpenOptions, Operation, Outcome,
-    Pool, PoolError, PoolEvent, Provisioning, ScrubOptions, ScrubReport, ScrubState, SnapshotInfo,
-    Usage, Volume, VolumeInfo, VolumeSpec,
+    Pool, PoolError, PoolEvent, Provisioning, Recovery, RecoveryPhase, ScrubOptions, ScrubReport,
+    ScrubState, SnapshotInfo, Usage, Volume, VolumeInfo, VolumeSpec,
 };

@@ -29,6 +29,7 @@ mod open;
 mod operation;
 mod piece;
 mod port;
+mod recovery;
 mod request;
 mod shape;
 mod slab;
@@ -45,6 +46,7 @@ use port::Port;
 pub use checksums::{ChecksumCounts, Mismatch, ScrubOptions, ScrubReport, ScrubState};
 pub use find::Found;
 pub use open::{FormatOptions, OpenError, OpenOptions};
+pub use recovery::{Recovery, RecoveryPhase};
 pub use volume::Volume;
 
 /// A pool that is open for writing. Handles of its volumes keep the drive as long as they are there.

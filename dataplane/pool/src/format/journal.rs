@@ -9,7 +9,7 @@ mod ring;
 mod sector;
 mod write;
 
-pub use read::{Damage, DamageReason, Group, JournalReader};
+pub use read::{Damage, DamageReason, Group, JournalReader, needed};
 pub use ring::{Ring, SECTOR_BYTES};
 pub use write::{GroupWriter, Sealed};
 

@@ -8,6 +8,7 @@ use bowline_block::{Completion, Device, IoBuf, IoError, Op, Segments};
 use super::drive::{Access, Tag};
 use super::engine::Engine;
 use super::open::{OpenError, Waiting};
+use super::recovery::{Progress, RecoveryPhase};
 use crate::format::checkpoint::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FrameReader, FrameWriter};
 use crate::format::codec::RecordReader;
 use crate::format::layout::SUPERBLOCK_OFFSETS;
@@ -210,6 +211,7 @@ pub(super) fn replay<D: Device>(
     drive: &mut Waiting<'_, D>,
     superblock: &Superblock,
     state: &mut State,
+    progress: &mut Progress<'_>,
 ) -> Result<(), OpenError> {
     let Some(place) = superblock.checkpoint else {
         return Ok(());
@@ -217,6 +219,8 @@ pub(super) fn replay<D: Device>(
     let area = superblock.layout.checkpoints[usize::from(place.area)];
     let mut reader = FrameReader::new(superblock.uuid, place);
     let mut frame = vec![0; FRAME_BYTES_MAX];
+    progress.phase(RecoveryPhase::Checkpoint, place.frames.into(), drive.now());
+    let mut frames = 0;
     while let Some(offset) = reader.offset() {
         let rest = area.bytes.saturating_sub(offset);
         let room = usize::try_from(rest).map_or(FRAME_BYTES_MAX, |rest| rest.min(FRAME_BYTES_MAX));
@@ -224,6 +228,8 @@ pub(super) fn replay<D: Device>(
         for record in RecordReader::new(reader.next_frame(&frame[..room])?.records) {
             state.apply(&record?, Tolerance::Replay)?;
         }
+        frames += 1;
+        progress.done(frames, drive.now());
     }
     Ok(())
 }

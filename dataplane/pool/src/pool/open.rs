@@ -11,20 +11,21 @@ use bowline_nvme::Nanos;
 use uuid::Uuid;
 
 use super::Pool;
-use super::checkpoint::{self, Checkpointer};
+use super::checkpoint::Checkpointer;
 use super::checksums::{Sums, page_buffers};
 use super::drive::Drive;
 use super::engine::{self, Engine};
 use super::journal::{Change, Journal, Waiter};
 use super::operation::Job;
+use super::recovery::{self, Progress, Recovered, Recovery};
 use crate::format::checkpoint::FrameError;
-use crate::format::codec::{RecordError, RecordReader};
+use crate::format::codec::RecordError;
 use crate::format::foreign::{END_BYTES, FOREIGN_BYTES, Foreign, recognise, recognise_end};
-use crate::format::journal::{Damage as JournalDamage, GroupWriter, JournalReader, SECTOR_BYTES};
+use crate::format::journal::{Damage as JournalDamage, GroupWriter};
 use crate::format::layout::{ALIGN_BYTES, Layout, LayoutError, LayoutOptions, SUPERBLOCK_OFFSETS};
 use crate::format::record::Record;
 use crate::format::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
-use crate::map::{Damage, State, Tolerance};
+use crate::map::Damage;
 
 /// Largest piece of one request that zeroes or discards a part of the drive, in bytes.
 const ERASE_BYTES: u64 = 1 << 30;
@@ -107,7 +108,8 @@ pub enum OpenError {
 /// A drive whose answers are waited for.
 pub(super) struct Waiting<'a, D> {
     pub(super) device: &'a mut D,
-    pub(super) wait: &'a mut dyn FnMut() -> Nanos,
+    wait: &'a mut dyn FnMut() -> Nanos,
+    now: Nanos,
     block_bytes: u32,
     out: Completions,
     buffers: &'a BufPool,
@@ -123,9 +125,27 @@ impl<'a, D: Device> Waiting<'a, D> {
             block_bytes: device.geometry().block_bytes,
             device,
             wait,
+            now: Nanos::ZERO,
             out: Completions::with_capacity(READS_MAX),
             buffers,
         }
+    }
+
+    /// When the drive was polled last.
+    pub(super) const fn now(&self) -> Nanos {
+        self.now
+    }
+
+    /// Has some time pass; gives the time after it.
+    pub(super) fn turn(&mut self) -> Nanos {
+        self.now = (self.wait)();
+        self.now
+    }
+
+    /// Polls the drive after some time.
+    fn poll(&mut self) {
+        let now = self.turn();
+        self.device.poll(now, &mut self.out);
     }
 
     fn run(&mut self, op: Op, offset: u64, len: u64, data: Segments) -> Result<Segments, IoError> {
@@ -140,10 +160,10 @@ impl<'a, D: Device> Waiting<'a, D> {
         };
         while let Err(refused) = self.device.try_submit(io) {
             io = refused;
-            self.device.poll((self.wait)(), &mut self.out);
+            self.poll();
         }
         loop {
-            self.device.poll((self.wait)(), &mut self.out);
+            self.poll();
             if let Some(completion) = self.out.pop() {
                 return completion.result.map(|()| completion.data);
             }
@@ -175,7 +195,7 @@ impl<'a, D: Device> Waiting<'a, D> {
                 // Nobody has buffers that could come back.
                 return Err(IoError::Internal);
             }
-            self.device.poll((self.wait)(), &mut self.out);
+            self.poll();
             while let Some(Completion {
                 token,
                 result: ended,
@@ -194,7 +214,7 @@ impl<'a, D: Device> Waiting<'a, D> {
     }
 
     /// Reads a range. What of it cannot be read is FFh.
-    fn read_in_part(&mut self, offset: u64, out: &mut [u8]) -> Result<(), IoError> {
+    pub(super) fn read_in_part(&mut self, offset: u64, out: &mut [u8]) -> Result<(), IoError> {
         match self.read(offset, out) {
             Err(IoError::MediaRead) => {}
             result => return result,
@@ -412,9 +432,23 @@ impl<D: Device> Pool<D> {
     /// # Errors
     /// When the drive is not a pool, is damaged, or fails.
     pub fn open_with(
+        device: D,
+        options: &OpenOptions,
+        wait: &mut dyn FnMut() -> Nanos,
+    ) -> Result<Self, OpenError> {
+        Self::open_watched(device, options, wait, &mut |_| {})
+    }
+
+    /// Opens the pool on a drive, as [`open`](Self::open). `watch` is told how far it is: at the start of each phase, and
+    /// else once a second at the most.
+    ///
+    /// # Errors
+    /// When the drive is not a pool, is damaged, or fails.
+    pub fn open_watched(
         mut device: D,
         options: &OpenOptions,
         wait: &mut dyn FnMut() -> Nanos,
+        watch: &mut dyn FnMut(Recovery),
     ) -> Result<Self, OpenError> {
         let geometry = device.geometry();
         if geometry.read_only {
@@ -422,15 +456,15 @@ impl<D: Device> Pool<D> {
         }
         let buffers = engine::buffers()?;
         let mut drive = Waiting::new(&mut device, &buffers, wait);
+        let mut progress = Progress::begin(watch);
         let (start, second) = drive.read_superblocks()?;
         let chosen = Superblock::choose(&start, &second)?;
         let mut superblock = chosen.superblock;
         superblock.check_drive(geometry.bytes(), geometry.block_bytes)?;
         superblock.check_writable()?;
-        let mut state = State::new(superblock.layout.limits());
-        checkpoint::replay(&mut drive, &superblock, &mut state)?;
-        let Replayed { next, last } = replay_journal(&mut drive, &superblock, &mut state)?;
-        state.recovered()?;
+        progress.found(superblock.uuid);
+        let Recovered { state, next, last } =
+            recovery::replay(&mut drive, &superblock, &mut progress)?;
         if let Some((offset, group)) = last {
             drive.write(offset, &group)?;
         }
@@ -481,56 +515,6 @@ impl<D: Device> Pool<D> {
         let engine = Rc::try_unwrap(shared).ok();
         Ok(engine.map(|engine| engine.into_inner().drive.into_device()))
     }
-}
-
-/// What the journal had.
-struct Replayed {
-    /// The sequence of the next group.
-    next: u64,
-    /// Where the last group is, and its sectors, if it may be in a cache only: perhaps in one that has failed to make it
-    /// stable, and is not going to try again. So it is written again, as it is.
-    last: Option<(u64, Vec<u8>)>,
-}
-
-/// Replays the journal.
-fn replay_journal<D: Device>(
-    drive: &mut Waiting<'_, D>,
-    superblock: &Superblock,
-    state: &mut State,
-) -> Result<Replayed, OpenError> {
-    let area = superblock.layout.journal;
-    let mut ring = vec![0; usize::try_from(area.bytes).map_err(|_| IoError::OutOfRange)?];
-    // What was made unreadable by time, or by a power cut, may be what nobody needs any more.
-    drive.read_in_part(area.offset, &mut ring)?;
-    let mut reader = JournalReader::new(superblock, &ring);
-    let next = reader.end()?;
-    if reader.stale_damaged() > 0 {
-        tracing::warn!(sectors = reader.stale_damaged(), pool = %superblock.uuid,
-            "sectors of the journal that are not needed any more are damaged");
-    }
-    let mut last = None;
-    while let Some(group) = reader.next_group() {
-        last = Some((group.sequence, group.sectors));
-        let tolerance = if group.is_strict {
-            Tolerance::Strict
-        } else {
-            Tolerance::Replay
-        };
-        for record in RecordReader::new(group.records) {
-            state.apply(&record?, tolerance)?;
-        }
-    }
-    state.check_blocks(superblock.layout.block_bytes)?;
-    let last = last
-        .filter(|_| superblock.closed_at.is_none())
-        .and_then(|(sequence, sectors)| {
-            let offset = superblock.layout.ring().offset(sequence);
-            let start = usize::try_from(offset).ok()?;
-            let bytes = usize::try_from(sectors).ok()? * SECTOR_BYTES;
-            let group = ring.get(start..start + bytes)?;
-            Some((area.offset + offset, group.to_vec()))
-        });
-    Ok(Replayed { next, last })
 }
 
 impl<D: Device> Engine<D> {

@@ -17,6 +17,7 @@ mod oracle;
 mod pause;
 mod races;
 mod random;
+mod recovery;
 mod sizes;
 mod space;
 mod timeline;

@@ -58,7 +58,7 @@ pub struct Group<'r> {
     pub records: &'r [u8],
 }
 
-/// Reads a journal. All of it has been looked at when this is made.
+/// Reads a journal. What is to be looked at of it has been when this is made.
 #[derive(Debug)]
 pub struct JournalReader<'b> {
     sectors: Sectors<'b>,
@@ -74,6 +74,18 @@ impl<'b> JournalReader<'b> {
     /// Of the whole ring. What could not be read of it is given as bytes of FFh.
     #[must_use]
     pub fn new(superblock: &Superblock, bytes: &'b [u8]) -> Self {
+        let sectors = superblock.layout.ring().sectors();
+        Self::of_sectors(superblock, bytes, sectors)
+    }
+
+    /// Of the sectors that must be looked at, [`needed`] ones: those elsewhere in `bytes` are not.
+    #[must_use]
+    pub fn of_needed(superblock: &Superblock, bytes: &'b [u8]) -> Self {
+        Self::of_sectors(superblock, bytes, needed(superblock))
+    }
+
+    /// Of so many sectors, the first to be replayed first.
+    fn of_sectors(superblock: &Superblock, bytes: &'b [u8], count: u64) -> Self {
         let ring = superblock.layout.ring();
         let sectors = Sectors {
             ring,
@@ -81,7 +93,7 @@ impl<'b> JournalReader<'b> {
             bytes,
         };
         let (readable_to, end) = sectors.groups(superblock);
-        let (end, stale_damaged) = sectors.all(superblock, readable_to, end);
+        let (end, stale_damaged) = sectors.all(superblock, count, (readable_to, end));
         Self {
             sectors,
             strict_from: superblock.strict_from,
@@ -137,6 +149,19 @@ impl<'b> JournalReader<'b> {
             records: &self.records,
         })
     }
+}
+
+/// How many sectors must be looked at, from the first to replay on: all of the ring, unless the pool was closed in
+/// order. Then the superblock says where the journal ends, and whoever has written to it since has begun there: so the
+/// block behind the end shows whether anybody has.
+#[must_use]
+pub fn needed(superblock: &Superblock) -> u64 {
+    let ring = superblock.layout.ring();
+    let closed = superblock.closed_at.and_then(|end| {
+        let sectors = end.checked_sub(superblock.replay_from)?;
+        sectors.checked_add(ring.block_sectors())
+    });
+    closed.map_or(ring.sectors(), |sectors| sectors.min(ring.sectors()))
 }
 
 /// What is found where a group should begin.
@@ -251,16 +276,16 @@ impl<'b> Sectors<'b> {
         Found::Damaged(0, DamageReason::Contradiction)
     }
 
-    /// Looks at every sector: what it proves about the end, and how many are damaged elsewhere.
+    /// Looks at every one of `count` sectors: what it proves about the end, and how many are damaged elsewhere.
     fn all(
         &self,
         superblock: &Superblock,
-        next: u64,
-        end: Result<u64, Damage>,
+        count: u64,
+        (next, mut end): (u64, Result<u64, Damage>),
     ) -> (Result<u64, Damage>, u64) {
-        let mut end = end;
         let mut stale_damaged = 0_u64;
-        for position in 0..self.ring.sectors() {
+        let places = self.ring.places(superblock.replay_from, count);
+        for position in places.into_iter().flatten() {
             let head = match self.at_position(position) {
                 Sector::Valid(head, _) => head,
                 Sector::Zero => continue,

@@ -1,5 +1,7 @@
 //! Sequences, and where they are in the ring.
 
+use std::ops::Range;
+
 /// A sector of the journal.
 pub const SECTOR_BYTES: usize = 512;
 
@@ -58,6 +60,17 @@ impl Ring {
         } else {
             whole
         }
+    }
+
+    /// Where in the ring `count` sectors are, the one with `sequence` first: one piece, or the start of the ring and its end.
+    #[must_use]
+    pub fn places(self, sequence: u64, count: u64) -> [Range<u64>; 2] {
+        let start = self.position(sequence);
+        let end = start + count.min(self.sectors);
+        [
+            0..end.saturating_sub(self.sectors),
+            start..end.min(self.sectors),
+        ]
     }
 
     /// Where in the ring a sector is, counted in sectors.

@@ -274,6 +274,40 @@ proptest! {
     }
 
     #[test]
+    fn of_a_closed_journal_only_what_is_needed_is_looked_at(
+        block in block(),
+        steps in steps(),
+        then in steps(),
+    ) {
+        let mut history = History::of(block, &steps);
+        history.superblock.closed_at = Some(history.next);
+        let closed = history.superblock.clone();
+        let ring = closed.layout.ring();
+        let mut bytes = vec![0xff; history.ring.len()];
+        let mut looked_at = 0;
+        for place in ring.places(closed.replay_from, needed(&closed)) {
+            let sector = |at: u64| usize::try_from(at).unwrap() * SECTOR_BYTES;
+            let place = sector(place.start)..sector(place.end);
+            looked_at += place.len() as u64;
+            bytes[place.clone()].copy_from_slice(&history.ring[place]);
+        }
+        let groups = (history.next - closed.replay_from) * 512;
+        prop_assert!(looked_at <= groups + u64::from(block));
+        let mut reader = JournalReader::of_needed(&closed, &bytes);
+        prop_assert_eq!(reader.end(), Ok(history.next));
+        prop_assert_eq!(all(&mut reader), history.groups.clone());
+
+        // It was opened and written to since, and the superblock of then is lost.
+        history.superblock.generation += 1;
+        history.superblock.closed_at = None;
+        history.commit(&clean());
+        for step in &then {
+            history.step(step);
+        }
+        prop_assert!(JournalReader::of_needed(&closed, &history.ring).end().is_err());
+    }
+
+    #[test]
     fn any_bytes_are_read_without_panic(
         block in block(),
         steps in steps(),

@@ -8,6 +8,7 @@ mod deletion;
 mod doubt;
 mod examine;
 mod flushes;
+mod format_cut;
 mod leaving;
 mod limits;
 mod log_device;

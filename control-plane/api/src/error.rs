@@ -49,6 +49,8 @@ pub enum Reason {
     StateUnusable,
     /// A limit of the process is reached.
     LimitReached,
+    /// The process has not opened yet what it is going to serve.
+    Starting,
     /// The process is stopping.
     Stopping,
     /// The fault is ours.
@@ -57,7 +59,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for documentation and tests.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::InvalidField,
         Self::RequestIdReused,
         Self::InvalidPageToken,
@@ -74,6 +76,7 @@ impl Reason {
         Self::PoolFailed,
         Self::StateUnusable,
         Self::LimitReached,
+        Self::Starting,
         Self::Stopping,
         Self::Internal,
     ];
@@ -97,6 +100,7 @@ impl Reason {
             Self::PoolFailed => "POOL_FAILED",
             Self::StateUnusable => "STATE_UNUSABLE",
             Self::LimitReached => "LIMIT_REACHED",
+            Self::Starting => "STARTING",
             Self::Stopping => "STOPPING",
             Self::Internal => "INTERNAL",
         }
@@ -120,7 +124,7 @@ impl Reason {
             | Self::PoolFailed
             | Self::StateUnusable => Code::FailedPrecondition,
             Self::LimitReached | Self::NoSpace => Code::ResourceExhausted,
-            Self::Stopping => Code::Unavailable,
+            Self::Starting | Self::Stopping => Code::Unavailable,
             Self::Internal => Code::Internal,
         }
     }

@@ -3,6 +3,7 @@
 mod api;
 mod begin;
 mod drive;
+mod front;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -16,7 +17,6 @@ use bowline_nvmf::target::TargetConfig;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
-use tonic_health::server::HealthReporter;
 
 use crate::catalog::Origin;
 use crate::config::Config;
@@ -31,8 +31,8 @@ use crate::signals::Signals;
 use crate::state::{Health, Keeper, Loaded};
 use crate::volumes;
 
-use api::set_health;
 use begin::{begin_pool, listen, serve_pool, serve_whole, target_config, warn_where_exposed};
+use front::Front;
 
 /// Where a started data plane listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +106,10 @@ async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError
     )?);
     drop(ended);
     let reactors = Arc::clone(&fleet);
+    let (stop, stopped) = watch::channel(false);
+    let (told, recovery) = watch::channel(None);
+    let front = Front::serve(&prepared.sockets.rpc, recovery, stopped);
+    let front = front.await.map_err(failed)?;
     let begun = tokio::select! {
         biased;
         () = signals.next() => {
@@ -116,7 +120,7 @@ async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError
             }
             return Ok(());
         }
-        begun = begin_pool(&fleet, &mut prepared) => begun,
+        begun = begin_pool(&fleet, &mut prepared, told) => begun,
     };
     let plane = match begun {
         Ok(pool) => {
@@ -126,7 +130,7 @@ async fn live(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), RunError
         Err(failure) => Err(StartError::Backing(failure)),
     };
     let result = match plane {
-        Ok(plane) => plane.serve(ready).await,
+        Ok(plane) => plane.serve(&front, stop, ready).await,
         Err(error) => {
             reactors.stop();
             Err(error.into())
@@ -144,7 +148,6 @@ struct DataPlane {
     management: Management,
     fleet: Arc<Fleet>,
     ends: mpsc::Receiver<Ended>,
-    rpc: TcpListener,
     metrics: TcpListener,
     ready: Ready,
     signals: Signals,
@@ -223,7 +226,6 @@ impl DataPlane {
             management,
             fleet,
             ends,
-            rpc,
             metrics,
             ready,
             signals,
@@ -232,11 +234,16 @@ impl DataPlane {
         })
     }
 
-    async fn serve(mut self, announce: impl FnOnce(&Ready)) -> Result<(), RunError> {
+    async fn serve(
+        mut self,
+        front: &Front,
+        stop: watch::Sender<bool>,
+        announce: impl FnOnce(&Ready),
+    ) -> Result<(), RunError> {
         let failed = |source| StartError::Management { source };
-        let (stop, stopped) = watch::channel(false);
-        let health = self.serve_rpc(stopped.clone()).map_err(failed)?;
-        self.serve_metrics(stopped).map_err(failed)?;
+        self.serve_metrics(stop.subscribe()).map_err(failed)?;
+        let health = self.pool.as_ref().map(|facts| facts.health.clone());
+        front.open(api::routes(&self.management), health).await;
         for (index, member) in self.fleet.members.iter().enumerate() {
             tracing::info!(
                 reactor = index,
@@ -262,7 +269,7 @@ impl DataPlane {
                 return Err(RunError::ReactorLost { index });
             }
         }
-        let stopped = self.stop(&health).await;
+        let stopped = self.stop(front).await;
         // Callers that still wait see their connection end; nothing is left to manage.
         let _nobody_listens = stop.send(true);
         match (told, stopped) {
@@ -327,14 +334,14 @@ impl DataPlane {
     }
 
     /// Drains, flushes and closes; or gives up at the second signal.
-    async fn stop(&mut self, health: &HealthReporter) -> Result<(), RunError> {
+    async fn stop(&mut self, front: &Front) -> Result<(), RunError> {
         tracing::info!("stopping: draining and flushing; a second signal ends at once");
         self.read_health().await;
         let kept = self.health.take();
         let (fleet, ends) = (&self.fleet, &mut self.ends);
         let drained = async {
             fleet.stop();
-            set_health(health, false).await;
+            front.stop().await;
             for _ in 0..fleet.members.len() {
                 if let Some(Ended {
                     index,

@@ -164,12 +164,21 @@ pub(crate) fn pool(facts: &PoolFacts, now: PoolNow, volumes: &Volumes) -> api::P
             lost_page_count: bytes(now.checksums.pages_lost),
         }),
         scrub: now.scrub.map(|report| scrub(&report)),
+        last_mismatch: now.mismatch.map(|(mismatch, at)| api::Mismatch {
+            volume: volumes
+                .numbered(mismatch.volume)
+                .map_or_else(String::new, |it| names::volume(it.info.uuid)),
+            block_index: bytes(mismatch.lba),
+            drive_offset_bytes: bytes(mismatch.offset),
+            find_time: Some(timestamp(at)),
+        }),
     }
 }
 
 fn scrub(report: &ScrubReport) -> api::Scrub {
     let state = match report.state {
-        ScrubState::Running | ScrubState::Paused => api::ScrubState::Running,
+        ScrubState::Running => api::ScrubState::Running,
+        ScrubState::Paused => api::ScrubState::Paused,
         ScrubState::Done => api::ScrubState::Done,
         ScrubState::Stopped => api::ScrubState::Stopped,
     };

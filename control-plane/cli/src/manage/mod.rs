@@ -31,7 +31,7 @@ pub(crate) use controller::ControllerCommand;
 pub(crate) use host::HostCommand;
 pub(crate) use namespace::NamespaceCommand;
 pub(crate) use output::{OutputFlags, say};
-pub(crate) use pool::{show_pool, start_scrub, stop_scrub};
+pub(crate) use pool::{pause_scrub, resume_scrub, show_pool, start_scrub, stop_scrub};
 pub(crate) use referral::ReferralCommand;
 pub(crate) use reservation::ReservationCommand;
 pub(crate) use snapshot::SnapshotCommand;

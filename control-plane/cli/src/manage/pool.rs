@@ -58,15 +58,40 @@ pub(crate) async fn stop_scrub(rpc: &RpcFlags) -> Result<(), CliError> {
     output::say("no scrub goes on")
 }
 
+/// Has a scrub pause.
+pub(crate) async fn pause_scrub(rpc: &RpcFlags) -> Result<(), CliError> {
+    let request = api::PauseScrubRequest {
+        name: "pool".to_owned(),
+        request_id: request_id(),
+    };
+    done(
+        "the scrub does not pause",
+        rpc.connect_pool().await?.pause_scrub(request).await,
+    )?;
+    output::say("the scrub pauses; `bowline pool scrub --resume` has it go on")
+}
+
+/// Has a scrub that pauses go on.
+pub(crate) async fn resume_scrub(rpc: &RpcFlags) -> Result<(), CliError> {
+    let request = api::ResumeScrubRequest {
+        name: "pool".to_owned(),
+        request_id: request_id(),
+    };
+    done(
+        "the scrub does not go on",
+        rpc.connect_pool().await?.resume_scrub(request).await,
+    )?;
+    output::say("the scrub goes on; `bowline pool show` shows how far it is")
+}
+
 /// "running 41 %", and what it has found that is wrong.
 fn scrub(scrub: &api::Scrub) -> String {
+    let percent = scrub.position_bytes.saturating_mul(100) / scrub.total_bytes.max(1);
     let state = match scrub.state() {
         api::ScrubState::Done => "done".to_owned(),
         api::ScrubState::Stopped => "stopped".to_owned(),
-        api::ScrubState::Running | api::ScrubState::Unspecified => {
-            let percent = scrub.position_bytes.saturating_mul(100) / scrub.total_bytes.max(1);
-            format!("running {percent} %")
-        }
+        api::ScrubState::Paused => format!("paused {percent} %"),
+        api::ScrubState::Running | api::ScrubState::Unspecified => format!("running {percent} %"),
     };
     match scrub.mismatch_chunk_count + scrub.unreadable_chunk_count {
         0 => state,
@@ -102,6 +127,26 @@ impl From<api::Scrub> for ScrubRow {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
+struct MismatchRow {
+    volume: String,
+    block_index: i64,
+    drive_offset_bytes: i64,
+    found_seconds: i64,
+}
+
+impl From<api::Mismatch> for MismatchRow {
+    fn from(mismatch: api::Mismatch) -> Self {
+        Self {
+            volume: mismatch.volume,
+            block_index: mismatch.block_index,
+            drive_offset_bytes: mismatch.drive_offset_bytes,
+            found_seconds: mismatch.find_time.map_or(0, |time| time.seconds),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct PoolRow {
     uuid: String,
     device: String,
@@ -116,9 +161,10 @@ struct PoolRow {
     volume_count: i32,
     snapshot_count: i32,
     checksum_mismatch_count: i64,
-    /// "none", "running 41 %", "done", or "stopped".
+    /// "none", "running 41 %", "paused 41 %", "done", or "stopped".
     scrub_state: String,
     scrub: Option<ScrubRow>,
+    last_mismatch: Option<MismatchRow>,
     reactor_index: i32,
 }
 
@@ -141,6 +187,7 @@ impl From<api::Pool> for PoolRow {
             reclaiming_bytes: pool.reclaiming_bytes,
             scrub_state: pool.scrub.as_ref().map_or("none".to_owned(), scrub),
             scrub: pool.scrub.map(ScrubRow::from),
+            last_mismatch: pool.last_mismatch.map(MismatchRow::from),
             checksum_mismatch_count: pool.checksums.map_or(0, |it| it.mismatch_chunk_count),
             clean_bytes: pool.clean_bytes,
             volume_count: pool.volume_count,

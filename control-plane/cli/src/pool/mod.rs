@@ -12,7 +12,10 @@ use bowline_pool::offline::{
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::error::CliError;
-use crate::manage::{OutputFlags, RpcFlags, block_on, say, show_pool, start_scrub, stop_scrub};
+use crate::manage::{
+    OutputFlags, RpcFlags, block_on, pause_scrub, resume_scrub, say, show_pool, start_scrub,
+    stop_scrub,
+};
 use crate::size::Size;
 use device::{Access, Device};
 use report::Report;
@@ -44,9 +47,15 @@ enum Verb {
         /// Also volumes without checksums, to see whether they can be read.
         #[arg(long)]
         everything: bool,
-        /// End the scrub that goes on.
+        /// End the scrub that goes on or pauses.
         #[arg(long, conflicts_with_all = ["rate", "everything"])]
         stop: bool,
+        /// Have the scrub pause, until it is told to go on or the data plane ends.
+        #[arg(long, conflicts_with_all = ["rate", "everything", "stop"])]
+        pause: bool,
+        /// Have the scrub that pauses go on where it was.
+        #[arg(long, conflicts_with_all = ["rate", "everything", "stop", "pause"])]
+        resume: bool,
     },
     /// Show what a pool says about itself and which volumes it has. Changes nothing.
     Inspect(Flags),
@@ -104,6 +113,12 @@ impl PoolCommand {
             Verb::Scrub {
                 rpc, stop: true, ..
             } => block_on(stop_scrub(&rpc)),
+            Verb::Scrub {
+                rpc, pause: true, ..
+            } => block_on(pause_scrub(&rpc)),
+            Verb::Scrub {
+                rpc, resume: true, ..
+            } => block_on(resume_scrub(&rpc)),
             Verb::Scrub {
                 rpc,
                 rate,

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests, their helpers included")]
 
 mod cut_off;
+mod damage;
 mod dataplane;
 mod dev;
 mod harness;
@@ -9,6 +10,7 @@ mod host;
 mod hosts;
 mod kills;
 mod management;
+mod opening;
 mod parts;
 mod paths;
 mod pool;

@@ -21,23 +21,23 @@ use crate::host::{HOST, Host, PERSIST};
 const DRIVE_BYTES: u64 = 256 << 20;
 
 /// A drive in a file, in a folder that goes with it.
-struct Drive {
+pub(crate) struct Drive {
     folder: TempDir,
 }
 
 impl Drive {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = File::create(folder.path().join("drive")).unwrap();
         file.set_len(DRIVE_BYTES).unwrap();
         Self { folder }
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         self.folder.path().join("drive").display().to_string()
     }
 
-    fn start(&self, arguments: &[&str]) -> DataPlane {
+    pub(crate) fn start(&self, arguments: &[&str]) -> DataPlane {
         DataPlane::start(&[&["--device", &self.path()], arguments].concat())
     }
 
@@ -67,13 +67,13 @@ pub(crate) fn refused(plane: &DataPlane, line: &[&str]) -> String {
     stderr
 }
 
-fn volumes(plane: &DataPlane) -> Vec<Value> {
+pub(crate) fn volumes(plane: &DataPlane) -> Vec<Value> {
     let text = verb(plane, &["volume", "list", "-o", "json"]);
     let list: Value = serde_json::from_str(&text).unwrap();
     list["items"].as_array().unwrap().clone()
 }
 
-fn nqn(volume: &Value) -> String {
+pub(crate) fn nqn(volume: &Value) -> String {
     volume["subsystemNqn"].as_str().unwrap().to_owned()
 }
 

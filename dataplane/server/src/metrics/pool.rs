@@ -142,9 +142,13 @@ impl PoolScrape {
         let Some(scrub) = &self.now.scrub else {
             return Ok(());
         };
-        let runs = matches!(scrub.state, ScrubState::Running | ScrubState::Paused);
+        let (runs, pauses) = (
+            scrub.state == ScrubState::Running,
+            scrub.state == ScrubState::Paused,
+        );
         for (name, help, value) in [
             ("scrub_running", "1 while a scrub goes on", u64::from(runs)),
+            ("scrub_paused", "1 while a scrub pauses", u64::from(pauses)),
             (
                 "scrub_position_bytes",
                 "What the last scrub is done with of the capacity",

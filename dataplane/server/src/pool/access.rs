@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bowline_api::{Failure, Reason};
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::AnaState;
 use bowline_pool::{
-    ChecksumCounts, Operation, Outcome, Pool, PoolError, ScrubOptions, ScrubReport, Usage,
-    VolumeInfo,
+    ChecksumCounts, Mismatch, Operation, Outcome, Pool, PoolError, ScrubOptions, ScrubReport,
+    ScrubState, Usage, VolumeInfo,
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -52,6 +53,8 @@ pub(crate) struct PoolNow {
     pub(crate) health: PoolHealth,
     pub(crate) checksums: ChecksumCounts,
     pub(crate) scrub: Option<ScrubReport>,
+    /// The last that was told, and when.
+    pub(crate) mismatch: Option<(Mismatch, SystemTime)>,
     /// Groups of the journal since the pool was opened, and checkpoints since it was made.
     pub(crate) written: (u64, u64),
 }
@@ -159,6 +162,7 @@ impl PoolAccess {
             health: seat.health(),
             checksums: seat.pool().checksum_counts(),
             scrub: seat.pool().scrub_report(),
+            mismatch: seat.mismatch(),
             written: seat.pool().written(),
         })
         .await
@@ -172,7 +176,7 @@ impl PoolAccess {
         });
         started.await?.map_err(|error| match error {
             PoolError::Busy => Failure::new(Reason::InUse, "no scrub was started")
-                .cause("one goes on already")
+                .cause("one goes on already, or pauses")
                 .hint("wait for its end, or stop it: `bowline pool scrub --stop`"),
             error => explain_operation("no scrub was started", error),
         })
@@ -185,6 +189,29 @@ impl PoolAccess {
             }
         })
         .await
+    }
+
+    /// Has the scrub that there is pause, or go on.
+    pub(crate) async fn pause_scrub(&self, is_pause: bool) -> Result<(), Failure> {
+        let done = self.work(move |served, _| {
+            let Some(seat) = &mut served.pool else {
+                return Err(PoolError::Closing);
+            };
+            let pool = seat.pool_mut();
+            let state = pool.scrub_report().map(|report| report.state);
+            let has_one = matches!(state, Some(ScrubState::Running | ScrubState::Paused));
+            match is_pause {
+                true => pool.pause_scrub(),
+                false => pool.resume_scrub(),
+            }
+            Ok(has_one)
+        });
+        let explain = |error| explain_operation("the scrub stays as it is", error);
+        match done.await?.map_err(explain)? {
+            true => Ok(()),
+            false => Err(Failure::new(Reason::NotFound, "no scrub goes on or pauses")
+                .hint("start one with `bowline pool scrub`")),
+        }
     }
 
     /// What these volumes have allocated now: as hosts see it, and of the pool.

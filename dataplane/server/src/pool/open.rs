@@ -7,8 +7,9 @@ use bowline_api::{Failure, Reason};
 use bowline_nvme::Nanos;
 use bowline_pool::format::foreign::Foreign;
 use bowline_pool::format::layout::LayoutOptions;
-use bowline_pool::{FormatOptions, Found, OpenError, Pool};
+use bowline_pool::{FormatOptions, Found, OpenError, OpenOptions, Pool, Recovery};
 use bowline_reactor::Reactor;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{PoolSeat, explain_pool};
@@ -24,11 +25,13 @@ pub(crate) enum Begun {
     Pool(Box<PoolSeat>),
 }
 
-/// Looks at the drive, makes a pool on it if that was asked for, and opens the pool if there is one.
+/// Looks at the drive, makes a pool on it if that was asked for, and opens the pool if there is one;
+/// `told` is told how far that is.
 pub(crate) fn begin(
     opened: Opened,
     serve: Serve,
     (device, is_shared): (&str, bool),
+    told: &watch::Sender<Option<Recovery>>,
     cx: &mut Reactor,
 ) -> Result<Begun, Failure> {
     let attached = opened.attach(cx, None);
@@ -73,7 +76,11 @@ pub(crate) fn begin(
             format(&mut drive, force, device, wait).map_err(explain)?;
         }
     }
-    let pool = Pool::open(drive, wait).map_err(explain)?;
+    let mut watch = |recovery| {
+        told.send_replace(Some(recovery));
+    };
+    let pool = Pool::open_watched(drive, &OpenOptions::default(), wait, &mut watch);
+    let pool = pool.map_err(explain)?;
     Ok(Begun::Pool(Box::new(PoolSeat::new(pool, patience))))
 }
 

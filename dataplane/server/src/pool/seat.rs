@@ -1,10 +1,11 @@
 //! The pool on its reactor: polled with every turn, and asked by management through closures.
 
 use std::collections::HashMap;
+use std::time::SystemTime;
 
 use bowline_nvme::Nanos;
 use bowline_nvmf::target::StoreId;
-use bowline_pool::{Operation, Outcome, Pool, PoolError, PoolEvent};
+use bowline_pool::{Mismatch, Operation, Outcome, Pool, PoolError, PoolEvent};
 use bowline_reactor::Reactor;
 use tokio::sync::{oneshot, watch};
 
@@ -18,6 +19,7 @@ pub(crate) struct PoolSeat {
     patience: Patience,
     health: watch::Sender<PoolHealth>,
     waiting: HashMap<Operation, Waiter>,
+    mismatch: Option<(Mismatch, SystemTime)>,
 }
 
 /// Whether the pool works. It gets better only when it is opened again.
@@ -66,6 +68,7 @@ impl PoolSeat {
             patience,
             health: watch::Sender::default(),
             waiting: HashMap::new(),
+            mismatch: None,
         }
     }
 
@@ -75,6 +78,11 @@ impl PoolSeat {
 
     pub(crate) fn pool_mut(&mut self) -> &mut Pool<Drive> {
         &mut self.pool
+    }
+
+    /// The last mismatch that was told, and when.
+    pub(crate) fn mismatch(&self) -> Option<(Mismatch, SystemTime)> {
+        self.mismatch
     }
 
     pub(crate) fn health(&self) -> PoolHealth {
@@ -130,6 +138,9 @@ impl PoolSeat {
         }
         while let Some(event) = self.pool.poll_event() {
             tell(event);
+            if let PoolEvent::Mismatch(mismatch) = event {
+                self.mismatch = Some((mismatch, SystemTime::now()));
+            }
             if let PoolEvent::Used(_) = event {
                 service.target().spare_changed(now);
             }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use bowline_api::Failure;
 use bowline_nvmf::target::{AnaState, TargetConfig};
+use bowline_pool::Recovery;
+use tokio::sync::watch;
 
 use super::Ready;
 use crate::backing::Opened;
@@ -24,13 +26,16 @@ use crate::volumes;
 pub(super) async fn begin_pool(
     fleet: &Fleet,
     prepared: &mut Prepared,
+    told: watch::Sender<Option<Recovery>>,
 ) -> Result<Option<(PoolFacts, Vec<Surveyed>)>, Failure> {
     let opened = std::mem::replace(&mut prepared.opened, Opened::There);
     let config = &prepared.config;
     let (device, serve) = (prepared.backing.to_string(), config.serve);
     let (name, is_shared) = (device.clone(), config.backing.is_shared());
     let begun = fleet.work(POOL_REACTOR, move |served, cx, _| {
-        match pool::begin(opened, serve, (&name, is_shared), cx)? {
+        let begun = pool::begin(opened, serve, (&name, is_shared), &told, cx)?;
+        told.send_replace(None);
+        match begun {
             Begun::Whole(drive) => {
                 served.drive = Some(*drive);
                 Ok(None)

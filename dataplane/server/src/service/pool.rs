@@ -103,6 +103,36 @@ impl PoolService for Management {
         .await
     }
 
+    async fn pause_scrub(
+        &self,
+        request: Request<api::PauseScrubRequest>,
+    ) -> Result<Response<api::Pool>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.changed("PauseScrub", id, request, async |state, request| {
+            check_pool(&request.name)?;
+            let access = state.lock().await.manager.pool()?.clone();
+            access.pause_scrub(true).await?;
+            show_pool(&state).await
+        })
+        .await
+    }
+
+    async fn resume_scrub(
+        &self,
+        request: Request<api::ResumeScrubRequest>,
+    ) -> Result<Response<api::Pool>, Status> {
+        let request = request.into_inner();
+        let id = request.request_id.clone();
+        self.changed("ResumeScrub", id, request, async |state, request| {
+            check_pool(&request.name)?;
+            let access = state.lock().await.manager.pool()?.clone();
+            access.pause_scrub(false).await?;
+            show_pool(&state).await
+        })
+        .await
+    }
+
     async fn list_volumes(
         &self,
         request: Request<api::ListVolumesRequest>,

@@ -50,8 +50,10 @@ pub enum Promise {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Entry {
+    /// 0: there from the start on.
     operation: u32,
-    zeroes: bool,
+    /// The write whose stamp it is: its volume's seed and its number. None: zeroes.
+    write: Option<(u64, u32)>,
 }
 
 /// The blocks' histories, and what is under way.
@@ -81,13 +83,34 @@ impl Ledger {
     pub fn new(seed: u64, block_bytes: u32, blocks: u32, promise: Promise) -> Self {
         let nothing = Entry {
             operation: 0,
-            zeroes: true,
+            write: None,
         };
         Self {
             seed,
             block_bytes: block_bytes as usize,
             promise,
             histories: vec![vec![nothing]; blocks as usize],
+            running: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            flushes: BTreeMap::new(),
+        }
+    }
+
+    /// A volume with a seed of its own that begins as this one, of which it may hold anything that this
+    /// one may hold now.
+    #[must_use]
+    pub fn begun_as(&self, seed: u64, promise: Promise) -> Self {
+        let first = |entry: &Entry| Entry {
+            operation: 0,
+            ..*entry
+        };
+        let histories = self.histories.iter();
+        let histories = histories.map(|history| history.iter().map(first).collect());
+        Self {
+            seed,
+            block_bytes: self.block_bytes,
+            promise,
+            histories: histories.collect(),
             running: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             flushes: BTreeMap::new(),
@@ -125,9 +148,10 @@ impl Ledger {
             self.flushes.insert(operation.number, covered);
             return;
         }
+        let is_zeroes = matches!(operation.kind, Kind::Zero | Kind::Deallocate);
         let entry = Entry {
             operation: operation.number,
-            zeroes: matches!(operation.kind, Kind::Zero | Kind::Deallocate),
+            write: (!is_zeroes).then_some((self.seed, operation.number)),
         };
         for history in self.of(operation) {
             history.push(entry);
@@ -168,7 +192,7 @@ impl Ledger {
         let mut stamps = 0;
         for (lba, block) in (lba..).zip(data.chunks_exact(self.block_bytes)) {
             let found = self.check_block(lba, block)?;
-            stamps += u32::from(!found.zeroes);
+            stamps += u32::from(found.write.is_some());
         }
         Ok(stamps)
     }
@@ -182,7 +206,7 @@ impl Ledger {
         for (lba, block) in (lba..).zip(data.chunks_exact(self.block_bytes)) {
             let found = self.check_block(lba, block)?;
             self.histories[lba as usize] = vec![found];
-            stamps += u32::from(!found.zeroes);
+            stamps += u32::from(found.write.is_some());
         }
         Ok(stamps)
     }
@@ -192,10 +216,9 @@ impl Ledger {
         let history = self.histories.get(lba as usize);
         let history = history.map_or(&[][..], Vec::as_slice);
         let is_it = |entry: &&Entry| match content {
-            Content::Zeroes => entry.zeroes,
+            Content::Zeroes => entry.write.is_none(),
             Content::Stamp(stamp) => {
-                let place = (stamp.seed, stamp.lba) == (self.seed, lba);
-                place && !entry.zeroes && stamp.operation == entry.operation
+                stamp.lba == lba && entry.write == Some((stamp.seed, stamp.operation))
             }
             Content::Torn(_) | Content::Foreign => false,
         };
@@ -240,10 +263,11 @@ impl Ledger {
 
 impl fmt::Display for Entry {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.operation, self.zeroes) {
-            (0, _) => out.write_str("nothing (zeroes)"),
-            (number, true) => write!(out, "{number} (zeroes)"),
-            (number, false) => write!(out, "{number}"),
+        match (self.operation, self.write) {
+            (0, None) => out.write_str("nothing (zeroes)"),
+            (0, Some((_, write))) => write!(out, "nothing (write {write} of its origin)"),
+            (number, None) => write!(out, "{number} (zeroes)"),
+            (number, Some(_)) => write!(out, "{number}"),
         }
     }
 }
@@ -328,6 +352,38 @@ mod tests {
         ledger.end(4);
         assert_eq!(ledger.check(1, &fua), Ok(1));
         assert!(ledger.check(1, &nothing).is_err());
+    }
+
+    #[test]
+    fn clone_begins_as_its_origin_and_goes_on_with_writes_of_its_own() {
+        let mut origin = Ledger::new(1, BLOCK, 8, Promise::Always);
+        let nothing = vec![0; BLOCK as usize];
+        let first = begin(&mut origin, 7, Kind::Write, 0, 1);
+        origin.end(7);
+        let open = begin(&mut origin, 8, Kind::Write, 1, 1);
+        let mut clone = origin.begun_as(2, Promise::Always);
+        let later = begin(&mut origin, 9, Kind::Write, 0, 1);
+        origin.end(9);
+        assert_eq!(clone.check(0, &first), Ok(1));
+        assert!(clone.check(0, &later).is_err(), "not of the clone");
+        assert!(clone.check(0, &nothing).is_err(), "it began with data");
+        for data in [&open, &nothing] {
+            assert!(clone.check(1, data).is_ok());
+        }
+        // Its numbers begin anew, and are later than all that it began with.
+        let own = begin(&mut clone, 1, Kind::Write, 0, 1);
+        assert_eq!(
+            (clone.check(0, &first), clone.check(0, &own)),
+            (Ok(1), Ok(1))
+        );
+        assert!(origin.check(0, &own).is_err());
+        clone.end(1);
+        let lost = clone.check(0, &first).unwrap_err().to_string();
+        assert!(
+            lost.starts_with("block 0 holds block 0 of another volume"),
+            "{lost}"
+        );
+        assert_eq!(clone.check(0, &own), Ok(1));
     }
 
     #[test]

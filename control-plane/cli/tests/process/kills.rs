@@ -1,5 +1,5 @@
 //! SIGKILL at random moments, while hosts write to volumes of a pool and an operator makes and deletes
-//! volumes and snapshots: what was acknowledged is there when the data plane has been started again.
+//! volumes, snapshots and clones, some of them thick or with checksums: what was acknowledged is there when the data plane has been started again.
 //!
 //! `POOL_KILLS=200 cargo test -p bowline --test process kills -- --nocapture` for more of them;
 //! `POOL_KILLS_SEED` for others.
@@ -76,6 +76,10 @@ impl Kept {
 struct Disk {
     uuid: Uuid,
     promise: Promise,
+    is_thick: bool,
+    has_checksums: bool,
+    /// The snapshot that it begins as: its name, and what it may hold.
+    origin: Option<(String, Ledger)>,
     existence: Existence,
     kept: Vec<Kept>,
     /// From the moment at which its geometry is known.
@@ -113,7 +117,10 @@ impl Disk {
         let (witness, _) = self.used.get_or_insert_with(|| {
             let (blocks, block_bytes) = (host.blocks, host.block_bytes);
             assert_eq!(i64::from(blocks) * i64::from(block_bytes), VOLUME_BYTES);
-            let ledger = Ledger::new(seed, block_bytes, blocks, self.promise);
+            let ledger = match &self.origin {
+                None => Ledger::new(seed, block_bytes, blocks, self.promise),
+                Some((_, origin)) => origin.begun_as(seed, self.promise),
+            };
             let witness = Witness::new(Volume::new(ledger), None);
             (Arc::new(Mutex::new(witness)), Load::new(seed, DEPTH))
         });
@@ -256,10 +263,27 @@ fn request(disk: &Disk) -> api::CreateVolumeRequest {
             uuid: disk.uuid.to_string(),
             size_bytes: VOLUME_BYTES,
             durability: durability.into(),
+            provisioning: match disk.is_thick {
+                true => api::Provisioning::Thick.into(),
+                false => api::Provisioning::Thin.into(),
+            },
+            checksums: match disk.has_checksums {
+                true => api::ChecksumMode::Verify.into(),
+                false => api::ChecksumMode::Off.into(),
+            },
+            source_snapshot: disk
+                .origin
+                .as_ref()
+                .map_or_else(String::new, |(name, _)| name.clone()),
             ..Default::default()
         }),
         ..Default::default()
     }
+}
+
+fn makes(wishes: &[Wish]) -> usize {
+    let makes = wishes.iter().filter(|wish| matches!(wish, Wish::Make(_)));
+    makes.count()
 }
 
 /// Names of the snapshots that a volume has, all of which are exported, with their subsystems.
@@ -292,6 +316,8 @@ struct Pool {
     next_snapshot: u32,
     commands: u64,
     stamps: u64,
+    /// Clones that were found, and held what they began as.
+    clones: u64,
 }
 
 impl Pool {
@@ -307,6 +333,7 @@ impl Pool {
             next_snapshot: 1,
             commands: 0,
             stamps: 0,
+            clones: 0,
         };
         let plane = pool.start(&["--format"]);
         let mut client = pool.client(&plane);
@@ -349,6 +376,9 @@ impl Pool {
                 true => Promise::Always,
                 false => Promise::Flushed,
             },
+            is_thick: self.random.chance(25),
+            has_checksums: self.random.chance(40),
+            origin: None,
             existence: Existence::Gone,
             kept: Vec::new(),
             used: None,
@@ -372,6 +402,7 @@ impl Pool {
             .retain(|disk| disk.existence == Existence::Certain);
         let address = plane.ready.listen[0];
         for disk in &mut self.disks {
+            self.clones += u64::from(disk.used.is_none() && disk.origin.is_some());
             self.stamps += disk.settle(address);
             let exported = self.runtime.block_on(exported(disk.uuid, &mut client));
             self.stamps += disk.settle_snapshots(address, exported);
@@ -392,14 +423,29 @@ impl Pool {
         self.random.below(u32::try_from(bound).unwrap()) as usize
     }
 
+    /// A volume to be made, which begins as a snapshot if there is one that stays.
+    fn new_clone(&mut self) -> Disk {
+        let mut disk = self.new_disk();
+        let snapshots = self.disks.iter().flat_map(|disk| {
+            let witness = disk.used.as_ref().map(|(witness, _)| lock(witness));
+            let each = disk.kept.iter().filter_map(move |kept| {
+                let ledger = witness.as_ref()?.volume.snapshots.get(&kept.number)?;
+                let name = format!("volumes/{}/snapshots/{}", disk.uuid, kept.name());
+                Some((name, ledger.ledger.clone()))
+            });
+            each.collect::<Vec<_>>()
+        });
+        let mut snapshots: Vec<_> = snapshots.collect();
+        if !snapshots.is_empty() {
+            let index = self.random.below(u32::try_from(snapshots.len()).unwrap());
+            disk.origin = Some(snapshots.swap_remove(index as usize));
+        }
+        disk
+    }
+
     /// At most one volume is deleted, which no host uses meanwhile.
     fn wishes(&mut self) -> Vec<Wish> {
         let mut wishes = Vec::new();
-        for _ in 0..self.random.below(CALLS_MAX + 1) {
-            if self.disks.len() + wishes.len() < VOLUMES_MAX {
-                wishes.push(Wish::Make(self.new_disk()));
-            }
-        }
         if self.disks.len() > 2 && self.random.chance(60) {
             let index = self.below(self.disks.len());
             let disk = self.disks.remove(index);
@@ -422,6 +468,16 @@ impl Pool {
                 wishes.push(Wish::Keep(disk.uuid, Arc::clone(witness), kept));
                 self.next_snapshot += 1;
                 snapshots += 1;
+            }
+        }
+        // Of what is not about to be deleted.
+        for _ in 0..self.random.below(CALLS_MAX + 1) {
+            if self.disks.len() + makes(&wishes) < VOLUMES_MAX {
+                let disk = match self.random.chance(50) {
+                    true => self.new_clone(),
+                    false => self.new_disk(),
+                };
+                wishes.push(Wish::Make(disk));
             }
         }
         for index in (1..wishes.len()).rev() {
@@ -524,8 +580,9 @@ fn what_was_acknowledged_outlives_kill_9() {
     assert!(plane.stop().success());
     pool.check();
     println!(
-        "{} commands, {} blocks read back",
-        pool.commands, pool.stamps
+        "{} commands, {} blocks read back, {} clones",
+        pool.commands, pool.stamps, pool.clones
     );
+    assert!(pool.clones > 0 || kills < KILLS);
     assert!(pool.commands > u64::from(kills) && pool.stamps > u64::from(kills));
 }

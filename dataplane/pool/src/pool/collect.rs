@@ -25,8 +25,8 @@ const PACE: Nanos = Nanos::from_millis(1);
 
 /// What the collector waits for.
 enum Doing {
-    /// A record.
-    Commit,
+    /// A record, which is about these extents.
+    Commit(Vec<(u32, Key)>),
     Copy(Copying),
 }
 
@@ -77,16 +77,18 @@ impl<D: Device> Engine<D> {
     /// Does the next step. Returns whether there was one.
     pub(super) fn run_collector(&mut self) -> bool {
         if !self.can_collect() {
-            return false;
+            return self.give_turn_back();
         }
-        let is_yielding = self.is_used() && !self.is_pressed();
+        let is_yielding = self.is_used() && !self.is_pressed() && !self.has_turn();
         if is_yielding && self.now < self.collecting.not_before {
             return false;
         }
         self.collecting.not_before = self.now.after(PACE);
         let has_begun = self.collect();
+        // What was asked for is taken by now, or is not needed.
+        let has_given_back = self.give_turn_back();
         self.collecting.steps += u64::from(has_begun);
-        has_begun
+        has_begun || has_given_back
     }
 
     pub(super) fn can_collect(&self) -> bool {
@@ -126,12 +128,12 @@ impl<D: Device> Engine<D> {
             Step::Commit(Garbage::Snapshots { volume, numbers }) => {
                 // Without them older versions may be written to in place: so nobody changes the volume's map meanwhile.
                 let snapshots = numbers;
-                self.collecting.doing = Some(Doing::Commit);
+                self.collecting.doing = Some(Doing::Commit(Vec::new()));
                 self.operations.start_own(Job::Drop { volume, snapshots });
                 true
             }
             Step::Commit(garbage) => {
-                let Some(garbage) = self.without_works(garbage) else {
+                let Some((garbage, held)) = self.hold_garbage(garbage) else {
                     return false;
                 };
                 if let Garbage::Volume { volume } = garbage {
@@ -143,10 +145,11 @@ impl<D: Device> Engine<D> {
                     .iter()
                     .any(|record| bytes.push(record).is_err())
                 {
+                    self.release_all(held);
                     self.collecting.collector.skip();
                     return true;
                 }
-                self.collecting.doing = Some(Doing::Commit);
+                self.collecting.doing = Some(Doing::Commit(held));
                 self.journal.want(bytes.into_change(), Waiter::Collector);
                 true
             }
@@ -154,9 +157,10 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Versions that are needless, as far as nobody works on their extents: the record of a work may be on its way, and what
-    /// it says would be taken away after it. `None`: the work comes first, and then this is asked again.
-    fn without_works(&self, garbage: Garbage) -> Option<Garbage> {
+    /// Versions that are needless, as far as nobody works on their extents, which are held until they are gone: the record
+    /// of a work may be on its way, and what it says would be taken away after it. And nobody may deallocate there and
+    /// count on a hole that goes: what it has hidden would show. `None`: the work comes first, and then this is asked again.
+    fn hold_garbage(&mut self, garbage: Garbage) -> Option<(Garbage, Vec<(u32, Key)>)> {
         let Garbage::Versions {
             volume,
             born,
@@ -164,15 +168,25 @@ impl<D: Device> Engine<D> {
             count,
         } = garbage
         else {
-            return Some(garbage);
+            return Some((garbage, Vec::new()));
         };
-        let count = self.idle_extents(volume, (logical, count));
-        (count > 0).then_some(Garbage::Versions {
+        let slot = self.state.slot(volume)?;
+        let keys = (logical..logical.saturating_add(count)).map(|logical| (slot, logical));
+        let held: Vec<_> = keys.map_while(|key| Some((self.hold(key)?, key))).collect();
+        let count = u32::try_from(held.len()).ok().filter(|count| *count > 0)?;
+        let garbage = Garbage::Versions {
             volume,
             born,
             logical,
             count,
-        })
+        };
+        Some((garbage, held))
+    }
+
+    fn release_all(&mut self, held: Vec<(u32, Key)>) {
+        for (work, key) in held {
+            self.release(work, key);
+        }
     }
 
     /// Two versions become one. Whoever works on the extent just now comes first: then the collector asks again.
@@ -404,9 +418,12 @@ impl<D: Device> Engine<D> {
 
     /// The collector's records are durable and applied, or refused.
     pub(super) fn collected(&mut self, is_durable: bool) {
-        match &self.collecting.doing {
-            Some(Doing::Copy(_)) => self.end_copy(is_durable),
-            _ => self.collecting.doing = None,
+        match self.collecting.doing.take() {
+            Some(Doing::Commit(held)) => self.release_all(held),
+            doing => {
+                self.collecting.doing = doing;
+                self.end_copy(is_durable);
+            }
         }
     }
 

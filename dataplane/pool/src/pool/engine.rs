@@ -452,7 +452,7 @@ impl<D: Device> Engine<D> {
     }
 
     pub(super) fn timeout(&self) -> Option<Nanos> {
-        let is_due = !self.todo.is_empty() || !self.yielding.is_empty();
+        let is_due = !self.todo.is_empty() || !self.yielding.is_empty() || self.has_turn();
         if self.has_more || self.journal.wants_seal() || is_due {
             return Some(Nanos::ZERO);
         }

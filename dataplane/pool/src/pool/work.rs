@@ -59,6 +59,8 @@ pub(super) struct Works {
     places: HashMap<Key, u32>,
     /// Targets that the map does not show yet, of volumes to which no room was promised.
     on_their_way: u64,
+    /// One that the pool itself has asked for, and holds until the collector takes it or gives it back.
+    turn: Option<u32>,
 }
 
 impl Works {
@@ -67,6 +69,7 @@ impl Works {
             list: Slab::new(),
             places: HashMap::new(),
             on_their_way: 0,
+            turn: None,
         }
     }
 
@@ -213,11 +216,54 @@ impl<D: Device> Engine<D> {
             return;
         };
         work.active.retain(|(index, _)| *index != piece);
-        let waiting = std::mem::take(&mut work.waiting);
-        self.todo.extend(waiting.into_iter().map(Todo::Piece));
+        // Those before the pool, if it has asked for the extent; the others wait for it.
+        let asked = work.waiting.iter().position(|it| *it == POOL);
+        let first = asked.unwrap_or(work.waiting.len());
+        self.todo
+            .extend(work.waiting.drain(..first).map(Todo::Piece));
         // A record that is on its way ends the work itself.
         if work.active.is_empty() && !work.is_queued && work.fresh != Fresh::Pending {
+            let (key, mut waiting) = (work.key, std::mem::take(&mut work.waiting));
             self.end_work(at);
+            if waiting.pop_front().is_some() && self.works.turn.is_none() {
+                self.works.turn = self.hold(key);
+            }
+            self.wait_again(key, waiting);
+        }
+    }
+
+    /// Those who came after the pool wait until it had its turn.
+    fn wait_again(&mut self, key: Key, pieces: VecDeque<u32>) {
+        let work = self.works.places.get(&key).copied();
+        match work.and_then(|at| self.works.get_mut(at)) {
+            Some(work) => work.waiting = pieces,
+            None => self.todo.extend(pieces.into_iter().map(Todo::Piece)),
+        }
+    }
+
+    /// The pool does not need the extent that it has asked for, or not any more. Whether it has had one.
+    pub(super) fn give_turn_back(&mut self) -> bool {
+        let turn = self.works.turn.take();
+        if let Some(at) = turn
+            && let Some(key) = self.works.get(at).map(|work| work.key)
+        {
+            self.release(at, key);
+        }
+        turn.is_some()
+    }
+
+    /// Whether the pool has an extent that it has asked for.
+    pub(super) const fn has_turn(&self) -> bool {
+        self.works.turn.is_some()
+    }
+
+    /// Has the pool come next on an extent that others work on: they might never leave it otherwise.
+    fn ask_for(&mut self, key: Key) {
+        if let Some(at) = self.works.places.get(&key).copied()
+            && let Some(work) = self.works.get_mut(at)
+            && !work.waiting.contains(&POOL)
+        {
+            work.waiting.push_back(POOL);
         }
     }
 
@@ -237,27 +283,24 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Holds all chunks of an extent for the pool itself, if nobody else has any.
+    /// Holds all chunks of an extent for the pool itself, if nobody else has any; else it comes next.
     pub(super) fn hold(&mut self, key: Key) -> Option<u32> {
         let barrier = self.barriers.entry(key.0.number()).or_default();
-        if barrier.is_frozen || self.works.places.contains_key(&key) {
+        if barrier.is_frozen {
             return None;
+        }
+        if let Some(at) = self.works.places.get(&key) {
+            let turn = self.works.turn.take_if(|turn| turn == at);
+            if turn.is_none() {
+                self.ask_for(key);
+            }
+            return turn;
         }
         let at = self.works.find_or_insert(key);
         let all = 0..self.shape.chunk_count();
         self.works.get_mut(at)?.active.push((POOL, all));
         barrier.active += 1;
         Some(at)
-    }
-
-    /// How many extents of a volume from `first` on, of `count`, nobody works on.
-    pub(super) fn idle_extents(&self, volume: u32, (first, count): (u32, u32)) -> u32 {
-        let Some(slot) = self.state.slot(volume).filter(|_| !self.works.is_empty()) else {
-            return count;
-        };
-        let is_idle = |at: &u32| !self.works.places.contains_key(&(slot, first + at));
-        let idle = (0..count).take_while(is_idle).count();
-        u32::try_from(idle).unwrap_or(count)
     }
 
     /// The pool itself is done with an extent.

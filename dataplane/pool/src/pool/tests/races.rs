@@ -298,3 +298,32 @@ fn what_is_written_beyond_the_old_end_stays_when_all_before_it_is_deallocated_me
         assert_eq!(world.pool.check(), Vec::<String>::new());
     }
 }
+
+#[test]
+fn what_a_hole_has_hidden_stays_so_when_both_are_given_up_at_once() {
+    for blocks in [32, 8] {
+        for polls in (0..260).step_by(4) {
+            let mut world = World::new(4 << 20, slow_writes());
+            let number = world.create(spec(EXTENT));
+            let mut volume = world.pool.open_volume(number).unwrap();
+            world.write(&mut volume, 0, &[1; 32]).unwrap();
+            let kept = world.snapshot(number);
+            world.change(&mut volume, ZEROES, 0, 32).unwrap();
+            let snapshot = world.snapshot(number);
+            world.write(&mut volume, 0, &[2; 32]).unwrap();
+            world.settle();
+            // Without this snapshot nobody reads the hole.
+            world.pool.delete_snapshot(number, snapshot).unwrap();
+            for _ in 0..polls {
+                world.poll();
+            }
+            world.change(&mut volume, ZEROES, 0, blocks).unwrap();
+            let expected = [vec![0; blocks], vec![2; 32 - blocks]].concat();
+            assert_eq!(world.read(&mut volume, 0, 32), expected, "{polls} polls");
+            world.settle();
+            assert_eq!(world.read(&mut volume, 0, 32), expected, "{polls} polls");
+            let mut old = world.pool.open_snapshot(number, kept).unwrap();
+            assert_eq!(world.read(&mut old, 0, 32), [1; 32]);
+        }
+    }
+}

@@ -1,9 +1,10 @@
 //! Who waits for whom: nobody for themselves, and nobody for what does not come.
 
-use bowline_block::{Completions, Device, FaultPlan, IoError, Op};
+use bowline_block::{Completions, Device, FaultPlan, IoError, Op, Segments};
 
-use super::world::{EXTENT, World, io, slow, spec};
-use crate::{Outcome, PoolError};
+use super::world::{EXTENT, Shared, World, io, options, plan, slow, spec};
+use crate::format::layout::LayoutOptions;
+use crate::{FormatOptions, OpenOptions, Outcome, PoolError, Volume};
 
 const BLOCKS: u64 = EXTENT / 512;
 
@@ -97,4 +98,69 @@ fn write_without_room_is_told_so_whatever_is_under_way() {
         let refused = results.iter().filter(|it| **it == Err(IoError::NoSpace));
         assert_eq!((refused.count(), results.len()), (2, 4), "{polls} polls");
     }
+}
+
+/// What it finds first is in an extent that somebody never stops changing.
+#[test]
+fn collector_has_its_turn_however_much_is_asked_of_the_extent_that_it_looks_at() {
+    const CHUNKS: u64 = 16;
+    let format = FormatOptions {
+        layout: LayoutOptions {
+            extent_bytes: 64 << 10,
+            ..options().layout
+        },
+        ..options()
+    };
+    let mut world = World::with(8 << 20, plan(1), &format, OpenOptions::default());
+    let extent = CHUNKS * 4096;
+    let all = world.pool.usage().bytes / extent;
+    let number = world.create(spec(extent));
+    let mut volume = world.pool.open_volume(number).unwrap();
+    world.write(&mut volume, 0, &[1; 128]).unwrap();
+    // The snapshot has the last chunk, and the volume the first: those in between come and go.
+    world.change(&mut volume, Op::Deallocate, 0, 120).unwrap();
+    let snapshot = world.snapshot(number);
+    world.write(&mut volume, 0, &[2; 8]).unwrap();
+    let other = world.create(spec(all * extent));
+    let mut handle = world.pool.open_volume(other).unwrap();
+    for at in 0..all - 4 {
+        world.write(&mut handle, at * CHUNKS * 8, &[3; 8]).unwrap();
+    }
+    world.settle();
+    let mut is_there = [false; 16];
+    let mut ask = |world: &World, volume: &mut Volume<Shared>, chunk: u64| {
+        let is_there = &mut is_there[usize::try_from(chunk).unwrap()];
+        let mut io = match *is_there {
+            true => io(Op::Deallocate, chunk * 8, 8, Segments::new()),
+            false => io(Op::Write, chunk * 8, 8, world.payload(&[4; 8])),
+        };
+        *is_there = !*is_there;
+        io.token = chunk;
+        volume.try_submit(io).unwrap();
+    };
+    (1..CHUNKS - 1).for_each(|chunk| ask(&world, &mut volume, chunk));
+    for _ in 0..100 {
+        world.poll();
+    }
+    let gone = [
+        world.pool.delete_snapshot(number, snapshot),
+        world.pool.delete_volume(other),
+    ];
+    assert!(gone.iter().all(Result::is_ok));
+    let mut out = Completions::with_capacity(16);
+    for _ in 0..20_000 {
+        world.poll();
+        volume.poll(*world.now.borrow(), &mut out);
+        for completion in out.drain() {
+            assert_eq!(completion.result, Ok(()));
+            ask(&world, &mut volume, completion.token);
+        }
+    }
+    assert_eq!(world.pool.usage().used_bytes, extent);
+    drop(volume);
+    world.settle();
+    let mut volume = world.pool.open_volume(number).unwrap();
+    assert_eq!(world.read(&mut volume, 0, 8), [2; 8]);
+    assert_eq!(world.read(&mut volume, 120, 8), [1; 8]);
+    assert_eq!(world.pool.check(), Vec::<String>::new());
 }

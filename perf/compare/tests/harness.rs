@@ -139,6 +139,12 @@ fn short_run_writes_a_document_a_table_and_a_chart() {
 #[test]
 fn slices_that_use_up_what_they_need_have_targets_of_their_own() {
     let output = TempDir::new().unwrap();
+    // A file system on a disk takes long to find room for many blocks that are not together.
+    let memory = Path::new("/dev/shm");
+    let scratch = match memory.is_dir() {
+        true => TempDir::new_in(memory).unwrap(),
+        false => TempDir::new().unwrap(),
+    };
     let run = compare(&output, &executables().1)
         .args([
             "--engine=pool",
@@ -146,7 +152,7 @@ fn slices_that_use_up_what_they_need_have_targets_of_their_own() {
             "--slice-ms=30",
             "--name=first",
         ])
-        .args(["--scratch".as_ref(), output.path().as_os_str()])
+        .args(["--scratch".as_ref(), scratch.path().as_os_str()])
         .arg("first-write-4k-qd1")
         .output()
         .unwrap();

@@ -460,12 +460,11 @@ impl<D: Device> Pool<D> {
         self.engine.borrow().scrub_report()
     }
 
-    /// Groups of the journal written since the pool was opened, and checkpoints since it was made.
+    /// Groups of the journal and checkpoints written since the pool was opened.
     #[must_use]
     pub fn written(&self) -> (u64, u64) {
         let engine = self.engine.borrow();
-        let checkpoint = engine.superblock.checkpoint;
-        (engine.journal.groups, checkpoint.map_or(0, |it| it.number))
+        (engine.journal.groups, engine.checkpointer.written)
     }
 
     /// The pool's name among all.

@@ -41,14 +41,21 @@ pub(super) struct Checkpointer {
     /// Of a frame, or of a superblock. Lent to the drive while it writes.
     buffer: IoBuf,
     running: Option<Running>,
+    /// Of the last checkpoint that was begun.
+    number: u64,
+    /// Checkpoints that counted once since the pool was opened.
+    pub(super) written: u64,
     failures: u32,
 }
 
 impl Checkpointer {
-    pub(super) const fn new(buffer: IoBuf) -> Self {
+    /// For the opening that has this generation. What an earlier one has begun and not ended has other numbers.
+    pub(super) const fn new(buffer: IoBuf, generation: u64) -> Self {
         Self {
             buffer,
             running: None,
+            number: generation << 32,
+            written: 0,
             failures: 0,
         }
     }
@@ -65,10 +72,10 @@ impl<D: Device> Engine<D> {
         if !is_due || !self.checkpointer.is_idle() {
             return false;
         }
-        let (number, area) = match self.superblock.checkpoint {
-            Some(last) => (last.number + 1, 1 - last.area),
-            None => (1, 0),
-        };
+        let area = self.superblock.checkpoint.map_or(0, |last| 1 - last.area);
+        // Also after one that has failed: none of its frames is ever taken for one of this.
+        self.checkpointer.number += 1;
+        let number = self.checkpointer.number;
         // The group that may be on its way is not applied, and so replayed.
         let replay_from = self.journal.applied();
         let area_bytes = self.superblock.layout.checkpoints[usize::from(area)].bytes;
@@ -189,6 +196,7 @@ impl<D: Device> Engine<D> {
         if let Some(running) = self.checkpointer.running.take() {
             self.journal.replay_from = running.replay_from;
         }
+        self.checkpointer.written += 1;
         self.checkpointer.failures = 0;
         self.state.end_checkpoint();
     }

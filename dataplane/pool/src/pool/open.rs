@@ -483,7 +483,7 @@ impl<D: Device> Pool<D> {
         let journal = Journal::new(layout.ring(), layout.journal.offset, writer, places, group);
         tracing::info!(pool = %superblock.uuid, generation = superblock.generation,
             volumes = state.volumes().count(), "pool opened");
-        let checkpointer = Checkpointer::new(frame);
+        let checkpointer = Checkpointer::new(frame, superblock.generation);
         let drive = Drive::new(device);
         let pages = page_buffers(&superblock.layout)?;
         let sums = Sums::new(&superblock.layout, options.checksum_cache_bytes, pages);

@@ -114,7 +114,7 @@ impl PoolScrape {
             ),
             (
                 "checkpoints",
-                "Checkpoints written since the pool was made",
+                "Checkpoints written since the start",
                 checkpoints,
             ),
             (

@@ -55,7 +55,7 @@ pub(crate) struct PoolNow {
     pub(crate) scrub: Option<ScrubReport>,
     /// The last that was told, and when.
     pub(crate) mismatch: Option<(Mismatch, SystemTime)>,
-    /// Groups of the journal since the pool was opened, and checkpoints since it was made.
+    /// Groups of the journal and checkpoints since the pool was opened.
     pub(crate) written: (u64, u64),
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Campaign {
     pub(super) full: u64,
     /// Longest attribute.
     pub(super) attribute_bytes: usize,
+    /// Whether the drive fails now and then.
+    pub(super) has_errors: bool,
 }
 
 impl Campaign {
@@ -58,9 +60,8 @@ impl Campaign {
         self.trace = mix(self.trace ^ hash);
     }
 
-    /// Lives the life of a seed.
-    pub(super) fn run(seed: u64) -> Self {
-        let mut it = Self {
+    pub(super) const fn new(seed: u64) -> Self {
+        Self {
             seed,
             random: Random(mix(seed)),
             images: 0,
@@ -70,7 +71,13 @@ impl Campaign {
             depth: 0,
             full: 0,
             attribute_bytes: 40,
-        };
+            has_errors: seed % 4 == 1,
+        }
+    }
+
+    /// Lives the life of a seed.
+    pub(super) fn run(seed: u64) -> Self {
+        let mut it = Self::new(seed);
         let (plan, options, bytes) = it.choose();
         let medium = format(&plan, &options, bytes);
         let buffers = buffers();
@@ -82,7 +89,7 @@ impl Campaign {
     }
 
     /// A drive, and a pool for it.
-    fn choose(&mut self) -> (Plan, FormatOptions, u64) {
+    pub(super) fn choose(&mut self) -> (Plan, FormatOptions, u64) {
         let random = &mut self.random;
         let (block_bytes, atomic_blocks) = [(512, 1), (512, 8), (4096, 1)][random.index(3)];
         self.stride = [1, 1, 4, 16][random.index(4)];
@@ -137,7 +144,7 @@ impl Campaign {
 }
 
 /// A drive with an empty pool.
-fn format(plan: &Plan, options: &FormatOptions, bytes: u64) -> Medium {
+pub(super) fn format(plan: &Plan, options: &FormatOptions, bytes: u64) -> Medium {
     let mut drive = LogDevice::new(Medium::new(bytes), &plan.calm());
     let ticks = Ticks::new();
     let mut wait = || -> Nanos { ticks.next() };

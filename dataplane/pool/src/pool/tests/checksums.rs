@@ -2,7 +2,7 @@
 
 use bowline_block::{Completions, Device, FaultPlan, Io, IoError, Op, Segments};
 
-use super::world::{BLOCK, Shared, World, io, plan, spec};
+use super::world::{BLOCK, Failing, Shared, World, io, plan, slow, spec};
 use crate::format::record::Checksums;
 use crate::map::Reader;
 use crate::{PoolEvent, ScrubOptions, ScrubReport, ScrubState, Volume, VolumeSpec};
@@ -510,4 +510,34 @@ fn what_checksums_cost_in_accesses_to_the_drive() {
         let retired = accesses(&mut world);
         assert_eq!([overwrite, read, part, cold, retired], expected);
     }
+}
+
+#[test]
+fn no_chunk_that_is_there_is_written_beside_one_that_is_not_before_its_group_is_active() {
+    let mut world = World::new(6 << 20, slow());
+    let (number, mut a) = volume(&mut world, Checksums::Verify, 1 << 20);
+    world.write(&mut a, 0, &values(1, 4 * CHUNK)).unwrap();
+    world.snapshot(number);
+    // A version that has the first chunk only.
+    world.write(&mut a, 0, &values(100, CHUNK)).unwrap();
+    drop(a);
+    let mut world = world.reopen();
+    world.settle();
+    let area = world.pool.engine.borrow().superblock.layout.journal;
+    let block = |offset: u64| offset / BLOCK as u64;
+    // So the group stays what it is, and what the drive has of its checksums counts.
+    world.drive.late().failing = Some(Failing {
+        blocks: block(area.offset)..block(area.end().unwrap()),
+        after: 0,
+        is_done: false,
+    });
+    let mut a = world.pool.open_volume(number).unwrap();
+    let written = world.write(&mut a, 0, &values(200, 2 * CHUNK));
+    assert_eq!(written, Err(IoError::MediaWrite));
+    assert!(world.drive.late().failing.is_none());
+    drop(a);
+    let mut world = world.crash();
+    let mut a = world.pool.open_volume(number).unwrap();
+    assert_eq!(world.read(&mut a, 0, CHUNK), values(100, CHUNK));
+    assert!(world.pool.checksum_counts().verified > 0);
 }

@@ -55,6 +55,17 @@ fn search(seeds: Range<u64>, time: Duration) -> u64 {
     images
 }
 
+/// Seeds to search, and for how long at most.
+pub(super) fn by_hand() -> (Range<u64>, Duration) {
+    let number = |text: &str| text.parse::<u64>().unwrap();
+    let hours = std::env::var("BOWLINE_CRASH_HOURS").ok();
+    let time = hours.map_or(Duration::MAX, |it| Duration::from_hours(number(&it)));
+    let seeds = std::env::var("BOWLINE_CRASH_SEEDS").ok();
+    let seeds = seeds.as_deref().unwrap_or("64..1000000000");
+    let (from, to) = seeds.split_once("..").unwrap();
+    (number(from)..number(to), time)
+}
+
 #[test]
 fn every_power_cut_leaves_what_was_acknowledged_and_nothing_invented() {
     let images = search(SEEDS, Duration::MAX);
@@ -70,11 +81,6 @@ fn seed_repeats_exactly() {
 #[test]
 #[ignore = "takes as long as it is told to"]
 fn every_power_cut_of_many_lives_leaves_what_was_acknowledged() {
-    let number = |text: &str| text.parse::<u64>().unwrap();
-    let hours = std::env::var("BOWLINE_CRASH_HOURS").ok();
-    let time = hours.map_or(Duration::MAX, |it| Duration::from_hours(number(&it)));
-    let seeds = std::env::var("BOWLINE_CRASH_SEEDS").ok();
-    let seeds = seeds.as_deref().unwrap_or("64..1000000000");
-    let (from, to) = seeds.split_once("..").unwrap();
-    search(number(from)..number(to), time);
+    let (seeds, time) = by_hand();
+    search(seeds, time);
 }

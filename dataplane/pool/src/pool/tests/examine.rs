@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
-use bowline_block::{BufPool, Completions, Device, Io, Op};
+use bowline_block::{BufPool, Completions, Device, Io, IoError, Op, Segments};
 use bowline_nvme::Nanos;
 
 use super::log_device::{LogDevice, Plan};
@@ -14,7 +14,7 @@ use crate::offline::{Depth, Severity, Source, inspect};
 use crate::{Pool, Volume};
 
 /// Read at once.
-const READ_BYTES: u64 = 128 << 10;
+pub(super) const READ_BYTES: u64 = 128 << 10;
 
 /// A clock that goes on when it is looked at.
 #[derive(Clone)]
@@ -31,9 +31,9 @@ impl Ticks {
     }
 }
 
-struct Offline<'m> {
-    medium: &'m Medium,
-    block_bytes: u32,
+pub(super) struct Offline<'m> {
+    pub(super) medium: &'m Medium,
+    pub(super) block_bytes: u32,
 }
 
 impl Source for Offline<'_> {
@@ -141,40 +141,13 @@ fn read_all(
 ) -> Result<Vec<u64>, String> {
     let geometry = handle.geometry();
     let block = u64::from(geometry.block_bytes);
-    let mut out = Completions::with_capacity(1);
     let mut values = Vec::new();
     let mut lba = 0;
     while lba < geometry.blocks {
         let blocks = (geometry.blocks - lba).min(READ_BYTES / block);
-        let mut data = buffers
-            .alloc(usize::try_from(blocks * block).unwrap())
-            .ok_or("no buffer")?;
-        // Nobody else has it yet.
-        data.as_mut().unwrap().fill(0xff);
-        let io = Io {
-            op: Op::Read,
-            lba,
-            blocks: u32::try_from(blocks).unwrap(),
-            fua: false,
-            data: data.into(),
-            token: 0,
-        };
-        handle.try_submit(io).map_err(|_| "a read is not taken")?;
-        let mut polls = 0;
-        let completion = loop {
-            handle.poll(ticks.next(), &mut out);
-            if let Some(completion) = out.pop() {
-                break completion;
-            }
-            polls += 1;
-            if polls > 100_000 {
-                return Err("a read does not end".into());
-            }
-        };
-        completion
-            .result
+        let data = read(handle, buffers, ticks, (lba, blocks))?
             .map_err(|error| format!("a read from block {lba} on: {error}"))?;
-        for buf in completion.data.iter() {
+        for buf in data.iter() {
             for bytes in buf.chunks(usize::try_from(block).unwrap()) {
                 let at = values.len();
                 values.push(
@@ -187,8 +160,40 @@ fn read_all(
     Ok(values)
 }
 
+/// Reads so many blocks from one on. The outer error: there is no answer.
+pub(super) fn read(
+    handle: &mut Volume<LogDevice>,
+    buffers: &BufPool,
+    ticks: &Ticks,
+    (lba, blocks): (u64, u64),
+) -> Result<Result<Segments, IoError>, String> {
+    let bytes = blocks * u64::from(handle.geometry().block_bytes);
+    let mut data = buffers
+        .alloc(usize::try_from(bytes).unwrap())
+        .ok_or("no buffer")?;
+    // Nobody else has it yet.
+    data.as_mut().unwrap().fill(0xff);
+    let io = Io {
+        op: Op::Read,
+        lba,
+        blocks: u32::try_from(blocks).unwrap(),
+        fua: false,
+        data: data.into(),
+        token: 0,
+    };
+    handle.try_submit(io).map_err(|_| "a read is not taken")?;
+    let mut out = Completions::with_capacity(1);
+    for _ in 0..100_000 {
+        handle.poll(ticks.next(), &mut out);
+        if let Some(completion) = out.pop() {
+            return Ok(completion.result.map(|()| completion.data));
+        }
+    }
+    Err("a read does not end".into())
+}
+
 /// What a block is filled with, if it is one thing.
-fn value(bytes: &[u8]) -> Option<u64> {
+pub(super) fn value(bytes: &[u8]) -> Option<u64> {
     let first = &bytes[..8];
     let is_whole = bytes[8..] == bytes[..bytes.len() - 8];
     is_whole.then(|| u64::from_le_bytes(first.try_into().unwrap()))

@@ -221,6 +221,8 @@ struct Inner {
     clock: u64,
     moments: Vec<Moment>,
     is_recording: bool,
+    /// The next change or flush fails.
+    is_failing: bool,
 }
 
 /// The drive. It outlives the pool on it.
@@ -255,12 +257,18 @@ impl LogDevice {
             clock: 0,
             moments: Vec::new(),
             is_recording: false,
+            is_failing: false,
         })))
     }
 
     /// From now on every step makes a moment.
     pub(super) fn record(&self) {
         self.0.borrow_mut().is_recording = true;
+    }
+
+    /// Has the next change or flush fail; whether it is done all the same nobody knows.
+    pub(super) fn fail_next(&self, is_failing: bool) {
+        self.0.borrow_mut().is_failing = is_failing;
     }
 
     /// The moments since this was asked last.
@@ -282,6 +290,11 @@ impl LogDevice {
     /// What a read returns.
     pub(super) fn view(&self) -> Medium {
         self.0.borrow().view.clone()
+    }
+
+    /// Something else is there from now on, and nobody has written it.
+    pub(super) fn poke(&self, offset: u64, bytes: &[u8]) {
+        self.0.borrow_mut().view.write(offset, bytes);
     }
 
     /// Whoever uses the drive is gone, but the power stays on: what is on its way happens or not, what is
@@ -361,7 +374,6 @@ impl Inner {
         let mut result = Ok(());
         match flying.io.op {
             Op::Read => self.read(&mut flying),
-            Op::Flush => self.flushed(flying.seen),
             Op::CompareAndWrite if !flying.has_compared => {
                 if self.compares(&flying) {
                     flying.has_compared = true;
@@ -374,9 +386,16 @@ impl Inner {
                 }
                 result = Err(IoError::CompareMismatch);
             }
+            _ if std::mem::take(&mut self.is_failing) => {
+                if self.random.once_in(2) {
+                    self.changed(&flying, false);
+                }
+                result = Err(IoError::MediaWrite);
+            }
+            Op::Flush => self.flushed(flying.seen),
             Op::Deallocate
                 if self.plan.deallocate == Deallocate::Undefined && self.random.once_in(2) => {}
-            _ => self.changed(&flying),
+            _ => self.changed(&flying, flying.io.fua || !self.plan.is_volatile),
         }
         let is_change = flying.io.op != Op::Read;
         self.done.push_back(flying.io.complete(result));
@@ -402,7 +421,7 @@ impl Inner {
         found == expected
     }
 
-    fn changed(&mut self, flying: &Flying) {
+    fn changed(&mut self, flying: &Flying, is_certain: bool) {
         let Some(mut change) = flying.change() else {
             return;
         };
@@ -410,7 +429,7 @@ impl Inner {
         if self.plan.latency == 0 {
             return;
         }
-        change.is_certain = flying.io.fua || !self.plan.is_volatile;
+        change.is_certain = is_certain;
         self.clock += 1;
         change.effect = self.clock;
         self.cached.push_back(change);

@@ -35,6 +35,23 @@ impl Medium {
         }
     }
 
+    /// So many bytes from there on.
+    pub(super) fn bytes_at(&self, range: &Range<u64>) -> Vec<u8> {
+        let mut out = vec![0; usize::try_from(range.end - range.start).unwrap()];
+        self.read(range.start, &mut out);
+        out
+    }
+
+    /// Whether nothing was written since the one was a copy of the other.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let is_same = |(a, b): (&Option<Rc<_>>, &Option<Rc<_>>)| match (a, b) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Rc::ptr_eq(a, b),
+            _ => false,
+        };
+        self.pages.iter().zip(&other.pages).all(is_same)
+    }
+
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
         let mut done = 0;
         for (page, part) in parts(offset, bytes.len()) {

@@ -338,6 +338,16 @@ impl Oracle {
         blocks.iter().map(known).collect()
     }
 
+    /// What a read may find of these blocks: of each what was acknowledged last, and whatever is under way.
+    pub(super) fn possible(&self, uuid: u128, range: std::ops::Range<usize>) -> Vec<Vec<u64>> {
+        let blocks = &self.volumes[&uuid].content.blocks[range];
+        let values = |block: &Vec<Candidate>| {
+            let possible = possible(block, &self.writes, Belief::On);
+            possible.iter().map(|it| it.value).collect()
+        };
+        blocks.iter().map(values).collect()
+    }
+
     /// A write has ended.
     pub(super) fn written(&mut self, id: WriteId, is_ok: bool) {
         let ended = self.tick();

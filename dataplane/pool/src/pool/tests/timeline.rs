@@ -9,7 +9,7 @@ use bowline_block::{BufPool, Completions, Device, Io, IoError, Op, PoolConfig, S
 use uuid::Uuid;
 
 use super::campaign::Campaign;
-use super::examine::{Ticks, examine, look};
+use super::examine::{Ticks, examine, look, value};
 use super::log_device::{Fate, Image, LogDevice, Moment, Plan};
 use super::medium::Medium;
 use super::oracle::{Life, Oracle, WriteId};
@@ -30,6 +30,8 @@ pub(super) enum Flight {
     /// Whether it is to find what it expects.
     Compare(WriteId, bool),
     Flush(usize),
+    /// What each block may hold.
+    Read(Vec<Vec<u64>>),
 }
 
 pub(super) struct InFlight {
@@ -89,6 +91,10 @@ pub(super) struct Timeline<'c> {
     pub(super) next_uuid: u128,
     /// Volumes that an operation is about.
     pub(super) busy: BTreeSet<u128>,
+    /// Volumes of which an operation has failed: what has become of it is not known before the pool is opened again.
+    undecided: BTreeSet<u128>,
+    /// Turns until it is, if the drive has failed or is about to.
+    failing: Option<u32>,
     ticks: Ticks,
     out: Completions,
     cuts: Cuts,
@@ -123,6 +129,8 @@ impl<'c> Timeline<'c> {
             next_token: 1,
             next_uuid: u128::from(campaign.random.next()) << 64,
             busy: BTreeSet::new(),
+            undecided: BTreeSet::new(),
+            failing: None,
             ticks: Ticks(Rc::new(Cell::new(0))),
             out: Completions::with_capacity(64),
             cuts,
@@ -142,7 +150,7 @@ impl<'c> Timeline<'c> {
     }
 
     /// Opens the pool and compares it with what should be there.
-    fn open(&mut self, is_power_cut: bool) {
+    pub(super) fn open(&mut self, is_power_cut: bool) {
         let ticks = self.ticks.clone();
         let opened = Pool::open(self.drive.clone(), &mut || ticks.next());
         self.judge_moments();
@@ -189,11 +197,25 @@ impl<'c> Timeline<'c> {
             }
             self.turn();
         }
+        if self.is_failing() {
+            self.break_off();
+        }
         self.check_live();
         self.close();
     }
 
-    fn turn(&mut self) {
+    /// Whether the drive has failed since the pool was opened, or is about to.
+    pub(super) const fn is_failing(&self) -> bool {
+        self.failing.is_some()
+    }
+
+    pub(super) fn turn(&mut self) {
+        if let Some(turns) = &mut self.failing {
+            *turns -= 1;
+            if *turns == 0 {
+                return self.break_off();
+            }
+        }
         let what = self.random.below(100);
         match what {
             0..=54 => {
@@ -204,8 +226,13 @@ impl<'c> Timeline<'c> {
             55..=59 => self.submit_flush(),
             60..=72 => self.operate(),
             73..=75 => self.check_live(),
-            76 => self.settle(),
-            77 if self.random.once_in(3) => self.restart(),
+            76 if !self.is_failing() => self.settle(),
+            77 if !self.is_failing() && self.random.once_in(3) => self.restart(),
+            78 if self.campaign.has_errors && !self.is_failing() => {
+                self.drive.fail_next(true);
+                self.failing = Some(4 + u32::try_from(self.random.below(16)).unwrap());
+            }
+            79..=86 => self.submit_read(),
             _ => {}
         }
         for _ in 0..=self.random.below(8) {
@@ -227,7 +254,7 @@ impl<'c> Timeline<'c> {
         self.judge_moments();
         let mut is_told = !ended.is_empty();
         for completion in ended {
-            self.ended(completion.token, completion.result);
+            self.ended(completion.token, completion.result, &completion.data);
         }
         while let Some((operation, result)) = self.pool.as_mut().and_then(Pool::poll_operation) {
             is_told = true;
@@ -242,10 +269,11 @@ impl<'c> Timeline<'c> {
         }
     }
 
-    fn ended(&mut self, token: u64, result: Result<(), IoError>) {
+    fn ended(&mut self, token: u64, result: Result<(), IoError>, data: &Segments) {
         let InFlight { volume, flight, .. } = self.flights.remove(&token).unwrap();
         let life = self.oracle.volumes.get(&volume).map(|it| it.life);
         match (flight, result) {
+            (Flight::Read(possible), Ok(())) => self.judge_read(volume, &possible, data),
             (Flight::Write(id), Ok(())) | (Flight::Compare(id, true), Ok(())) => {
                 self.oracle.written(id, true);
             }
@@ -263,10 +291,32 @@ impl<'c> Timeline<'c> {
             (Flight::Write(id) | Flight::Compare(id, _), Err(IoError::OutOfRange)) => {
                 self.oracle.written(id, false);
             }
-            (Flight::Flush(_), Err(IoError::Vanished)) if life != Some(Life::Here) => {}
+            (Flight::Write(id) | Flight::Compare(id, _), Err(IoError::MediaWrite))
+                if self.is_failing() =>
+            {
+                self.oracle.written(id, false);
+            }
+            (Flight::Flush(_), Err(IoError::MediaWrite)) if self.is_failing() => {}
+            (Flight::Flush(_) | Flight::Read(_), Err(IoError::Vanished))
+                if life != Some(Life::Here) => {}
+            (Flight::Read(_), Err(IoError::OutOfRange)) => {}
             (Flight::Compare(id, false), Err(IoError::CompareMismatch | IoError::NoSpace))
             | (Flight::Compare(id, _), Err(IoError::Unsupported)) => self.oracle.refused(id),
             (_, result) => self.fail(&format!("a request ends with {result:?}")),
+        }
+    }
+
+    /// Whether a read has found what it may.
+    fn judge_read(&self, volume: u128, possible: &[Vec<u64>], data: &Segments) {
+        let block_bytes = data.len_bytes() / possible.len();
+        let found = data.iter().flat_map(|buf| buf.chunks(block_bytes));
+        for (block, possible) in found.zip(possible) {
+            let found = value(block);
+            if found.is_none_or(|found| !possible.contains(&found)) {
+                self.fail(&format!(
+                    "a read of volume {volume:x} finds {found:x?}, and only {possible:x?} is possible"
+                ));
+            }
         }
     }
 
@@ -277,7 +327,12 @@ impl<'c> Timeline<'c> {
         self.busy.clear();
         self.busy
             .extend(self.asked.iter().map(|(_, it)| it.volume()));
+        self.busy.extend(&self.undecided);
         match (asked, result) {
+            (asked, Err(PoolError::Journal | PoolError::Drive(_))) if self.is_failing() => {
+                self.undecided.insert(asked.volume());
+                self.busy.insert(asked.volume());
+            }
             (Asked::Create(uuid), Ok(Outcome::Volume(number))) => {
                 self.oracle.created(uuid, number);
                 let handle = self.pool.as_ref().unwrap().open_volume(number).unwrap();
@@ -328,7 +383,7 @@ impl<'c> Timeline<'c> {
     }
 
     /// Has the pool's own work end, too.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.quiesce();
         for _ in 0..PATIENCE {
             let pool = self.pool.as_ref().unwrap();
@@ -342,13 +397,16 @@ impl<'c> Timeline<'c> {
     }
 
     /// Compares everything with what should be there while the power is on.
-    fn check_live(&mut self) {
+    pub(super) fn check_live(&mut self) {
         self.quiesce();
         let seen = self.look();
         if let Err(why) = self.oracle.judge_on(&seen) {
             self.fail(&format!("while the power is on: {why}"));
         }
-        self.oracle.pin(&seen);
+        // What has failed may be there when the pool is opened again.
+        if !self.is_failing() {
+            self.oracle.pin(&seen);
+        }
         let wrong = self.pool.as_ref().unwrap().check();
         if !wrong.is_empty() {
             self.fail(&format!("check: {wrong:?}"));
@@ -356,7 +414,7 @@ impl<'c> Timeline<'c> {
         self.judge_moments();
     }
 
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.quiesce();
         self.handles.clear();
         let ticks = self.ticks.clone();
@@ -372,16 +430,25 @@ impl<'c> Timeline<'c> {
     fn restart(&mut self) {
         if self.random.once_in(2) {
             self.close();
+            self.open(false);
         } else {
-            self.handles.clear();
-            self.flights.clear();
-            self.asked.clear();
-            self.busy.clear();
-            self.pool = None;
-            self.drive.abandon();
-            self.judge_moments();
-            self.oracle.restart();
+            self.break_off();
         }
+    }
+
+    /// The process ends in the middle of whatever it does, and comes again; the power stays on.
+    pub(super) fn break_off(&mut self) {
+        self.handles.clear();
+        self.flights.clear();
+        self.asked.clear();
+        self.busy.clear();
+        self.undecided.clear();
+        self.pool = None;
+        self.drive.fail_next(false);
+        self.failing = None;
+        self.drive.abandon();
+        self.judge_moments();
+        self.oracle.restart();
         self.open(false);
     }
 

@@ -72,6 +72,7 @@ impl Timeline<'_> {
             12 | 13 => (Op::WriteZeroes { deallocate: true }, Segments::new()),
             _ => (Op::Deallocate, Segments::new()),
         };
+        self.write_beside(uuid, lba, &values);
         let id = self.oracle.write(uuid, lba, &values, is_stable);
         let in_flight = InFlight {
             volume: uuid,
@@ -123,6 +124,7 @@ impl Timeline<'_> {
             values.push(value);
         }
         let data = self.payload(&values, block_bytes);
+        self.write_beside(uuid, lba, &values[blocks..]);
         let id = self.oracle.write(uuid, lba, &values[blocks..], is_stable);
         let in_flight = InFlight {
             volume: uuid,
@@ -151,6 +153,42 @@ impl Timeline<'_> {
         data
     }
 
+    /// Reads that are under way may find what is written now.
+    fn write_beside(&mut self, uuid: u128, lba: usize, values: &[u64]) {
+        for flight in self.flights.values_mut().filter(|it| it.volume == uuid) {
+            if let Flight::Read(possible) = &mut flight.flight {
+                for (at, value) in (lba..).zip(values) {
+                    let block = at.checked_sub(flight.lba);
+                    if let Some(block) = block.and_then(|block| possible.get_mut(block)) {
+                        block.push(*value);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads, beside whatever is written.
+    pub(super) fn submit_read(&mut self) {
+        let Some(uuid) = self.any_volume() else {
+            return;
+        };
+        if self.flights.len() >= FLIGHTS_MAX {
+            return;
+        }
+        let volume = &self.oracle.volumes[&uuid];
+        let (block_bytes, all) = (u64::from(volume.block_bytes), volume.blocks());
+        let (lba, blocks) = self.any_range(all, block_bytes);
+        let possible = self.oracle.possible(uuid, lba..lba + blocks);
+        let data = self.payload(&vec![u64::MAX; blocks], block_bytes);
+        let in_flight = InFlight {
+            volume: uuid,
+            lba,
+            blocks,
+            flight: Flight::Read(possible),
+        };
+        self.send(in_flight, Op::Read, false, data);
+    }
+
     pub(super) fn submit_flush(&mut self) {
         if let Some(uuid) = self.any_volume() {
             let flush = self.oracle.flush(uuid);
@@ -166,7 +204,7 @@ impl Timeline<'_> {
 
     /// Asks for an operation.
     pub(super) fn operate(&mut self) {
-        if self.asked.len() >= 3 {
+        if self.asked.len() >= 3 || self.is_failing() {
             return;
         }
         let volume = self.any_volume().filter(|uuid| !self.busy.contains(uuid));

@@ -142,7 +142,8 @@ fn flipped(mut bytes: Vec<u8>, random: &mut Random) -> Vec<u8> {
 }
 
 fn torn(mut bytes: Vec<u8>, older: &[u8], random: &mut Random) -> Vec<u8> {
-    let cut = 8 * (1 + random.index(bytes.len() / 8 - 1));
+    // Behind the magic: else all of it is older.
+    let cut = 8 * (2 + random.index(bytes.len() / 8 - 2));
     bytes[cut..].copy_from_slice(&older[cut..]);
     bytes
 }

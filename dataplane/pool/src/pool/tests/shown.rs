@@ -57,7 +57,15 @@ pub(super) enum Now {
 }
 
 fn about(pool: &Pool<LogDevice>, infos: &[VolumeInfo]) -> Vec<String> {
-    let about = |info: &VolumeInfo| format!("{info:?}, {:?}", pool.attribute(info.volume, 1));
+    let about = |info: &VolumeInfo| {
+        // The pool gives extents back that nobody needs, whenever it likes.
+        let info = VolumeInfo {
+            mapped_bytes: 0,
+            physical_bytes: 0,
+            ..info.clone()
+        };
+        format!("{info:?}, {:?}", pool.attribute(info.volume, 1))
+    };
     infos.iter().map(about).collect()
 }
 

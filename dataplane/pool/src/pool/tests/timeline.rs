@@ -95,6 +95,8 @@ pub(super) struct Timeline<'c> {
     undecided: BTreeSet<u128>,
     /// Turns until it is, if the drive has failed or is about to.
     failing: Option<u32>,
+    /// How often the process was broken off.
+    pub(super) broken_off: u32,
     ticks: Ticks,
     out: Completions,
     cuts: Cuts,
@@ -131,6 +133,7 @@ impl<'c> Timeline<'c> {
             busy: BTreeSet::new(),
             undecided: BTreeSet::new(),
             failing: None,
+            broken_off: 0,
             ticks: Ticks(Rc::new(Cell::new(0))),
             out: Completions::with_capacity(64),
             cuts,
@@ -446,6 +449,7 @@ impl<'c> Timeline<'c> {
         self.pool = None;
         self.drive.fail_next(false);
         self.failing = None;
+        self.broken_off += 1;
         self.drive.abandon();
         self.judge_moments();
         self.oracle.restart();

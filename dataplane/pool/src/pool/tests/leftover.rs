@@ -3,9 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bowline_block::{
-    BufPool, CachePlan, Completions, Device, FaultPlan, Latency, Op, Segments,
-};
+use bowline_block::{BufPool, CachePlan, Completions, Device, FaultPlan, Latency, Op, Segments};
 use bowline_nvme::Nanos;
 
 use super::world::{BLOCK, EXTENT, Shared, World, io, spec};

@@ -7,9 +7,10 @@
 //! forgotten by a crash.
 //!
 //! # How an extent is found
-//! A volume has a tree of three levels: nodes of 128 leaves of 128 numbers. Each is the newest version of a
+//! A volume has a [`tree`] of nodes of 128 leaves of 128 numbers. Each is the newest version of a
 //! logical extent, and the number of a version *is* that of its physical extent, so that the head
-//! of a volume is translated with four dependent loads: node, leaf, number, version. A version knows
+//! of a volume is translated with four dependent loads: node, leaf, number, version. Where few of a node's extents are there, it lists
+//! them instead, and is searched. A version knows
 //! the next older one. Chains of more than 16 versions have an index besides, so that a snapshot
 //! among thousands is found by a binary search.
 //!
@@ -18,7 +19,7 @@
 //!
 //! # Memory
 //! For each physical extent 20 bytes of version, 32 of bitmap (1 MiB of 4 KiB chunks, only where
-//! an extent is filled in part), 4.3 of leaf where most of a leaf is there, and a byte for what is free; holes are at most one
+//! an extent is filled in part), 4.3 of leaf or 6.4 of list, and a byte for what is free; holes are at most one
 //! for each eight extents. [`State::memory_bytes`] counts it.
 
 mod allocator;
@@ -32,6 +33,7 @@ mod damage;
 mod emit;
 mod lookup;
 mod shortcuts;
+mod tree;
 mod versions;
 mod volume;
 mod volumes;

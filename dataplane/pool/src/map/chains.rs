@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::bitmaps::{self, Bitmaps, WHOLE};
+use super::tree::Tree;
 use super::versions::{Link, Versions};
-use super::volume::Tree;
 
 /// Versions looked at one after another; a chain that is longer has an index.
 pub(super) const WALK_MAX: usize = 16;

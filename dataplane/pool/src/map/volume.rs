@@ -4,14 +4,9 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use super::tree::Tree;
 use super::versions::Link;
 use crate::format::record::{Checksums, Durability, SnapshotRecord, VolumeRecord};
-
-/// Logical extents of a leaf.
-pub(super) const LEAF_EXTENTS: u32 = 128;
-
-/// Leaves of a node.
-const NODE_LEAVES: u32 = 128;
 
 /// The largest number of logical extents of a volume: 64 TiB of 1 MiB. It bounds the table of the nodes of a volume.
 pub const LOGICAL_MAX: u32 = 1 << 26;
@@ -326,129 +321,5 @@ impl Snapshot {
             created: self.created,
             name: &self.name,
         }
-    }
-}
-
-/// The newest version of every logical extent: leaves in nodes, both made when needed. A volume of any size whose last
-/// extent alone is written takes a few KiB.
-#[derive(Debug, Default)]
-pub(super) struct Tree {
-    nodes: Vec<Option<Box<Node>>>,
-    used: u32,
-    leaves_used: u32,
-}
-
-#[derive(Debug)]
-struct Node {
-    leaves: [Option<Box<Leaf>>; NODE_LEAVES as usize],
-    used: u32,
-}
-
-#[derive(Debug)]
-struct Leaf {
-    newest: [Link; LEAF_EXTENTS as usize],
-    used: u32,
-}
-
-/// The node of a logical extent, its leaf in that, and its place in the leaf.
-const fn place(logical: u32) -> (usize, usize, usize) {
-    let leaf = logical / LEAF_EXTENTS;
-    (
-        (leaf / NODE_LEAVES) as usize,
-        (leaf % NODE_LEAVES) as usize,
-        (logical % LEAF_EXTENTS) as usize,
-    )
-}
-
-impl Tree {
-    /// The newest version.
-    pub(super) fn newest(&self, logical: u32) -> Link {
-        let (node, leaf, at) = place(logical);
-        match self.nodes.get(node) {
-            Some(Some(node)) => node.leaves[leaf]
-                .as_ref()
-                .map_or(Link::NONE, |leaf| leaf.newest[at]),
-            _ => Link::NONE,
-        }
-    }
-
-    /// Sets or, with [`Link::NONE`], takes away the newest version.
-    pub(super) fn set_newest(&mut self, logical: u32, link: Link) {
-        let (index, leaf_index, at) = place(logical);
-        if link.is_none() {
-            return self.take_newest((index, leaf_index, at));
-        }
-        if index >= self.nodes.len() {
-            self.nodes.resize_with(index + 1, || None);
-        }
-        let node = self.nodes[index].get_or_insert_with(|| {
-            self.used += 1;
-            Box::new(Node {
-                leaves: [const { None }; NODE_LEAVES as usize],
-                used: 0,
-            })
-        });
-        let leaf = node.leaves[leaf_index].get_or_insert_with(|| {
-            node.used += 1;
-            self.leaves_used += 1;
-            Box::new(Leaf {
-                newest: [Link::NONE; LEAF_EXTENTS as usize],
-                used: 0,
-            })
-        });
-        let entry = &mut leaf.newest[at];
-        leaf.used += u32::from(entry.is_none());
-        *entry = link;
-    }
-
-    /// What is empty then is given up, but for the table of nodes.
-    fn take_newest(&mut self, (index, leaf_index, at): (usize, usize, usize)) {
-        let Some(Some(node)) = self.nodes.get_mut(index) else {
-            return;
-        };
-        let Some(leaf) = &mut node.leaves[leaf_index] else {
-            return;
-        };
-        let entry = &mut leaf.newest[at];
-        leaf.used -= u32::from(!entry.is_none());
-        *entry = Link::NONE;
-        if leaf.used == 0 {
-            node.leaves[leaf_index] = None;
-            node.used -= 1;
-            self.leaves_used -= 1;
-        }
-        if node.used == 0 {
-            self.nodes[index] = None;
-            self.used -= 1;
-        }
-    }
-
-    /// The first logical extent from `from` on with a version.
-    pub(super) fn next(&self, from: u32) -> Option<u32> {
-        let (first_node, mut first_leaf, mut first) = place(from);
-        for (index, node) in self.nodes.iter().enumerate().skip(first_node) {
-            let leaves = node.iter().flat_map(|node| node.leaves.iter().enumerate());
-            for (leaf_index, leaf) in leaves.skip(first_leaf) {
-                if let Some(leaf) = leaf
-                    && let Some(found) =
-                        leaf.newest[first..].iter().position(|link| !link.is_none())
-                {
-                    let leaf = index * NODE_LEAVES as usize + leaf_index;
-                    let logical = leaf * LEAF_EXTENTS as usize + first + found;
-                    return u32::try_from(logical).ok();
-                }
-                first = 0;
-            }
-            (first_leaf, first) = (0, 0);
-        }
-        None
-    }
-
-    /// Bytes of memory.
-    fn memory_bytes(&self) -> u64 {
-        let table = self.nodes.capacity() * size_of::<Option<Box<Node>>>();
-        let nodes = u64::from(self.used) * (size_of::<Node>() as u64 + 16);
-        let leaves = u64::from(self.leaves_used) * (size_of::<Leaf>() as u64 + 16);
-        table as u64 + nodes + leaves
     }
 }

@@ -652,6 +652,10 @@ impl<D: Device> Engine<D> {
 
     /// Tries again what waited for room.
     pub(super) fn retry_homeless(&mut self) {
+        // This is a part of every poll.
+        if self.homeless.is_empty() {
+            return;
+        }
         self.todo.extend(self.homeless.drain(..).map(Todo::Piece));
     }
 

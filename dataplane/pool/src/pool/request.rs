@@ -98,6 +98,10 @@ impl<D: Device> Engine<D> {
 
     /// Requests that had their turn have another.
     pub(super) fn resume_yielding(&mut self) {
+        // This is a part of every poll.
+        if self.yielding.is_empty() {
+            return;
+        }
         let yielding = self.yielding.drain(..).map(Todo::Request);
         self.todo.extend(yielding);
     }

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use crate::harness::{DataPlane, run};
 use crate::host::Host;
+use crate::volumes::{nqn, verb, volumes};
 
 const NQN: &str = "nqn.2026-11.io.bowline:test:spdk";
 
@@ -118,17 +119,9 @@ fn volumes_of_a_pool_survive_a_kill() {
         DataPlane::start(&[&line, more].concat())
     };
     let plane = start(&["--format"]);
-    let verb = |plane: &DataPlane, line: &[&str]| {
-        let (code, stdout, stderr) = run(&[line, &["--rpc", &plane.rpc()]].concat());
-        assert_eq!(code, 0, "{line:?}: {stderr}");
-        stdout
-    };
     let create = ["volume", "create", "db", "--size", "8MiB", "--host", "any"];
     verb(&plane, &create);
-    let list = verb(&plane, &["volume", "list", "-o", "json"]);
-    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
-    let nqn = list["items"][0]["subsystemNqn"].as_str().unwrap();
-    let mut host = Host::connect(&plane, 0, nqn).unwrap();
+    let mut host = Host::connect(&plane, 0, &nqn(&volumes(&plane)[0])).unwrap();
     let first = pattern(1);
     host.write(&first).unwrap();
     verb(&plane, &["snapshot", "create", "db/monday"]);
@@ -149,15 +142,14 @@ fn volumes_of_a_pool_survive_a_kill() {
             "any",
         ],
     );
-    let list = verb(&plane, &["volume", "list", "-o", "json"]);
-    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
-    for (volume, expected) in [(0, &second), (1, &first)] {
-        let nqn = list["items"][volume]["subsystemNqn"].as_str().unwrap();
-        let mut host = Host::connect(&plane, 0, nqn).unwrap();
+    let all = volumes(&plane);
+    for (volume, expected) in all.iter().zip([&second, &first]) {
+        let mut host = Host::connect(&plane, 0, &nqn(volume)).unwrap();
         let mut found = vec![0; expected.len()];
         host.read(&mut found).unwrap();
-        assert!(&found == expected, "volume {volume}");
+        assert!(&found == expected, "{}", nqn(volume));
     }
+    assert_eq!(all.len(), 2);
     assert_eq!(plane.stop().code(), Some(0));
 }
 
